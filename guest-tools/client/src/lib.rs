@@ -1,0 +1,2 @@
+//! Hypercall client.
+#![no_std]

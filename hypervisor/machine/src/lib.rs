@@ -1,0 +1,2 @@
+//! The one crate with unsafe code.
+#![no_std]

@@ -1,0 +1,9 @@
+//! What a guest sees: exit policy, virtual devices, image loaders, hypercall service.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    test,
+    allow(clippy::arithmetic_side_effects, clippy::as_conversions, reason = "tests may overflow loudly")
+)]
+
+pub mod manifest;
