@@ -5,3 +5,9 @@
     test,
     allow(clippy::arithmetic_side_effects, clippy::as_conversions, reason = "tests may overflow loudly")
 )]
+
+mod address;
+mod guest;
+
+pub use address::{Gpa, Gva, Hfn, Hpa, PAGE_SIZE};
+pub use guest::{GuestMemory, OutsideRam};
