@@ -6,4 +6,6 @@
     allow(clippy::arithmetic_side_effects, clippy::as_conversions, reason = "tests may overflow loudly")
 )]
 
+pub mod board;
+pub mod layout;
 pub mod manifest;
