@@ -1,0 +1,106 @@
+//! What the user sees: headings, facts, and progress of anything that takes longer than a blink.
+//!
+//! On a terminal a running step is a spinner; elsewhere each step is one plain line, so that logs stay readable.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Steps longer than this say how long they took.
+const WORTH_SAYING: Duration = Duration::from_secs(2);
+
+/// Whether the user watches a terminal.
+pub(crate) fn on_terminal() -> bool {
+    std::io::stderr().is_terminal()
+}
+
+/// A headline between parts of the output.
+pub(crate) fn heading(text: &str) {
+    if on_terminal() {
+        println!("\n\x1b[1m{text}\x1b[0m");
+    } else {
+        println!("\n== {text}");
+    }
+}
+
+/// A fact that holds, as checked.
+pub(crate) fn good(text: &str) {
+    mark("\x1b[32m✔\x1b[0m", "ok  ", text);
+}
+
+/// A fact that should not be.
+pub(crate) fn bad(text: &str) {
+    mark("\x1b[31m✘\x1b[0m", "FAIL", text);
+}
+
+/// A remark.
+pub(crate) fn note(text: &str) {
+    mark(" ", "    ", text);
+}
+
+fn mark(colour: &str, plain: &str, text: &str) {
+    let sign = if on_terminal() { colour } else { plain };
+    println!("{sign} {text}");
+}
+
+/// A step under way.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    what: String,
+    start: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    /// Begins a step and shows it.
+    pub(crate) fn start(what: &str) -> Self {
+        let bar = on_terminal().then(|| {
+            let bar = ProgressBar::new_spinner();
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} {elapsed:.dim} {wide_msg:.dim}") {
+                bar.set_style(style);
+            }
+            bar.set_prefix(what.to_owned());
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        });
+        if bar.is_none() {
+            println!("     {what} …");
+        }
+        Self { what: what.to_owned(), start: Instant::now(), bar }
+    }
+
+    /// Shows what the step does right now (terminal only).
+    pub(crate) fn detail(&self, text: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(text.trim().to_owned());
+        }
+    }
+
+    /// Ends the step: it is done.
+    pub(crate) fn done(mut self) {
+        let shown = self.close();
+        let took = self.start.elapsed();
+        if took >= WORTH_SAYING {
+            good(&format!("{} ({:.0} s)", self.what, took.as_secs_f32()));
+        } else if shown {
+            good(&self.what);
+        }
+    }
+
+    fn close(&mut self) -> bool {
+        match self.bar.take() {
+            Some(bar) => {
+                bar.finish_and_clear();
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
