@@ -1,2 +1,24 @@
-//! The one crate with unsafe code.
+//! The one crate with unsafe code: everything that touches the machine.
+//!
+//! What is decided elsewhere is done here. The launch image and the core take different parts of it, chosen
+//! by the features `launch` and `core`: their entry points and assembly must not meet in one image.
 #![no_std]
+
+pub mod cpu;
+pub mod port;
+pub mod serial;
+
+#[cfg(feature = "core")]
+pub mod apic;
+#[cfg(feature = "core")]
+pub mod clock;
+#[cfg(feature = "core")]
+mod entry_core;
+#[cfg(feature = "core")]
+pub mod interrupt;
+#[cfg(feature = "core")]
+pub mod paging;
+#[cfg(feature = "core")]
+pub mod region;
+#[cfg(feature = "core")]
+pub mod segments;

@@ -1,0 +1,137 @@
+//! Processor instructions that are one line each.
+#![expect(unsafe_code, reason = "privileged instructions have no safe form")]
+// UNSAFETY: every function is one instruction whose effect its doc comment states.
+
+use core::arch::asm;
+
+/// The time-stamp counter.
+#[must_use]
+pub fn read_tsc() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: RDTSC only writes EAX and EDX; CR4.TSD is clear while the hypervisor runs.
+    unsafe { asm!("rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) };
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// A hardware random number, or `None` where the processor has no RDRAND or it did not deliver.
+#[must_use]
+pub fn read_random() -> Option<u64> {
+    const ECX_RDRAND: u32 = 1 << 30;
+    if core::arch::x86_64::__cpuid(1).ecx & ECX_RDRAND == 0 {
+        return None;
+    }
+    // AMD recommends at most ten tries.
+    (0..10).find_map(|_| try_read_random())
+}
+
+fn try_read_random() -> Option<u64> {
+    let value: u64;
+    let is_valid: u8;
+    // SAFETY: the caller saw RDRAND in CPUID; the instruction writes its operand and the flags.
+    unsafe {
+        asm!("rdrand {value}", "setc {ok}", value = out(reg) value, ok = out(reg_byte) is_valid,
+             options(nomem, nostack));
+    }
+    (is_valid == 1).then_some(value)
+}
+
+/// Stops this processor for good: nothing wakes it but a reset.
+pub fn halt_for_ever() -> ! {
+    loop {
+        // SAFETY: with GIF = 0 and IF = 0 nothing is delivered; HLT touches no memory.
+        unsafe { asm!("clgi", "cli", "hlt", options(nomem, nostack)) };
+    }
+}
+
+/// Halts without touching GIF: for processors on which SVM may not be enabled.
+pub fn halt_without_svm() -> ! {
+    loop {
+        // SAFETY: HLT with IF = 0 waits; it touches no memory.
+        unsafe { asm!("cli", "hlt", options(nomem, nostack)) };
+    }
+}
+
+/// Sets GIF for one instruction window with IF set, so that every pending interrupt is taken.
+///
+/// # Safety
+/// An IDT whose handlers accept every vector is loaded, and EFER.SVME is set.
+pub unsafe fn take_pending_interrupts() {
+    // SAFETY: by the caller's promise interrupts taken here have handlers; the state of IF and GIF is
+    // as before afterwards. Handlers may write memory, hence no `nomem`.
+    unsafe { asm!("stgi", "sti", "nop", "nop", "cli", "clgi", options(nostack)) };
+}
+
+/// Waits for one interrupt and takes it.
+///
+/// # Safety
+/// As [`take_pending_interrupts`]; a wake-up source is armed.
+pub unsafe fn wait_for_interrupt() {
+    // SAFETY: as above. STI's shadow makes STI;HLT atomic, so a wake-up between them is not lost.
+    unsafe { asm!("stgi", "sti", "hlt", "cli", "clgi", options(nostack)) };
+}
+
+/// Drops the translation of the page at `address`.
+pub fn invalidate_page(address: u64) {
+    // SAFETY: INVLPG drops a cached translation; the tables it is refilled from are the caller's matter.
+    unsafe { asm!("invlpg [{}]", in(reg) address, options(nostack, preserves_flags)) };
+}
+
+/// Writes back and invalidates all caches.
+pub fn write_back_caches() {
+    // SAFETY: WBINVD changes no architectural state but the caches.
+    unsafe { asm!("wbinvd", options(nostack, preserves_flags)) };
+}
+
+/// Reads CR0.
+#[must_use]
+pub fn read_cr0() -> u64 {
+    let value: u64;
+    // SAFETY: reading CR0 at CPL 0 has no side effect.
+    unsafe { asm!("mov {}, cr0", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// Writes CR0.
+///
+/// # Safety
+/// Paging and protection stay on, and no memory becomes unreachable.
+pub unsafe fn write_cr0(value: u64) {
+    // SAFETY: by the caller's promise.
+    unsafe { asm!("mov cr0, {}", in(reg) value, options(nostack, preserves_flags)) };
+}
+
+/// Reads CR2, the address of the last page fault.
+#[must_use]
+pub fn read_cr2() -> u64 {
+    let value: u64;
+    // SAFETY: reading CR2 at CPL 0 has no side effect.
+    unsafe { asm!("mov {}, cr2", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// Switches to the page tables rooted at physical address `root`.
+///
+/// # Safety
+/// The tables map the running code, its stack and its data at their present addresses.
+pub unsafe fn write_cr3(root: u64) {
+    // SAFETY: by the caller's promise.
+    unsafe { asm!("mov cr3, {}", in(reg) root, options(nostack, preserves_flags)) };
+}
+
+/// Reads CR4.
+#[must_use]
+pub fn read_cr4() -> u64 {
+    let value: u64;
+    // SAFETY: reading CR4 at CPL 0 has no side effect.
+    unsafe { asm!("mov {}, cr4", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// Writes CR4.
+///
+/// # Safety
+/// Every bit is one that CPUID reports, and PAE stays set.
+pub unsafe fn write_cr4(value: u64) {
+    // SAFETY: by the caller's promise.
+    unsafe { asm!("mov cr4, {}", in(reg) value, options(nostack, preserves_flags)) };
+}

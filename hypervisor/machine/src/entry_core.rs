@@ -1,0 +1,45 @@
+//! First instructions of the core, and the head of its file.
+//!
+//! The launch image jumps here in 64-bit mode with the hand-off's physical address in RDI; the core leaves
+//! the launch image's stack at once. The linker script of `core` gives the symbols.
+#![expect(unsafe_code, reason = "the entry point is assembly")]
+// UNSAFETY: the entry stub uses nothing but the core's own stack.
+
+use core::arch::global_asm;
+
+use crate::segments::to_u64;
+
+unsafe extern "C" {
+    static __stack_guard: u8;
+    static __ist1_guard: u8;
+    static __ist2_guard: u8;
+    static __ist3_guard: u8;
+}
+
+global_asm!(
+    r#"
+.section .header, "ax"
+.global __core_header
+__core_header:
+    .ascii "DOLMCORE"
+    .long 1
+    .long __core_entry - __core_header
+    .quad __file_length
+    .quad __memory_length
+.balign 16
+.global __core_entry
+__core_entry:
+    cli
+    lea rsp, [rip + __stack_top]
+    xor ebp, ebp
+    call core_main
+    ud2
+"#
+);
+
+/// Whether the page at `va` is one of the guard pages below the stacks.
+pub(crate) fn is_guard_page(va: u64) -> bool {
+    [&raw const __stack_guard, &raw const __ist1_guard, &raw const __ist2_guard, &raw const __ist3_guard]
+        .iter()
+        .any(|guard| to_u64(guard.addr()) == va)
+}

@@ -1,0 +1,258 @@
+//! The core's own address space.
+//!
+//! ```text
+//! ffff_ffff_8000_0000  device pages, uncached, mapped one by one
+//! ffff_ffff_8020_0000  copy window: 4 MiB that show other RAM for the time of one copy
+//! ffff_ffff_c000_0000  the region: core text (RX), constants (R), data (RW), guard pages (-), the rest (RW)
+//! ```
+//! Nothing is both writable and executable; nothing of a guest is mapped for good.
+#![expect(unsafe_code, reason = "page tables decide what memory means")]
+// UNSAFETY: tables are built completely before they are loaded; the window is this module's own.
+
+use dolmen_memory::{Hfn, Hpa, PAGE_SIZE};
+
+use crate::cpu;
+use crate::region::{Region, to_usize};
+use crate::segments::to_u64;
+
+/// Where device pages are mapped.
+const DEVICE_VA: u64 = 0xffff_ffff_8000_0000;
+/// Where the copy window is.
+const WINDOW_VA: u64 = 0xffff_ffff_8020_0000;
+/// Bytes of one large page.
+pub const LARGE_PAGE: u64 = 0x20_0000;
+
+const PRESENT: u64 = 1 << 0;
+const WRITABLE: u64 = 1 << 1;
+const WRITE_THROUGH: u64 = 1 << 3;
+const CACHE_DISABLE: u64 = 1 << 4;
+const ACCESSED_DIRTY: u64 = 0b11 << 5;
+const LARGE: u64 = 1 << 7;
+const NO_EXECUTE: u64 = 1 << 63;
+
+const READ_ONLY: u64 = PRESENT | ACCESSED_DIRTY | NO_EXECUTE;
+const READ_WRITE: u64 = READ_ONLY | WRITABLE;
+const EXECUTABLE: u64 = PRESENT | ACCESSED_DIRTY;
+const DEVICE: u64 = READ_WRITE | WRITE_THROUGH | CACHE_DISABLE;
+
+const CR0_WRITE_PROTECT: u64 = 1 << 16;
+
+unsafe extern "C" {
+    static __core_start: u8;
+    static __text_end: u8;
+    static __rodata_end: u8;
+    static __image_end: u8;
+    static __guard_pages_start: u8;
+    static __guard_pages_end: u8;
+}
+
+/// Why the address space cannot be built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PagingError {
+    /// The region has no frame left.
+    OutOfFrames,
+    /// More device pages than one table holds.
+    TooManyDevices,
+}
+
+/// The core's page tables.
+#[derive(Debug)]
+pub struct AddressSpace {
+    region: Region,
+    root: Hfn,
+    /// Page directory of the device pages and the copy window.
+    devices: Hfn,
+    device_table: Hfn,
+    devices_used: u16,
+}
+
+impl AddressSpace {
+    /// Builds tables that map the region `[base, end)` and nothing else. Not yet in force: see
+    /// [`Self::switch`].
+    ///
+    /// # Errors
+    /// [`PagingError::OutOfFrames`].
+    pub fn build(mut region: Region, base: Hpa, end: Hpa) -> Result<Self, PagingError> {
+        let mut fresh = || region.allocate().ok_or(PagingError::OutOfFrames);
+        let (root, top, core, devices, device_table) = (fresh()?, fresh()?, fresh()?, fresh()?, fresh()?);
+        let mut space = Self { region, root, devices, device_table, devices_used: 0 };
+        space.region.write(root, 511, link(top));
+        space.region.write(top, 511, link(core));
+        space.region.write(top, 510, link(devices));
+        space.region.write(devices, 0, link(device_table));
+        space.map_region(core, base, end)?;
+        Ok(space)
+    }
+
+    fn map_region(&mut self, directory: Hfn, base: Hpa, end: Hpa) -> Result<(), PagingError> {
+        let image_end = address_of(&raw const __image_end);
+        let mut va = address_of(&raw const __core_start);
+        let mut pa = base.get();
+        let mut index = 0;
+        while pa < end.get() {
+            if va < image_end {
+                let table = self.region.allocate().ok_or(PagingError::OutOfFrames)?;
+                for page in 0..512u16 {
+                    let offset = u64::from(page).wrapping_mul(PAGE_SIZE);
+                    let rights = image_rights(va.wrapping_add(offset));
+                    if rights != 0 {
+                        self.region.write(table, page, pa.wrapping_add(offset) | rights);
+                    }
+                }
+                self.region.write(directory, index, link(table));
+            } else {
+                self.region.write(directory, index, pa | READ_WRITE | LARGE);
+            }
+            va = va.wrapping_add(LARGE_PAGE);
+            pa = pa.wrapping_add(LARGE_PAGE);
+            index = index.wrapping_add(1);
+        }
+        Ok(())
+    }
+
+    /// Puts the tables in force, with write protection for the hypervisor itself.
+    ///
+    /// # Safety
+    /// The region that was passed to [`Self::build`] is the one the core runs in, and nothing outside it
+    /// (stack, tables, arguments) is used any more. Runs once.
+    pub unsafe fn switch(&self) {
+        // SAFETY: the caller promises that the region holds all that runs; `map_region` maps all of it.
+        unsafe { cpu::write_cr3(self.root.base().get()) };
+        // SAFETY: WP only takes write access away from pages that are never written.
+        unsafe { cpu::write_cr0(cpu::read_cr0() | CR0_WRITE_PROTECT) };
+    }
+
+    /// Maps `pages` uncached device pages from `at` for good; answers their virtual address.
+    ///
+    /// # Errors
+    /// [`PagingError::TooManyDevices`].
+    pub fn map_device(&mut self, at: Hpa, pages: u16) -> Result<u64, PagingError> {
+        let first = self.devices_used;
+        let end = first.checked_add(pages).filter(|n| *n <= 512).ok_or(PagingError::TooManyDevices)?;
+        let base = at.get() & !(PAGE_SIZE.wrapping_sub(1));
+        for (n, index) in (0u64..).zip(first..end) {
+            let page = base.wrapping_add(n.wrapping_mul(PAGE_SIZE));
+            self.region.write(self.device_table, index, page | DEVICE);
+        }
+        self.devices_used = end;
+        let offset = at.get().wrapping_sub(base);
+        Ok(DEVICE_VA.wrapping_add(u64::from(first).wrapping_mul(PAGE_SIZE)).wrapping_add(offset))
+    }
+
+    /// The frames that are left.
+    pub const fn region(&mut self) -> &mut Region {
+        &mut self.region
+    }
+
+    /// The copy window of this address space; there is one.
+    #[must_use]
+    pub const fn window(&self) -> CopyWindow {
+        CopyWindow { first_entry: self.region.virtual_of(self.devices.base()).wrapping_add(8) }
+    }
+}
+
+/// Rights of a page of the core's image, 0 for a guard page.
+fn image_rights(va: u64) -> u64 {
+    let is_guard = va >= address_of(&raw const __guard_pages_start)
+        && va < address_of(&raw const __guard_pages_end)
+        && crate::entry_core::is_guard_page(va);
+    if is_guard {
+        0
+    } else if va < address_of(&raw const __text_end) {
+        EXECUTABLE
+    } else if va < address_of(&raw const __rodata_end) {
+        READ_ONLY
+    } else {
+        READ_WRITE
+    }
+}
+
+fn address_of(symbol: *const u8) -> u64 {
+    to_u64(symbol.addr())
+}
+
+const fn link(table: Hfn) -> u64 {
+    table.base().get() | PRESENT | WRITABLE | ACCESSED_DIRTY & (1 << 5)
+}
+
+/// Two neighbouring large pages that show any RAM for the time of one copy.
+#[derive(Debug)]
+pub struct CopyWindow {
+    /// Virtual address of the window's first page-directory entry.
+    first_entry: u64,
+}
+
+impl CopyWindow {
+    /// Most bytes of one copy: what the second large page leaves for any start in the first.
+    pub const MAX: u64 = LARGE_PAGE;
+
+    /// Copies RAM at `from` into `into`, piece by piece.
+    ///
+    /// # Safety
+    /// `[from, from + into.len())` is RAM, and no Rust object lies in it.
+    pub unsafe fn read(&mut self, from: Hpa, into: &mut [u8]) {
+        let mut at = from.get();
+        for piece in into.chunks_mut(to_usize(Self::MAX)) {
+            let source = core::ptr::with_exposed_provenance::<u8>(self.show(at));
+            // SAFETY: the window shows RAM for at least `MAX` bytes from `at`, by the caller's promise, and
+            // cannot overlap a slice, since no Rust object lies there.
+            unsafe { source.copy_to_nonoverlapping(piece.as_mut_ptr(), piece.len()) };
+            at = at.wrapping_add(to_u64(piece.len()));
+        }
+        self.hide();
+    }
+
+    /// Copies `bytes` to RAM at `to`, piece by piece.
+    ///
+    /// # Safety
+    /// As [`Self::read`]; whoever owns that RAM expects it to change.
+    pub unsafe fn write(&mut self, to: Hpa, bytes: &[u8]) {
+        let mut at = to.get();
+        for piece in bytes.chunks(to_usize(Self::MAX)) {
+            let target = core::ptr::with_exposed_provenance_mut::<u8>(self.show(at));
+            // SAFETY: as in `read`.
+            unsafe { target.copy_from_nonoverlapping(piece.as_ptr(), piece.len()) };
+            at = at.wrapping_add(to_u64(piece.len()));
+        }
+        self.hide();
+    }
+
+    /// Fills RAM with zeroes.
+    ///
+    /// # Safety
+    /// As [`Self::write`].
+    pub unsafe fn wipe(&mut self, from: Hpa, length: u64) {
+        let mut at = from.get();
+        let mut left = length;
+        while left > 0 {
+            let piece = left.min(Self::MAX);
+            let target = core::ptr::with_exposed_provenance_mut::<u8>(self.show(at));
+            // SAFETY: as in `write`.
+            unsafe { target.write_bytes(0, to_usize(piece)) };
+            at = at.wrapping_add(piece);
+            left = left.wrapping_sub(piece);
+        }
+        self.hide();
+    }
+
+    /// Shows the large page of `at` and the next; answers the virtual address of `at`.
+    fn show(&mut self, at: u64) -> usize {
+        let page = at & !LARGE_PAGE.wrapping_sub(1);
+        self.set(0, page | READ_WRITE | LARGE);
+        self.set(1, page.wrapping_add(LARGE_PAGE) | READ_WRITE | LARGE);
+        to_usize(WINDOW_VA.wrapping_add(at.wrapping_sub(page)))
+    }
+
+    fn hide(&mut self) {
+        self.set(0, 0);
+        self.set(1, 0);
+    }
+
+    fn set(&mut self, slot: u64, entry: u64) {
+        let at = self.first_entry.wrapping_add(slot.wrapping_mul(8));
+        // SAFETY: the entry belongs to the page directory that `build` allocated, mapped with the region
+        // for good; only this window writes it.
+        unsafe { core::ptr::with_exposed_provenance_mut::<u64>(to_usize(at)).write_volatile(entry) };
+        cpu::invalidate_page(WINDOW_VA.wrapping_add(slot.wrapping_mul(LARGE_PAGE)));
+    }
+}
