@@ -1,7 +1,25 @@
-//! x86 registers and control-block layouts, pure.
+//! x86 registers, exits and control-block layouts, pure.
+//!
+//! What is neutral between vendors ([`VmExit`], [`Event`], [`Gprs`], [`instruction`]) stands at the root;
+//! vendor words stay inside [`svm`]. Nothing here touches hardware.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 #![cfg_attr(
     test,
     allow(clippy::arithmetic_side_effects, clippy::as_conversions, reason = "tests may overflow loudly")
 )]
+
+pub mod bits;
+pub mod cpuid;
+mod event;
+mod exit;
+mod gpr;
+pub mod instruction;
+pub mod msr;
+pub mod register;
+pub mod segment;
+pub mod svm;
+
+pub use event::{Event, Vector};
+pub use exit::{ControlRegister, Direction, FaultAccess, PortAccess, VmExit, Width};
+pub use gpr::{Gpr, Gprs};

@@ -1,0 +1,137 @@
+//! One guest's control block: a page of control area and save area.
+
+use core::mem::offset_of;
+
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+
+use super::control::{Clean, ControlArea};
+use super::save::SaveArea;
+use crate::register::{Cr0, DR6_RESET, DR7_RESET, Efer, Rflags};
+use crate::segment::{Attributes, Segment, SegmentName};
+
+/// A VMCB: 4 KiB, to be put at a page boundary.
+#[repr(C, align(4096))]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Vmcb {
+    /// Control area.
+    pub control: ControlArea,
+    save: SaveArea,
+}
+
+const _: () = {
+    assert!(size_of::<Vmcb>() == 0x1000);
+    assert!(offset_of!(Vmcb, save) == 0x400);
+};
+
+impl Vmcb {
+    /// Offset of the save area's RAX, which world switches never touch themselves.
+    pub const RAX_OFFSET: usize = offset_of!(Vmcb, save).wrapping_add(offset_of!(SaveArea, rax));
+
+    /// Puts the guest's processor into the state after reset (APM vol. 2, table 14-1), except that EFER.SVME
+    /// is set, as VMRUN demands.
+    pub fn reset_processor(&mut self) {
+        let data = Attributes::ACCESSED | Attributes::WRITABLE | Attributes::USER | Attributes::PRESENT;
+        let real = Segment { selector: 0, attributes: data.bits(), limit: 0xffff, base: 0 };
+        let code = Segment {
+            selector: 0xf000,
+            attributes: data.union(Attributes::CODE).bits(),
+            limit: 0xffff,
+            base: 0xffff_0000,
+        };
+        let mut save = SaveArea::new_zeroed();
+        (save.es, save.ss, save.ds, save.fs, save.gs) = (real, real, real, real, real);
+        save.cs = code;
+        save.gdtr.limit = 0xffff;
+        save.idtr.limit = 0xffff;
+        save.ldtr = Segment::table(0, 0xffff, Attributes::LDT);
+        save.tr = Segment::table(0, 0xffff, Attributes::TSS_BUSY);
+        save.efer = Efer::SVME.bits();
+        save.cr0 = Cr0::RESET.bits();
+        save.rflags = Rflags::FIXED.bits();
+        save.rip = 0xfff0;
+        save.dr6 = DR6_RESET;
+        save.dr7 = DR7_RESET;
+        save.pat = crate::msr::PAT_RESET;
+        self.save = save;
+        self.control.set_clean(Clean::empty());
+    }
+
+    /// The guest's registers.
+    pub const fn save(&self) -> &SaveArea {
+        &self.save
+    }
+
+    /// The guest's registers, to be changed: `what` names the cached parts that this drops.
+    pub fn save_mut(&mut self, what: Clean) -> &mut SaveArea {
+        self.control.dirty_save(what);
+        &mut self.save
+    }
+
+    /// One segment register.
+    pub const fn segment(&self, name: SegmentName) -> Segment {
+        match name {
+            SegmentName::Es => self.save.es,
+            SegmentName::Cs => self.save.cs,
+            SegmentName::Ss => self.save.ss,
+            SegmentName::Ds => self.save.ds,
+            SegmentName::Fs => self.save.fs,
+            SegmentName::Gs => self.save.gs,
+        }
+    }
+
+    /// The current privilege level. Processors may ignore the CPL field at entry and take the stack
+    /// segment's level instead, so that is what counts here, outside of real and virtual-8086 mode.
+    pub fn privilege(&self) -> u8 {
+        if self.save.cr0 & Cr0::PE.bits() == 0 {
+            return 0;
+        }
+        if self.save.rflags & Rflags::VM.bits() != 0 {
+            return 3;
+        }
+        self.save.ss.attributes().dpl()
+    }
+
+    /// Clears what a guest may have set that no processor accepts at entry although it let the guest set it:
+    /// the upper halves of DR6 and DR7 (APM vol. 2, 15.5.1).
+    pub const fn sanitise_debug(&mut self) {
+        self.save.dr6 &= 0xffff_ffff;
+        self.save.dr7 &= 0xffff_ffff;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_reset_the_processor_starts_at_the_top_of_4_gib_with_svm_enabled() {
+        let mut vmcb = Vmcb::new_zeroed();
+        vmcb.reset_processor();
+        assert_eq!(vmcb.save().cs.base + vmcb.save().rip, 0xffff_fff0);
+        assert_eq!(vmcb.save().efer, 1 << 12);
+        assert_eq!(vmcb.save().cr0, 0x6000_0010);
+        assert_eq!(vmcb.privilege(), 0);
+    }
+
+    #[test]
+    fn privilege_is_the_stack_segments() {
+        let mut vmcb = Vmcb::new_zeroed();
+        vmcb.reset_processor();
+        let save = vmcb.save_mut(Clean::SEG);
+        save.cr0 = 0x11;
+        save.cpl = 0;
+        save.ss.attributes = 0xcf3;
+        assert_eq!(vmcb.privilege(), 3);
+        vmcb.save_mut(Clean::SEG).ss.attributes = 0xc93;
+        vmcb.save_mut(Clean::CRX).rflags = 0x2_0002;
+        assert_eq!(vmcb.privilege(), 3, "virtual-8086 mode");
+    }
+
+    #[test]
+    fn upper_halves_of_debug_registers_never_reach_an_entry() {
+        let mut vmcb = Vmcb::new_zeroed();
+        vmcb.save_mut(Clean::DRX).dr7 = 0xff00_0000_0000_0401;
+        vmcb.sanitise_debug();
+        assert_eq!(vmcb.save().dr7, 0x401);
+    }
+}
