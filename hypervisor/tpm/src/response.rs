@@ -1,0 +1,304 @@
+//! Decoders of the answers to the commands without sessions, and what can go wrong with a command.
+//!
+//! Responses come over a bus that others share: each is checked for tag, length, response code, values that
+//! were not asked for, and leftovers; none can panic or loop.
+//! Specification: TPM 2.0 library, part 1, "Response structure"; part 2 for the structures.
+
+use crate::codec::{DecodeError, EncodeError, Reader};
+use crate::command::{MAX_BANKS, MAX_DIGEST, PcrIndex};
+use crate::constant::{ResponseCode, alg, capability, tag};
+use crate::transport::TransportError;
+
+/// Why a command did not do what was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TpmError {
+    /// It does not fit the buffer.
+    Encode(EncodeError),
+    /// No response came.
+    Transport(TransportError),
+    /// What came is no response to this command.
+    Decode(DecodeError),
+    /// The TPM refused.
+    Refused(ResponseCode),
+}
+
+impl From<EncodeError> for TpmError {
+    fn from(error: EncodeError) -> Self {
+        Self::Encode(error)
+    }
+}
+
+impl From<TransportError> for TpmError {
+    fn from(error: TransportError) -> Self {
+        Self::Transport(error)
+    }
+}
+
+impl From<DecodeError> for TpmError {
+    fn from(error: DecodeError) -> Self {
+        Self::Decode(error)
+    }
+}
+
+/// A response whose header is in order.
+#[derive(Clone, Copy, Debug)]
+pub struct Response<'a> {
+    /// Whether a session area follows the parameters.
+    pub has_sessions: bool,
+    /// What the TPM says.
+    pub code: ResponseCode,
+    /// All after the header.
+    pub body: Reader<'a>,
+}
+
+impl<'a> Response<'a> {
+    /// Checks the header of `bytes`, which is all that was received.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for what is wrong with it.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut body = Reader::new(bytes);
+        let tag = body.u16()?;
+        let length = body.u32()?;
+        let code = ResponseCode(body.u32()?);
+        if u32::try_from(bytes.len()) != Ok(length) {
+            return Err(DecodeError::Length(length));
+        }
+        let has_sessions = match tag {
+            tag::NO_SESSIONS => false,
+            // A refusal never carries sessions (part 3, 5.4): one that does is not the TPM's.
+            tag::SESSIONS if code == ResponseCode::SUCCESS => true,
+            other => return Err(DecodeError::Tag(other)),
+        };
+        if code != ResponseCode::SUCCESS && !body.rest().is_empty() {
+            return Err(DecodeError::Trailing);
+        }
+        Ok(Self { has_sessions, code, body })
+    }
+
+    /// The parameters of a command without sessions that succeeded.
+    ///
+    /// # Errors
+    /// [`TpmError::Refused`] with the TPM's code, or what is wrong with the response.
+    pub fn plain(bytes: &'a [u8]) -> Result<Reader<'a>, TpmError> {
+        let response = Self::parse(bytes)?;
+        match response.code {
+            ResponseCode::SUCCESS if response.has_sessions => Err(DecodeError::Tag(tag::SESSIONS).into()),
+            ResponseCode::SUCCESS => Ok(response.body),
+            code => Err(TpmError::Refused(code)),
+        }
+    }
+
+    /// The answer to a command with an empty password session and no response parameters.
+    ///
+    /// # Errors
+    /// As [`Response::plain`].
+    pub fn password_only(bytes: &'a [u8]) -> Result<(), TpmError> {
+        let response = Self::parse(bytes)?;
+        if response.code != ResponseCode::SUCCESS {
+            return Err(TpmError::Refused(response.code));
+        }
+        let mut body = response.body;
+        let expected: &[u8] = &[0, 0, 0, 0, 0, 0, 0, 0, 0]; // parameter size, nonce, attributes, HMAC
+        if !response.has_sessions {
+            return Err(DecodeError::Tag(tag::NO_SESSIONS).into());
+        }
+        let session = body.take(expected.len())?;
+        // The TPM may or may not echo continueSession.
+        if session.get(..6) != expected.get(..6) || session.get(7..) != expected.get(7..) {
+            return Err(DecodeError::Value(u32::from(session.get(6).copied().unwrap_or(0))).into());
+        }
+        Ok(body.finish()?)
+    }
+}
+
+/// One digest as the TPM told it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PcrValue {
+    bytes: [u8; MAX_DIGEST],
+    len: usize,
+}
+
+impl PcrValue {
+    fn new(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut value = Self { bytes: [0; MAX_DIGEST], len: bytes.len() };
+        let wrong = DecodeError::Value(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+        value.bytes.get_mut(..bytes.len()).ok_or(wrong)?.copy_from_slice(bytes);
+        Ok(value)
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or(&[])
+    }
+}
+
+/// The answer to [`pcr_read`]: `None` if the bank or the PCR in it is not there.
+///
+/// # Errors
+/// As [`Response::plain`]; a value of another bank, PCR or size than asked for is an error.
+pub fn decode_pcr_read(bytes: &[u8], algorithm: u16, pcr: PcrIndex) -> Result<Option<PcrValue>, TpmError> {
+    let mut r = Response::plain(bytes)?;
+    r.u32()?; // the update counter
+    let selection = read_selection(&mut r)?;
+    let count = r.u32()?;
+    let value = match count {
+        0 => None,
+        1 => Some(PcrValue::new(r.tpm2b()?)?),
+        more => return Err(DecodeError::Value(more).into()),
+    };
+    r.finish()?;
+    let Some(value) = value else { return Ok(None) };
+    if !selection.is_exactly(algorithm, pcr) {
+        return Err(DecodeError::Value(u32::from(algorithm)).into());
+    }
+    match alg::digest_size(algorithm) {
+        Some(size) if size != value.len => {
+            Err(DecodeError::Length(u32::try_from(value.len).unwrap_or(0)).into())
+        }
+        _ => Ok(Some(value)),
+    }
+}
+
+/// One bank: an algorithm, and which PCRs it holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bank {
+    /// TPM_ALG_ID.
+    pub algorithm: u16,
+    /// Bit n stands for PCR n.
+    pub pcrs: u32,
+}
+
+impl Bank {
+    /// Whether the bank holds `pcr`.
+    #[must_use]
+    pub fn contains(&self, pcr: PcrIndex) -> bool {
+        self.pcrs.wrapping_shr(u32::from(pcr.number())) & 1 != 0
+    }
+}
+
+/// A TPM's PCR banks: TPML_PCR_SELECTION.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Banks {
+    list: [Bank; MAX_BANKS],
+    count: usize,
+}
+
+impl Banks {
+    /// The banks that hold at least one PCR.
+    pub fn active(&self) -> impl Iterator<Item = Bank> + '_ {
+        self.list.iter().take(self.count).copied().filter(|bank| bank.pcrs != 0)
+    }
+
+    /// Whether the bank of `algorithm` is active and holds `pcr`.
+    #[must_use]
+    pub fn has(&self, algorithm: u16, pcr: PcrIndex) -> bool {
+        self.active().any(|bank| bank.algorithm == algorithm && bank.contains(pcr))
+    }
+
+    fn is_exactly(&self, algorithm: u16, pcr: PcrIndex) -> bool {
+        let mut active = self.active();
+        let [a, b, c] = pcr.bitmap();
+        active.next() == Some(Bank { algorithm, pcrs: u32::from_le_bytes([a, b, c, 0]) })
+            && active.next().is_none()
+    }
+}
+
+/// TPML_PCR_SELECTION. An algorithm that comes twice is an error: one entry could hide the other.
+pub(crate) fn read_selection(r: &mut Reader<'_>) -> Result<Banks, DecodeError> {
+    let count = r.u32()?;
+    let mut banks = Banks { count: usize::try_from(count).unwrap_or(usize::MAX), ..Banks::default() };
+    if banks.count > MAX_BANKS {
+        return Err(DecodeError::Value(count));
+    }
+    for index in 0..banks.count {
+        let algorithm = r.u16()?;
+        let size = r.u8()?;
+        let mut bitmap = [0; 4];
+        let bits = r.take(usize::from(size))?;
+        bitmap.get_mut(..bits.len()).ok_or(DecodeError::Value(u32::from(size)))?.copy_from_slice(bits);
+        let (before, rest) = banks.list.split_at_mut_checked(index).ok_or(DecodeError::Value(count))?;
+        if before.iter().any(|bank| bank.algorithm == algorithm) {
+            return Err(DecodeError::Value(u32::from(algorithm)));
+        }
+        if let Some(slot) = rest.first_mut() {
+            *slot = Bank { algorithm, pcrs: u32::from_le_bytes(bitmap) };
+        }
+    }
+    Ok(banks)
+}
+
+/// The parameters of TPM2_GetCapability's answer, if it speaks of `what`.
+fn capability_data(bytes: &[u8], what: u32) -> Result<(bool, Reader<'_>), TpmError> {
+    let mut r = Response::plain(bytes)?;
+    let more = r.u8()? != 0;
+    let told = r.u32()?;
+    if told == what { Ok((more, r)) } else { Err(DecodeError::Value(told).into()) }
+}
+
+/// The answer to [`get_capability`] for [`capability::PCRS`].
+///
+/// # Errors
+/// As [`Response::plain`]; more than [`MAX_BANKS`] banks are an error, not a cut.
+pub fn decode_banks(bytes: &[u8]) -> Result<Banks, TpmError> {
+    let (more, mut r) = capability_data(bytes, capability::PCRS)?;
+    let banks = read_selection(&mut r)?;
+    r.finish()?;
+    if more { Err(DecodeError::Trailing.into()) } else { Ok(banks) }
+}
+
+/// The answer to [`get_capability`] for [`capability::PROPERTIES`] with a count of one: the value of `property`,
+/// `None` if the TPM does not have it.
+///
+/// # Errors
+/// As [`Response::plain`].
+pub fn decode_property(bytes: &[u8], property: u32) -> Result<Option<u32>, TpmError> {
+    let (_, mut r) = capability_data(bytes, capability::PROPERTIES)?;
+    match r.u32()? {
+        0 => Ok(r.finish().map(|()| None)?),
+        1 => {
+            let (told, value) = (r.u32()?, r.u32()?);
+            r.finish()?;
+            Ok((told == property).then_some(value))
+        }
+        more => Err(DecodeError::Value(more).into()),
+    }
+}
+
+/// The answer to [`get_capability`] for [`capability::HANDLES`] with a count of one: the first handle from the one
+/// asked for on.
+///
+/// # Errors
+/// As [`Response::plain`].
+pub fn decode_first_handle(bytes: &[u8]) -> Result<Option<u32>, TpmError> {
+    let (_, mut r) = capability_data(bytes, capability::HANDLES)?;
+    match r.u32()? {
+        0 => Ok(r.finish().map(|()| None)?),
+        1 => {
+            let handle = r.u32()?;
+            r.finish()?;
+            Ok(Some(handle))
+        }
+        more => Err(DecodeError::Value(more).into()),
+    }
+}
+
+/// The answer to [`get_random`]: 1 to `most` bytes.
+///
+/// # Errors
+/// As [`Response::plain`].
+pub fn decode_random(bytes: &[u8], most: u16) -> Result<&[u8], TpmError> {
+    let mut r = Response::plain(bytes)?;
+    let random = r.tpm2b()?;
+    r.finish()?;
+    if random.is_empty() || random.len() > usize::from(most) {
+        return Err(DecodeError::Length(u32::try_from(random.len()).unwrap_or(u32::MAX)).into());
+    }
+    Ok(random)
+}
+
+/// The received part of a response buffer.
+pub(crate) fn received(buffer: &[u8], size: usize) -> Result<&[u8], DecodeError> {
+    buffer.get(..size).ok_or(DecodeError::Truncated)
+}
