@@ -180,13 +180,14 @@ pub struct CoreHandoff {
     pub event_log: Extent,
     /// Bytes that the log may grow to, from `event_log.base`.
     pub event_log_capacity: u64,
-    /// First byte of the region that nobody uses yet; page-aligned.
-    pub free: u64,
+    /// The part of the region that nobody uses yet, page-aligned. It ends below the IOMMU's tables, which
+    /// lie at the region's end.
+    pub free: Extent,
     /// RAM for guests, checked to be RAM outside everything else.
     pub guest_pool: Extent,
     /// ACPI root pointer as firmware told it, or 0: hostile.
     pub rsdp: u64,
-    /// Time-stamp counter when the launch image began, and when it handed over.
+    /// Time-stamp counter when the launch image began, after shield, after measure, and at the hand-over.
     pub tsc: [u64; 4],
     /// Bank list of the TPM.
     pub banks: [Bank; MAX_BANKS],
