@@ -1,13 +1,61 @@
 //! Hypercall numbers and structures, shared by the hypervisor and its guests.
 //!
-//! `VMMCALL`/`VMCALL` from CPL 0 in 64-bit mode, with
-//! EAX = [`Call::NUMBER`], RDI = guest-physical address of the request, RSI = its length,
-//! RDX = guest-physical address of the reply buffer, RCX = its capacity (bytes).
-//! On return RAX = [`Status`] (zero-extended) and RDX = bytes written to the reply.
-//! `docs/abi.md` specifies it.
+//! A call is `VMMCALL` (AMD) or `VMCALL` (Intel) from CPL 0 in 64-bit mode with
+//! EAX = [`Call::NUMBER`], RDI = guest-physical address of the request, RSI = its length in bytes,
+//! RDX = guest-physical address of the reply, RCX = room for it in bytes.
+//! After it RAX = [`Status`] as [`Status::to_rax`] widens it, RDX = bytes written to the reply; no other
+//! register has changed. A number that no call has answers [`Status::NO_SUCH_CALL`] and leaves RDX alone.
+//!
+//! Promise: a number, a status, a bit and the layout of a structure never change their meaning; what is new
+//! gets a new number. Reserved fields are zero both ways, and the hypervisor checks that they are.
+//! All integers are little-endian. `docs/abi.md` is the specification; a test holds it to this code.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 #![cfg_attr(
     test,
     allow(clippy::arithmetic_side_effects, clippy::as_conversions, reason = "tests may overflow loudly")
 )]
+
+#[cfg(target_endian = "big")]
+compile_error!("the structures are little-endian in memory; Dolmen's machines are x86-64");
+
+mod layout;
+
+mod binding;
+mod call;
+pub mod cpuid;
+mod facts;
+pub mod merkle;
+mod seal;
+mod status;
+
+#[cfg(feature = "evidence")]
+pub mod evidence;
+
+pub use binding::{Binding, LEAF_PREFIX, MAX_PATH, MAX_WAITING, NODE_PREFIX, QUOTE_TAG, REPORT_DATA_BYTES};
+pub use call::{
+    AkPublic, CALLS, Call, CallInfo, EventLog, EventLogReply, EventLogRequest, Extend, ExtendReply,
+    ExtendRequest, MAX_AK_PUBLIC, MAX_ATTEST, MAX_LOG_WINDOW, MAX_RANDOM, MAX_REPLY, MAX_REQUEST,
+    MAX_SIGNATURE, Quote, QuoteReply, QuoteRequest, Random, RandomRequest, ReadRegisters, RegistersReply,
+    Seal, SealRequest, TpmFailure, Unseal, UnsealRequest, Version, VersionReply,
+};
+pub use facts::{CallGroup, LaunchFacts};
+pub use layout::{Field, Layout};
+pub use seal::{BlobHeader, MAX_LABEL, MAX_SECRET, SEALED_OVERHEAD, SealPolicy, TAG_BYTES};
+pub use status::Status;
+
+/// Version of this interface, as [`Version`] and CPUID tell it. It rises when a call is added.
+pub const ABI_VERSION: u32 = 1;
+/// What every call's number starts with: `DL` in ASCII, clear of the small numbers other hypervisors use.
+pub const NUMBER_BASE: u32 = 0x444c_0000;
+/// Requests and replies start at a multiple of this many bytes.
+pub const BUFFER_ALIGN: u64 = 8;
+/// Longest guest name in bytes; shorter ones are padded with zeroes.
+pub const NAME_BYTES: usize = 32;
+/// Registers of a guest: G0 is its identity, G1 to G7 are its own to extend.
+pub const REGISTER_COUNT: usize = 8;
+/// Bytes of a register: SHA-384.
+pub const REGISTER_BYTES: usize = 48;
+
+/// All registers of one guest, G0 first.
+pub type Registers = [[u8; REGISTER_BYTES]; REGISTER_COUNT];

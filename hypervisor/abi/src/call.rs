@@ -1,0 +1,305 @@
+//! The calls: number, group, request and reply of each.
+#![expect(
+    missing_debug_implementations,
+    reason = "of helper types that zerocopy derives through a macro; every structure here derives it"
+)]
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::binding::{Binding, MAX_PATH, REPORT_DATA_BYTES};
+use crate::layout::wire;
+use crate::seal::{BlobHeader, MAX_LABEL, MAX_SECRET, SEALED_OVERHEAD};
+use crate::{CallGroup, NAME_BYTES, NUMBER_BASE, REGISTER_BYTES, Registers};
+
+/// Most random bytes in one call.
+pub const MAX_RANDOM: usize = 1024;
+/// Most bytes of the event log in one call.
+pub const MAX_LOG_WINDOW: usize = 16 * 1024;
+/// Longest attestation key, as `TPM2B_PUBLIC`.
+pub const MAX_AK_PUBLIC: usize = 512;
+/// Longest quote, as `TPMS_ATTEST`.
+pub const MAX_ATTEST: usize = 256;
+/// Longest signature, as `TPMT_SIGNATURE`.
+pub const MAX_SIGNATURE: usize = 512;
+
+/// One hypercall: a number, a request and a reply, each a structure that data may follow.
+pub trait Call {
+    /// Number for EAX: [`NUMBER_BASE`] and the call's own part.
+    const NUMBER: u32;
+    /// The group that the manifest must allow; empty if every guest may call.
+    const GROUP: CallGroup;
+    /// Most bytes that may follow the request; 0 if its length is fixed.
+    const REQUEST_DATA: usize = 0;
+    /// Most bytes that may follow the reply; 0 if its length is fixed.
+    const REPLY_DATA: usize = 0;
+    /// Start of the request.
+    type Request: FromBytes + IntoBytes + Immutable + KnownLayout;
+    /// Start of the reply.
+    type Reply: FromBytes + IntoBytes + Immutable + KnownLayout;
+}
+
+/// A call's row in the table of all calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CallInfo {
+    /// Number for EAX.
+    pub number: u32,
+    /// Name.
+    pub name: &'static str,
+    /// What it does.
+    pub meaning: &'static str,
+    /// The group that the manifest must allow.
+    pub group: CallGroup,
+    /// Bytes of the request's structure.
+    pub request_bytes: usize,
+    /// Most bytes after it.
+    pub request_data: usize,
+    /// Bytes of the reply's structure.
+    pub reply_bytes: usize,
+    /// Most bytes after it.
+    pub reply_data: usize,
+}
+
+macro_rules! calls {
+    ($(
+        $(#[doc = $doc:literal])+
+        $name:ident = $number:literal, group: $group:expr,
+            request: $request:ty, then: $request_data:expr, reply: $reply:ty, then: $reply_data:expr;
+    )*) => {
+        $(
+            $(#[doc = $doc])+
+            #[derive(Clone, Copy, Debug)]
+            pub struct $name;
+
+            impl Call for $name {
+                const NUMBER: u32 = NUMBER_BASE | $number;
+                const GROUP: CallGroup = $group;
+                const REQUEST_DATA: usize = $request_data;
+                const REPLY_DATA: usize = $reply_data;
+                type Request = $request;
+                type Reply = $reply;
+            }
+        )*
+
+        /// Every call.
+        pub const CALLS: &[CallInfo] = &[ $( CallInfo {
+            number: $name::NUMBER,
+            name: stringify!($name),
+            meaning: concat!($($doc),+),
+            group: $group,
+            request_bytes: size_of::<$request>(),
+            request_data: $request_data,
+            reply_bytes: size_of::<$reply>(),
+            reply_data: $reply_data,
+        }, )* ];
+    };
+}
+
+calls! {
+    /// Version, allowed calls, launch facts, limits and the guest's name.
+    Version = 0x01, group: CallGroup::empty(), request: (), then: 0, reply: VersionReply, then: 0;
+    /// Random bytes from the hypervisor's generator.
+    Random = 0x02, group: CallGroup::RANDOM, request: RandomRequest, then: 0, reply: (), then: MAX_RANDOM;
+    /// The values of G0 to G7.
+    ReadRegisters = 0x10, group: CallGroup::REGISTERS, request: (), then: 0, reply: RegistersReply, then: 0;
+    /// Extends one of G1 to G7: new value = SHA-384(old value ‖ digest).
+    Extend = 0x11, group: CallGroup::REGISTERS, request: ExtendRequest, then: 0, reply: ExtendReply, then: 0;
+    /// Seals data under a label; label and data follow the request, the reply is a blob.
+    Seal = 0x20, group: CallGroup::SEAL, request: SealRequest, then: MAX_LABEL.saturating_add(MAX_SECRET),
+        reply: BlobHeader, then: MAX_SECRET.saturating_add(crate::TAG_BYTES);
+    /// Opens a blob; label and blob follow the request, the reply is what was sealed.
+    Unseal = 0x21, group: CallGroup::SEAL, request: UnsealRequest,
+        then: MAX_LABEL.saturating_add(MAX_SECRET).saturating_add(SEALED_OVERHEAD), reply: (), then: MAX_SECRET;
+    /// A TPM quote over PCR 17 and 18 that binds the guest, its registers and 64 bytes of its choice.
+    Quote = 0x30, group: CallGroup::QUOTE, request: QuoteRequest, then: 0, reply: QuoteReply, then: 0;
+    /// The attestation key's public part as TPM2B_PUBLIC.
+    AkPublic = 0x31, group: CallGroup::QUOTE, request: (), then: 0, reply: (), then: MAX_AK_PUBLIC;
+    /// A window of the launch's event log (TCG crypto-agile format).
+    EventLog = 0x32, group: CallGroup::LOG, request: EventLogRequest, then: 0,
+        reply: EventLogReply, then: MAX_LOG_WINDOW;
+}
+
+wire! {
+    /// Reply of Version.
+    pub struct VersionReply {
+        /// Version of the interface.
+        pub abi_version: u32,
+        /// Calls that the manifest allows this guest (CallGroup bits).
+        pub groups: u32,
+        /// How the machine was launched (LaunchFacts bits).
+        pub facts: u32,
+        /// Most bytes that Random gives in one call.
+        pub max_random: u32,
+        /// Longest label in bytes.
+        pub max_label: u32,
+        /// Most bytes that Seal takes.
+        pub max_secret: u32,
+        /// Most bytes of the event log in one call.
+        pub max_log_window: u32,
+        /// Zero.
+        pub reserved: u32,
+        /// The guest's name, padded with zeroes.
+        pub name: [u8; NAME_BYTES],
+    }
+
+    /// Request of Random.
+    pub struct RandomRequest {
+        /// Bytes wanted: at least 1.
+        pub length: u32,
+        /// Zero.
+        pub reserved: u32,
+    }
+
+    /// Reply of ReadRegisters.
+    pub struct RegistersReply {
+        /// G0 to G7.
+        pub values: Registers,
+    }
+
+    /// Request of Extend.
+    pub struct ExtendRequest {
+        /// 1 to 7.
+        pub index: u32,
+        /// Zero.
+        pub reserved: u32,
+        /// What is extended: by convention a SHA-384 digest.
+        pub digest: [u8; REGISTER_BYTES],
+    }
+
+    /// Reply of Extend.
+    pub struct ExtendReply {
+        /// The register's new value.
+        pub value: [u8; REGISTER_BYTES],
+    }
+
+    /// Request of Seal; `label_length` bytes of label and `data_length` bytes of data follow.
+    pub struct SealRequest {
+        /// What to bind to (SealPolicy bits); G0 is demanded.
+        pub policy: u32,
+        /// Bytes of the label.
+        pub label_length: u32,
+        /// Bytes to seal.
+        pub data_length: u32,
+        /// Zero.
+        pub reserved: u32,
+    }
+
+    /// Request of Unseal; `label_length` bytes of label and `blob_length` bytes of blob follow.
+    pub struct UnsealRequest {
+        /// Bytes of the label.
+        pub label_length: u32,
+        /// Bytes of the blob.
+        pub blob_length: u32,
+        /// Zero.
+        pub reserved: u64,
+    }
+
+    /// Request of Quote.
+    pub struct QuoteRequest {
+        /// Zero: no flag is defined.
+        pub flags: u32,
+        /// Zero.
+        pub reserved: u32,
+        /// What to bind: a nonce, a key's digest.
+        pub report_data: [u8; REPORT_DATA_BYTES],
+    }
+
+    /// Reply of Quote; unused bytes are zero.
+    pub struct QuoteReply {
+        /// Bytes used in `attest`.
+        pub attest_length: u32,
+        /// Bytes used in `signature`.
+        pub signature_length: u32,
+        /// This request's place among the leaves.
+        pub index: u32,
+        /// Leaves of the tree.
+        pub count: u32,
+        /// Entries used in `path`.
+        pub path_length: u32,
+        /// Zero.
+        pub reserved: u32,
+        /// What the leaf hashes.
+        pub binding: Binding,
+        /// Siblings from the leaf to the root.
+        pub path: [[u8; 32]; MAX_PATH],
+        /// The quote: TPMS_ATTEST.
+        pub attest: [u8; MAX_ATTEST],
+        /// Its signature: TPMT_SIGNATURE.
+        pub signature: [u8; MAX_SIGNATURE],
+    }
+
+    /// Request of EventLog.
+    pub struct EventLogRequest {
+        /// First byte wanted.
+        pub offset: u32,
+        /// Most bytes wanted; fewer come at the log's end.
+        pub length: u32,
+    }
+
+    /// Reply of EventLog; the bytes follow.
+    pub struct EventLogReply {
+        /// Bytes of the whole log.
+        pub total: u32,
+        /// Zero.
+        pub reserved: u32,
+    }
+
+    /// Reply of any call that ends in TPM_FAILED.
+    pub struct TpmFailure {
+        /// The TPM's own response code; 0 if the TPM did not answer at all.
+        pub response_code: u32,
+        /// Zero.
+        pub reserved: u32,
+    }
+}
+
+/// Longest request of any call.
+pub const MAX_REQUEST: usize = longest(true);
+/// Longest reply of any call.
+pub const MAX_REPLY: usize = longest(false);
+
+const fn longest(request: bool) -> usize {
+    let mut longest = size_of::<TpmFailure>();
+    let mut rest = CALLS;
+    while let [call, tail @ ..] = rest {
+        let length = if request {
+            call.request_bytes.saturating_add(call.request_data)
+        } else {
+            call.reply_bytes.saturating_add(call.reply_data)
+        };
+        if length > longest {
+            longest = length;
+        }
+        rest = tail;
+    }
+    longest
+}
+
+const _: () = {
+    assert!(size_of::<VersionReply>() == 64);
+    assert!(size_of::<RandomRequest>() == 8);
+    assert!(size_of::<RegistersReply>() == 384);
+    assert!(size_of::<ExtendRequest>() == 56);
+    assert!(size_of::<ExtendReply>() == 48);
+    assert!(size_of::<SealRequest>() == 16);
+    assert!(size_of::<UnsealRequest>() == 16);
+    assert!(size_of::<QuoteRequest>() == 72);
+    assert!(size_of::<QuoteReply>() == 1440);
+    assert!(core::mem::offset_of!(QuoteReply, binding) == 24);
+    assert!(core::mem::offset_of!(QuoteReply, path) == 512);
+    assert!(core::mem::offset_of!(QuoteReply, attest) == 672);
+    assert!(core::mem::offset_of!(QuoteReply, signature) == 928);
+    assert!(size_of::<EventLogRequest>() == 8);
+    assert!(size_of::<EventLogReply>() == 8);
+    assert!(size_of::<TpmFailure>() == 8);
+
+    let mut rest = CALLS;
+    while let [call, tail @ ..] = rest {
+        assert!(call.number & 0xffff_0000 == NUMBER_BASE, "a number outside of Dolmen's range");
+        let mut others = tail;
+        while let [other, more @ ..] = others {
+            assert!(call.number != other.number, "two calls have one number");
+            others = more;
+        }
+        rest = tail;
+    }
+};
