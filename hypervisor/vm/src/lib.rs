@@ -7,5 +7,6 @@
 )]
 
 pub mod board;
+pub mod device;
 pub mod layout;
 pub mod manifest;
