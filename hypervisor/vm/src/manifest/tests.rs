@@ -1,0 +1,222 @@
+use super::*;
+use proptest::prelude::*;
+
+fn named(name: &str) -> GuestConfig {
+    let mut guest = GuestConfig::new_zeroed();
+    guest.name[..name.len()].copy_from_slice(name.as_bytes());
+    guest.memory = 64 * MEMORY_STEP;
+    guest.format = GuestConfig::FORMAT_LINUX;
+    guest.vcpus = 1;
+    guest.hypercalls = CallGroup::all().bits();
+    guest.component_count = 2;
+    guest.components[0].kind = ComponentConfig::KERNEL;
+    guest.components[1].kind = ComponentConfig::INITRD;
+    guest.cmdline_length = 7;
+    guest.cmdline[..7].copy_from_slice(b"quiet a");
+    guest
+}
+
+fn encoded(guests: &[GuestConfig]) -> Vec<u8> {
+    let count = u32::try_from(guests.len()).unwrap();
+    let header = Header { magic: Header::MAGIC, version: Header::VERSION, guest_count: count };
+    let mut bytes = header.as_bytes().to_vec();
+    bytes.extend(guests.iter().flat_map(|guest| guest.as_bytes()));
+    bytes
+}
+
+#[test]
+fn a_manifest_reads_back_as_written() {
+    let guests = [named("first"), GuestConfig { console: 2, ..named("second-2") }];
+    let bytes = encoded(&guests);
+    let manifest = Manifest::parse(&bytes).unwrap();
+    assert!(manifest.guests().eq(guests));
+    assert_eq!(manifest.component_total(), 4);
+    assert_eq!(manifest.guests().next().unwrap().name(), "first");
+    assert_eq!(manifest.guests().next().unwrap().cmdline(), b"quiet a");
+}
+
+#[test]
+fn an_odd_address_is_no_trouble() {
+    let mut bytes = vec![0];
+    bytes.extend(encoded(&[named("first")]));
+    assert!(Manifest::parse(&bytes[1..]).is_ok());
+}
+
+#[test]
+fn the_frame_of_a_manifest_is_checked() {
+    let good = encoded(&[named("first")]);
+    let patched = |at: usize, byte: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = byte;
+        bytes
+    };
+    let longer = [good.as_slice(), &[0]].concat();
+    for (bytes, want) in [
+        (Vec::new(), ManifestError::Length { want: 16, have: 0 }),
+        (good[..15].to_vec(), ManifestError::Length { want: 16, have: 15 }),
+        (good[..good.len() - 1].to_vec(), ManifestError::Length { want: good.len(), have: good.len() - 1 }),
+        (longer, ManifestError::Length { want: good.len(), have: good.len() + 1 }),
+        (patched(0, b'X'), ManifestError::Magic(*b"XOLMANIF")),
+        (patched(8, 2), ManifestError::Version(2)),
+        (patched(12, 0), ManifestError::GuestCount(0)),
+        (patched(12, 33), ManifestError::GuestCount(33)),
+        (patched(15, 0xff), ManifestError::GuestCount(0xff00_0001)),
+        (patched(12, 2), ManifestError::Length { want: 16 + 2 * 2184, have: good.len() }),
+    ] {
+        assert_eq!(Manifest::parse(&bytes).err(), Some(want));
+    }
+}
+
+#[test]
+fn every_field_of_a_guest_is_checked() {
+    type Spoil = fn(&mut GuestConfig);
+    let cases: &[(Spoil, Problem)] = &[
+        (|g| g.name = [0; MAX_NAME], Problem::Name),
+        (|g| g.name[0] = b'F', Problem::Name),
+        (|g| g.name[1] = b'/', Problem::Name),
+        (|g| g.name[20] = b'x', Problem::Name),
+        (|g| g.memory = 0, Problem::Memory(0)),
+        (|g| g.memory = MEMORY_STEP + 1, Problem::Memory(MEMORY_STEP + 1)),
+        (|g| g.memory = MAX_MEMORY + MEMORY_STEP, Problem::Memory(MAX_MEMORY + MEMORY_STEP)),
+        (|g| g.format = 0, Problem::Format(0)),
+        (|g| g.format = 4, Problem::Format(4)),
+        (|g| g.vcpus = 0, Problem::Vcpus(0)),
+        (|g| g.vcpus = 2, Problem::Vcpus(2)),
+        (|g| g.console = 3, Problem::Console(3)),
+        (|g| g.hypercalls = 0x20, Problem::Hypercalls(0x20)),
+        (|g| g.on_reboot = 2, Problem::OnReboot(2)),
+        (|g| g.reserved = 1, Problem::NotZero),
+        (|g| g.component_count = 0, Problem::ComponentCount(0)),
+        (|g| g.component_count = 9, Problem::ComponentCount(9)),
+        (|g| g.component_count = 1, Problem::NotZero),
+        (|g| g.component_count = 3, Problem::Component(2)),
+        (|g| g.components[0].kind = ComponentConfig::INITRD, Problem::Component(0)),
+        (|g| g.components[0].kind = ComponentConfig::DATA, Problem::Component(0)),
+        (|g| g.components[1].kind = ComponentConfig::KERNEL, Problem::Component(1)),
+        (|g| g.components[1].kind = 5, Problem::Component(1)),
+        (|g| g.components[1].reserved = 1, Problem::NotZero),
+        (|g| g.components[7].reserved = 1, Problem::NotZero),
+        (|g| g.cmdline_length = 2049, Problem::CmdlineLength(2049)),
+        (|g| g.cmdline_length = 6, Problem::NotZero),
+        (|g| g.cmdline_length = 8, Problem::Cmdline(7)),
+        (|g| g.cmdline[2] = b'\n', Problem::Cmdline(2)),
+        (|g| g.cmdline[2047] = 1, Problem::NotZero),
+    ];
+    for (spoil, problem) in cases {
+        let mut second = GuestConfig { console: 1, ..named("second") };
+        spoil(&mut second);
+        let bytes = encoded(&[named("first"), second]);
+        let want = ManifestError::Guest { index: 1, problem: *problem };
+        assert_eq!(Manifest::parse(&bytes).err(), Some(want));
+    }
+}
+
+#[test]
+fn a_second_initrd_is_one_too_many() {
+    let mut guest = named("first");
+    guest.component_count = 3;
+    guest.components[2].kind = ComponentConfig::INITRD;
+    let want = ManifestError::Guest { index: 0, problem: Problem::Component(2) };
+    assert_eq!(Manifest::parse(&encoded(&[guest])).err(), Some(want));
+}
+
+#[test]
+fn guests_share_neither_name_nor_console() {
+    let first = GuestConfig { console: 2, ..named("first") };
+    for (second, problem) in [
+        (named("first"), Problem::NameTaken),
+        (GuestConfig { console: 2, ..named("second") }, Problem::ConsoleTaken(2)),
+    ] {
+        let want = ManifestError::Guest { index: 1, problem };
+        assert_eq!(Manifest::parse(&encoded(&[first, second])).err(), Some(want));
+    }
+}
+
+#[test]
+fn all_guests_together_have_no_more_components_than_a_hand_off() {
+    let guests: Vec<GuestConfig> = (0..4)
+        .map(|n| {
+            let mut guest = named(&format!("guest-{n}"));
+            guest.component_count = 7;
+            guest.components[2..7].fill(ComponentConfig { kind: ComponentConfig::MODULE, reserved: 0 });
+            guest
+        })
+        .collect();
+    assert!(Manifest::parse(&encoded(&guests[..3])).is_ok());
+    assert_eq!(Manifest::parse(&encoded(&guests)).err(), Some(ManifestError::ComponentTotal(28)));
+}
+
+#[test]
+fn events_name_guest_and_part() {
+    let mut guest = named("web-1");
+    guest.component_count = 5;
+    for (n, kind) in [(2, ComponentConfig::MODULE), (3, ComponentConfig::DATA), (4, ComponentConfig::MODULE)]
+    {
+        guest.components[n].kind = kind;
+    }
+    let names: Vec<Option<String>> =
+        (0..6).map(|n| guest.component_event(n).map(|event| event.to_string())).collect();
+    let want =
+        ["guest/web-1/kernel", "guest/web-1/initrd", "guest/web-1/module0", "", "guest/web-1/module1", ""];
+    assert_eq!(names, want.map(|name| (!name.is_empty()).then(|| name.to_owned())));
+    assert_eq!(guest.cmdline_event().to_string(), "guest/web-1/cmdline");
+}
+
+#[test]
+fn the_identity_is_the_documented_formula() {
+    let guest = named("first");
+    let digests = [
+        ComponentDigest::of(ComponentConfig::KERNEL, b"kernel"),
+        ComponentDigest::of(ComponentConfig::INITRD, b"initrd!"),
+    ];
+    let mut input = b"dolmen-guest-1".to_vec();
+    input.extend(guest.as_bytes());
+    for (kind, bytes) in [(1u32, b"kernel".as_slice()), (2, b"initrd!")] {
+        input.extend(kind.to_le_bytes());
+        input.extend((bytes.len() as u64).to_le_bytes());
+        input.extend(Sha384::digest(bytes));
+    }
+    let want: [u8; 48] = Sha384::digest(&input).into();
+    assert_eq!(measure_guest(&guest, &digests), Some(want));
+}
+
+#[test]
+fn the_identity_needs_the_digests_of_exactly_the_measured_components() {
+    let mut guest = named("first");
+    guest.component_count = 3;
+    guest.components[2].kind = ComponentConfig::DATA;
+    let kernel = ComponentDigest::of(ComponentConfig::KERNEL, b"kernel");
+    let initrd = ComponentDigest::of(ComponentConfig::INITRD, b"initrd");
+    let data = ComponentDigest::of(ComponentConfig::DATA, b"data");
+    assert!(measure_guest(&guest, &[kernel, initrd]).is_some());
+    for digests in [&[][..], &[kernel], &[initrd, kernel], &[kernel, initrd, data], &[kernel, initrd, initrd]]
+    {
+        assert_eq!(measure_guest(&guest, digests), None);
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_change_of_a_manifest_is_refused_or_read_as_a_change(at in 0usize..4384, by in 1u8..) {
+        let guests = [named("first"), GuestConfig { console: 1, ..named("second") }];
+        let mut bytes = encoded(&guests);
+        prop_assume!(at < bytes.len());
+        bytes[at] = bytes[at].wrapping_add(by);
+        if let Ok(manifest) = Manifest::parse(&bytes) {
+            let read: Vec<GuestConfig> = manifest.guests().collect();
+            prop_assert_ne!(&read[..], &guests[..]);
+            prop_assert_eq!(encoded(&read), bytes);
+        }
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..5000), frame in any::<bool>()) {
+        if frame && bytes.len() >= 16 {
+            bytes[..16].copy_from_slice(&encoded(&[named("a")])[..16]);
+            bytes.resize(16 + 2184, 0);
+        }
+        if let Ok(manifest) = Manifest::parse(&bytes) {
+            prop_assert!(manifest.guests().len() >= 1);
+        }
+    }
+}
