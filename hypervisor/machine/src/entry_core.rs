@@ -7,6 +7,9 @@
 
 use core::arch::global_asm;
 
+use dolmen_memory::Hpa;
+
+use crate::region::to_usize;
 use crate::segments::to_u64;
 
 unsafe extern "C" {
@@ -42,4 +45,15 @@ pub(crate) fn is_guard_page(va: u64) -> bool {
     [&raw const __stack_guard, &raw const __ist1_guard, &raw const __ist2_guard, &raw const __ist3_guard]
         .iter()
         .any(|guard| to_u64(guard.addr()) == va)
+}
+
+/// Copies the launch image's hand-off from physical address `from`, while the launch image's tables, which
+/// map the low 512 GiB one to one, are in force.
+///
+/// # Safety
+/// Those tables are in force, and `[from, from + into.len())` is RAM that holds no Rust object.
+pub unsafe fn read_handoff(from: Hpa, into: &mut [u8]) {
+    let source = core::ptr::with_exposed_provenance::<u8>(to_usize(from.get()));
+    // SAFETY: by the caller's promise; a slice of ours cannot overlap memory without Rust objects.
+    unsafe { source.copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
 }

@@ -13,12 +13,16 @@ pub mod apic;
 #[cfg(feature = "core")]
 pub mod clock;
 #[cfg(feature = "core")]
-mod entry_core;
+pub mod entry_core;
+#[cfg(feature = "core")]
+pub mod heap;
 #[cfg(feature = "core")]
 pub mod interrupt;
 #[cfg(feature = "core")]
 pub mod paging;
 #[cfg(feature = "core")]
 pub mod region;
+#[cfg(feature = "core")]
+pub mod scrub;
 #[cfg(feature = "core")]
 pub mod segments;
