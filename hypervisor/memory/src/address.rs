@@ -69,3 +69,9 @@ impl Hfn {
         self.0
     }
 }
+
+/// Nine bits of an address, from bit `shift`: an index into a table of 512 entries.
+#[expect(clippy::as_conversions, reason = "nine bits fit")]
+pub(crate) const fn table_index(address: u64, shift: u32) -> u16 {
+    (address >> shift & 0x1ff) as u16
+}

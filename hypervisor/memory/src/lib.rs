@@ -8,6 +8,14 @@
 
 mod address;
 mod guest;
+mod ledger;
+mod nested;
+mod ram;
+mod walk;
 
 pub use address::{Gpa, Gva, Hfn, Hpa, PAGE_SIZE};
 pub use guest::{GuestMemory, OutsideRam};
+pub use ledger::{Ledger, LedgerError, Owner};
+pub use nested::{Entry, EntryFormat, Ept, Flush, MapError, NestedTable, Npt, PageSize, Rights, TableMemory};
+pub use ram::{MAX_EXTENTS, RamExtent, RamMap, RamMapError};
+pub use walk::{Access, AccessError, PageFault, Paging, read_virtual, translate, write_virtual};

@@ -1,0 +1,175 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Tables in a vector; frame `n` is the n-th table.
+#[derive(Default)]
+struct Tables {
+    frames: Vec<[u64; 512]>,
+    limit: usize,
+}
+
+impl Tables {
+    fn new(limit: usize) -> Self {
+        Self { frames: vec![[0; 512]], limit }
+    }
+}
+
+fn number(frame: Hfn) -> usize {
+    usize::try_from(frame.get()).unwrap()
+}
+
+impl TableMemory for Tables {
+    fn read(&self, table: Hfn, index: u16) -> u64 {
+        self.frames[number(table)][usize::from(index)]
+    }
+    fn write(&mut self, table: Hfn, index: u16, value: u64) {
+        self.frames[number(table)][usize::from(index)] = value;
+    }
+    fn allocate(&mut self) -> Option<Hfn> {
+        if self.frames.len() > self.limit {
+            return None;
+        }
+        self.frames.push([0; 512]);
+        Some(Hfn::containing(Hpa::new((self.frames.len() as u64 - 1) << 12)))
+    }
+}
+
+const MIB2: u64 = 1 << 21;
+const GIB: u64 = 1 << 30;
+
+fn both<R: PartialEq + core::fmt::Debug>(npt: impl Fn() -> R, ept: impl Fn() -> R) -> R {
+    let (npt, ept) = (npt(), ept());
+    assert_eq!(npt, ept, "NPT and EPT agree");
+    npt
+}
+
+fn leaves_after_mapping<F: EntryFormat>(gpa: u64, hpa: u64, bytes: u64, largest: PageSize) -> usize {
+    let mut memory = Tables::new(100);
+    let mut table = NestedTable::<F>::new(&mut memory).unwrap();
+    table.map(&mut memory, (Gpa::new(gpa), Hpa::new(hpa), bytes), Rights::ALL, largest).unwrap();
+    memory.frames.len()
+}
+
+#[test]
+fn large_pages_are_used_where_both_sides_are_aligned_and_not_elsewhere() {
+    for (gpa, hpa, bytes, largest, frames) in [
+        (0, MIB2, 4 * MIB2, PageSize::Size2M, 4), // one directory
+        (0, 4096, 4 * MIB2, PageSize::Size2M, 8), // host side unaligned: four tables of 4 KiB pages
+        (0, GIB, GIB, PageSize::Size1G, 3),       // one 1 GiB page
+        (0, GIB, GIB, PageSize::Size2M, 4),
+        (4096, 4096, MIB2, PageSize::Size2M, 6), // straddles: two tables
+        (0, 0, MIB2, PageSize::Size4K, 5),
+    ] {
+        let made = both(
+            || leaves_after_mapping::<Npt>(gpa, hpa, bytes, largest),
+            || leaves_after_mapping::<Ept>(gpa, hpa, bytes, largest),
+        );
+        assert_eq!(made, frames, "{gpa:#x} {hpa:#x} {bytes:#x} {largest:?}");
+    }
+}
+
+#[test]
+fn entries_have_the_bits_of_the_manuals() {
+    let frame = Hfn::containing(Hpa::new(0x1234_5000));
+    for (raw, want) in [
+        (Npt::link(frame), 0x1234_5007),
+        (Npt::leaf(frame, Rights::ALL, PageSize::Size4K), 0x1234_5007),
+        (Npt::leaf(frame, Rights::READ, PageSize::Size4K), 0x8000_0000_1234_5005),
+        (Npt::leaf(frame, Rights::ALL, PageSize::Size2M), 0x1234_5087),
+        (Ept::link(frame), 0x1234_5007),
+        (Ept::leaf(frame, Rights::ALL, PageSize::Size4K), 0x1234_5037),
+        (Ept::leaf(frame, Rights::READ, PageSize::Size2M), 0x1234_50b1),
+    ] {
+        assert_eq!(raw, want, "{want:#x}");
+    }
+}
+
+#[test]
+fn a_large_page_is_never_misread_as_a_link() {
+    let mut memory = Tables::new(100);
+    let mut table = NestedTable::<Npt>::new(&mut memory).unwrap();
+    table.map(&mut memory, (Gpa::new(0), Hpa::new(MIB2), MIB2), Rights::ALL, PageSize::Size2M).unwrap();
+    let again =
+        table.map(&mut memory, (Gpa::new(0x5000), Hpa::new(0x5000), 4096), Rights::ALL, PageSize::Size2M);
+    assert_eq!(again, Err(MapError::Occupied(Gpa::new(0x5000))));
+}
+
+#[test]
+fn unmapping_inside_a_large_page_splits_it_and_keeps_the_rest() {
+    let mut memory = Tables::new(100);
+    let mut table = NestedTable::<Npt>::new(&mut memory).unwrap();
+    table.map(&mut memory, (Gpa::new(0), Hpa::new(GIB), GIB), Rights::READ, PageSize::Size1G).unwrap();
+    assert_eq!(table.unmap(&mut memory, Gpa::new(MIB2 + 0x3000), 0x2000), Ok(Flush(())));
+    for (gpa, want) in [
+        (MIB2 + 0x2fff, Some(GIB + MIB2 + 0x2fff)),
+        (MIB2 + 0x3000, None),
+        (MIB2 + 0x4fff, None),
+        (MIB2 + 0x5000, Some(GIB + MIB2 + 0x5000)),
+        (GIB - 1, Some(2 * GIB - 1)),
+        (GIB, None),
+    ] {
+        let found = table.translate(&memory, Gpa::new(gpa));
+        assert_eq!(found, want.map(|hpa| (Hpa::new(hpa), Rights::READ)), "{gpa:#x}");
+    }
+}
+
+#[test]
+fn bad_ranges_are_refused() {
+    let mut memory = Tables::new(100);
+    let mut table = NestedTable::<Ept>::new(&mut memory).unwrap();
+    for (gpa, hpa, bytes, want) in [
+        (1, 0, 4096, MapError::Unaligned),
+        (0, 1, 4096, MapError::Unaligned),
+        (0, 0, 4097, MapError::Unaligned),
+        (1 << 48, 0, 4096, MapError::OutsideAddressSpace),
+        (0, !4095, 4096, MapError::OutsideAddressSpace),
+    ] {
+        let range = (Gpa::new(gpa), Hpa::new(hpa), bytes);
+        assert_eq!(table.map(&mut memory, range, Rights::ALL, PageSize::Size4K), Err(want));
+    }
+    assert_eq!(table.translate(&memory, Gpa::new(1 << 48)), None);
+}
+
+#[test]
+fn running_out_of_frames_is_an_error_not_a_panic() {
+    let mut memory = Tables::new(2);
+    let mut table = NestedTable::<Npt>::new(&mut memory).unwrap();
+    let range = (Gpa::new(0), Hpa::new(0), 4096);
+    assert_eq!(table.map(&mut memory, range, Rights::ALL, PageSize::Size4K), Err(MapError::OutOfFrames));
+}
+
+/// Pages of the model's address space: 3 × 2 MiB.
+const PAGES: u64 = 3 * 512;
+
+proptest! {
+    #[test]
+    fn any_sequence_of_maps_and_unmaps_agrees_with_a_map_of_pages(
+        operations in prop::collection::vec((any::<bool>(), 0..PAGES, 1..700u64, 0..8u64), 1..12)
+    ) {
+        let mut memory = Tables::new(1000);
+        let mut table = NestedTable::<Npt>::new(&mut memory).unwrap();
+        let mut model = BTreeMap::<u64, u64>::new();
+        for (is_map, first, count, shift) in operations {
+            let count = count.min(PAGES - first);
+            let gpa = Gpa::new(first << 12);
+            let hpa = Hpa::new((first + (shift << 8)) << 12);
+            if is_map {
+                if model.range(first..first + count).next().is_some() {
+                    continue;
+                }
+                table.map(&mut memory, (gpa, hpa, count << 12), Rights::ALL, PageSize::Size2M).unwrap();
+                model.extend((0..count).map(|n| (first + n, first + (shift << 8) + n)));
+            } else {
+                prop_assert_eq!(table.unmap(&mut memory, gpa, count << 12), Ok(Flush(())));
+                model.retain(|page, _| *page < first || *page >= first + count);
+            }
+            for page in 0..PAGES {
+                let found = table.translate(&memory, Gpa::new(page << 12 | 0xabc)).map(|(hpa, _)| hpa.get());
+                prop_assert_eq!(found, model.get(&page).map(|frame| frame << 12 | 0xabc));
+            }
+        }
+    }
+}
