@@ -1,7 +1,72 @@
 //! `cargo xtask`: the one entry to building, running, testing and measuring Dolmen.
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    test,
+    allow(clippy::arithmetic_side_effects, clippy::as_conversions, reason = "tests may overflow loudly")
+)]
 
+mod artifact;
+mod cpio;
+mod image;
+mod initramfs;
+mod kernel;
+mod machine;
+mod manifest;
 mod place;
 mod process;
+mod run;
+mod setup;
 mod ui;
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, runs and tests Dolmen. Every command first sets up what it needs.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+struct Line {
+    #[command(subcommand)]
+    task: Task,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Install what is missing on this machine: packages, toolchain parts, emulator, guest kernel.
+    Setup,
+    /// Build hypervisor, loader and guest into target/dolmen.
+    Build,
+    /// Run an emulated machine with its guest's console on this terminal.
+    Run(run::Options),
+}
+
+fn main() -> ExitCode {
+    match perform(Line::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            ui::bad(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: Task) -> anyhow::Result<()> {
+    match task {
+        Task::Setup => {
+            let tools = setup::ensure()?;
+            ui::good(&format!(
+                "ready: emulator {}, guest kernel {}",
+                tools.qemu.display(),
+                tools.kernel.version
+            ));
+            Ok(())
+        }
+        Task::Build => {
+            let artifacts = artifact::build(&setup::ensure()?)?;
+            ui::good(&format!("built in {}", artifacts.folder.display()));
+            Ok(())
+        }
+        Task::Run(options) => run::run(&options),
+    }
+}

@@ -26,11 +26,18 @@ pub(crate) fn run(what: &str, command: &mut Command) -> Result<()> {
 
 /// Runs `command` in silence and returns what it wrote to standard output.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
-    let done = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {}", name(command)))?;
+    let done =
+        command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {}", name(command)))?;
     if !done.status.success() {
-        bail!("{} ended with {}:\n{}", shown(command), done.status, String::from_utf8_lossy(&done.stderr).trim_end());
+        bail!(
+            "{} ended with {}:\n{}",
+            shown(command),
+            done.status,
+            String::from_utf8_lossy(&done.stderr).trim_end()
+        );
     }
-    String::from_utf8(done.stdout).with_context(|| format!("{} wrote something else than text", name(command)))
+    String::from_utf8(done.stdout)
+        .with_context(|| format!("{} wrote something else than text", name(command)))
 }
 
 /// How a program ended, and the end of what it said.
@@ -57,20 +64,24 @@ impl Outcome {
         }
         match self.status {
             Some(status) => bail!("{what}: {} ended with {status}", shown(command)),
-            None => bail!("{what}: {} took longer than {} s and was stopped", shown(command), LIMIT.as_secs()),
+            None => {
+                bail!("{what}: {} took longer than {} s and was stopped", shown(command), LIMIT.as_secs())
+            }
         }
     }
 }
 
 /// Runs `command` for at most `limit`, gives each line of its output to `see`.
-pub(crate) fn supervise(command: &mut Command, limit: Duration, mut see: impl FnMut(&str)) -> Result<Outcome> {
+pub(crate) fn supervise(
+    command: &mut Command,
+    limit: Duration,
+    mut see: impl FnMut(&str),
+) -> Result<Outcome> {
     let deadline = Instant::now().checked_add(limit).context("the time limit is too far away")?;
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start {}; is it installed? `cargo xtask setup` does it", name(command)))?;
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().with_context(
+            || format!("cannot start {}; is it installed? `cargo xtask setup` does it", name(command)),
+        )?;
     let lines = follow(&mut child);
     let mut tail = VecDeque::new();
     loop {

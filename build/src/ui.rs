@@ -57,7 +57,9 @@ impl Progress {
     pub(crate) fn start(what: &str) -> Self {
         let bar = on_terminal().then(|| {
             let bar = ProgressBar::new_spinner();
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} {elapsed:.dim} {wide_msg:.dim}") {
+            if let Ok(style) =
+                ProgressStyle::with_template("{spinner} {prefix} {elapsed:.dim} {wide_msg:.dim}")
+            {
                 bar.set_style(style);
             }
             bar.set_prefix(what.to_owned());

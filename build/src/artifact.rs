@@ -1,0 +1,225 @@
+//! Builds everything that runs on the machine, reproducibly, into `target/dolmen`.
+//!
+//! The same sources give the same bytes in any folder: the date is fixed, the lock file is obeyed, and
+//! paths of this machine are replaced in what the compiler writes.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::setup::Tools;
+use crate::{initramfs, place, process, ui};
+
+/// Date of everything that wants a date: a fixed second, for reproducibility.
+const SOURCE_DATE_EPOCH: &str = "1";
+/// The processor measures at most this much, and the launch image must fit with stack and tables.
+const LAUNCH_LIMIT: u64 = 0xf000;
+
+/// One program built by cargo for the machine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Program {
+    what: &'static str,
+    package: &'static str,
+    target: &'static str,
+    features: &'static str,
+    built: &'static str,
+    output: &'static str,
+}
+
+/// Bare machine.
+const BARE: &str = "x86_64-unknown-none";
+/// UEFI firmware.
+const UEFI: &str = "x86_64-unknown-uefi";
+/// User space of the guest, statically linked.
+const MUSL: &str = "x86_64-unknown-linux-musl";
+
+/// The launch image: what the processor measures.
+pub(crate) const LAUNCH: Program = Program {
+    what: "launch image",
+    package: "dolmen-launch",
+    target: BARE,
+    features: "",
+    built: "dolmen-launch",
+    output: "launch.bin",
+};
+/// The hypervisor.
+pub(crate) const CORE: Program = Program {
+    what: "core",
+    package: "dolmen-core",
+    target: BARE,
+    features: "",
+    built: "dolmen-core",
+    output: "core.bin",
+};
+/// The loader as a Multiboot kernel.
+pub(crate) const LOADER_MULTIBOOT: Program = Program {
+    what: "loader (Multiboot)",
+    package: "dolmen-loader",
+    target: BARE,
+    features: "",
+    built: "dolmen-loader",
+    output: "loader.elf",
+};
+/// The loader as a UEFI application.
+pub(crate) const LOADER_UEFI: Program = Program {
+    what: "loader (UEFI)",
+    package: "dolmen-loader",
+    target: UEFI,
+    features: "",
+    built: "dolmen-loader.efi",
+    output: "loader.efi",
+};
+/// A loader that lies, for the attack tests.
+pub(crate) const LOADER_HOSTILE: Program =
+    Program { features: "hostile", what: "hostile loader", output: "loader-hostile.elf", ..LOADER_MULTIBOOT };
+/// The guest's command.
+const COMMAND: Program = Program {
+    what: "guest command",
+    package: "dolmen-cli",
+    target: MUSL,
+    features: "",
+    built: "dolmen",
+    output: "dolmen",
+};
+
+/// What the machine and its guest are made of.
+#[derive(Clone, Debug)]
+pub(crate) struct Artifacts {
+    /// Folder with all of it.
+    pub(crate) folder: PathBuf,
+}
+
+impl Artifacts {
+    /// A file of the given name.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// The launch image.
+    pub(crate) fn launch(&self) -> PathBuf {
+        self.file(LAUNCH.output)
+    }
+
+    /// The core.
+    pub(crate) fn core(&self) -> PathBuf {
+        self.file(CORE.output)
+    }
+
+    /// The Multiboot loader.
+    pub(crate) fn loader_multiboot(&self) -> PathBuf {
+        self.file(LOADER_MULTIBOOT.output)
+    }
+
+    /// The UEFI loader.
+    pub(crate) fn loader_uefi(&self) -> PathBuf {
+        self.file(LOADER_UEFI.output)
+    }
+}
+
+/// What is measured, and the loader that carries it: compared by `cargo xtask reproduce`.
+pub(crate) const REPRODUCED: [Program; 4] = [LAUNCH, CORE, LOADER_MULTIBOOT, LOADER_UEFI];
+
+/// Builds all that the machine and its guest need.
+pub(crate) fn build(tools: &Tools) -> Result<Artifacts> {
+    let folder = place::output();
+    place::make(&folder)?;
+    hypervisor(&place::root(), &place::target(), &folder)?;
+    guest(tools, &folder)?;
+    Ok(Artifacts { folder })
+}
+
+/// Builds launch image, core and loader from the sources in `root` into `folder`.
+pub(crate) fn hypervisor(root: &Path, target: &Path, folder: &Path) -> Result<()> {
+    for program in &REPRODUCED {
+        compile(program, root, target, folder)?;
+    }
+    let length = folder.join(LAUNCH.output).metadata().context("no launch image")?.len();
+    if length > LAUNCH_LIMIT {
+        bail!("the launch image has {length} bytes; at most {LAUNCH_LIMIT} fit beside its last page");
+    }
+    Ok(())
+}
+
+/// Builds the guest's kernel, user space and driver into `folder`.
+fn guest(tools: &Tools, folder: &Path) -> Result<()> {
+    place::copy(&tools.kernel.image, &folder.join("vmlinuz"))?;
+    compile(&COMMAND, &place::root(), &place::target(), folder)?;
+    let driver = driver(tools, folder)?;
+    let archive = initramfs::build(&folder.join(COMMAND.output), &driver)?;
+    place::write(&folder.join("initramfs.cpio"), &archive)
+}
+
+/// Builds one program and copies it to its place in `folder`.
+pub(crate) fn compile(program: &Program, root: &Path, target: &Path, folder: &Path) -> Result<PathBuf> {
+    let mut command = Command::new("cargo");
+    command
+        .args(["build", "--release", "--locked", "--quiet"])
+        .args(["--package", program.package, "--target", program.target])
+        .arg("--config")
+        .arg(format!("target.{}.rustflags={}", program.target, remapping(root)?))
+        .current_dir(root)
+        .env("CARGO_TARGET_DIR", target)
+        .env("SOURCE_DATE_EPOCH", SOURCE_DATE_EPOCH)
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    if !program.features.is_empty() {
+        command.args(["--features", program.features]);
+    }
+    process::run(&format!("Building the {}", program.what), &mut command)?;
+    let built = target.join(program.target).join("release").join(program.built);
+    let output = folder.join(program.output);
+    place::copy(&built, &output)?;
+    Ok(output)
+}
+
+/// Compiler options that keep this machine's paths out of the programs, as a TOML array.
+fn remapping(root: &Path) -> Result<String> {
+    let home = match std::env::var_os("CARGO_HOME") {
+        Some(home) => PathBuf::from(home),
+        None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(".cargo"),
+    };
+    let option = |path: &Path, name: &str| {
+        serde_json::to_string(&format!("--remap-path-prefix={}={name}", path.display()))
+            .context("a path that is not text")
+    };
+    Ok(format!("[{},{}]", option(&home, "/cargo")?, option(root, "/dolmen")?))
+}
+
+/// Builds the guest's driver against the kernel's headers, in a copy of its sources.
+fn driver(tools: &Tools, folder: &Path) -> Result<PathBuf> {
+    let sources = place::root().join("guest-tools/driver");
+    let work = folder.join("driver");
+    place::make(&work)?;
+    for entry in sources.read_dir().with_context(|| format!("no driver in {}", sources.display()))? {
+        let path = entry?.path();
+        if path.is_file() {
+            copy_if_changed(&path, &work.join(path.file_name().context("a nameless file")?))?;
+        }
+    }
+    process::run(
+        &format!("Building the guest's driver for Linux {}", tools.kernel.version),
+        Command::new("make")
+            .arg("--silent")
+            .arg("-C")
+            .arg(&tools.kernel.headers)
+            .arg(format!("M={}", work.display()))
+            .arg("modules")
+            .env("KBUILD_BUILD_TIMESTAMP", "1970-01-01")
+            .env("KCFLAGS", format!("-ffile-prefix-map={}=/dolmen", work.display())),
+    )?;
+    let module = folder.join("dolmen.ko");
+    process::output(
+        Command::new("strip").arg("--strip-debug").arg("-o").arg(&module).arg(work.join("dolmen.ko")),
+    )?;
+    ui::note(&format!("built in {}", folder.display()));
+    Ok(module)
+}
+
+fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
+    let fresh = place::read(from)?;
+    if std::fs::read(to).is_ok_and(|old| old == fresh) {
+        return Ok(());
+    }
+    place::write(to, &fresh)
+}

@@ -1,0 +1,117 @@
+//! Makes bootable disk images: UEFI firmware finds the loader, the loader finds its files.
+
+mod gpt;
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::artifact::Artifacts;
+use crate::manifest::Manifest;
+use crate::{place, process};
+
+/// Fixed volume number: images are reproducible.
+const VOLUME: &str = "D0118E4E";
+/// Date of all files in an image.
+const DATE: &str = "1767225600";
+
+/// Files that go into an image.
+#[derive(Clone, Debug)]
+pub(crate) struct Parts {
+    /// The UEFI loader.
+    pub(crate) loader: PathBuf,
+    /// The launch image.
+    pub(crate) launch: PathBuf,
+    /// The core.
+    pub(crate) core: PathBuf,
+    /// The canonical manifest.
+    pub(crate) manifest: PathBuf,
+    /// The guests' files in manifest order.
+    pub(crate) components: Vec<PathBuf>,
+}
+
+impl Parts {
+    /// Parts of a normal start: what was built, and the manifest, whose bytes are written beside it.
+    pub(crate) fn collect(artifacts: &Artifacts, manifest: &Manifest) -> Result<Self> {
+        let compiled = artifacts.file("manifest.bin");
+        place::write(&compiled, &manifest.bytes)?;
+        Ok(Self {
+            loader: artifacts.loader_uefi(),
+            launch: artifacts.launch(),
+            core: artifacts.core(),
+            manifest: compiled,
+            components: manifest.files(),
+        })
+    }
+
+    /// Multiboot modules, in the loader's order.
+    pub(crate) fn modules(&self) -> Vec<PathBuf> {
+        let first = [&self.launch, &self.core, &self.manifest];
+        first.into_iter().chain(&self.components).cloned().collect()
+    }
+}
+
+/// Writes a disk image that boots `parts`.
+pub(crate) fn write(parts: &Parts, image: &Path) -> Result<()> {
+    let folder = image.parent().context("an image needs a folder")?;
+    place::make(folder)?;
+    let work = tempfile::tempdir_in(folder).context("cannot make a folder")?;
+    let partition = work.path().join("esp");
+    let mut files = vec![
+        (parts.loader.clone(), "EFI/BOOT/BOOTX64.EFI".to_owned()),
+        (parts.launch.clone(), "dolmen/launch.bin".to_owned()),
+        (parts.core.clone(), "dolmen/core.bin".to_owned()),
+        (parts.manifest.clone(), "dolmen/manifest.bin".to_owned()),
+    ];
+    let mut configuration = String::from(
+        "launch=\\dolmen\\launch.bin\ncore=\\dolmen\\core.bin\nmanifest=\\dolmen\\manifest.bin\n",
+    );
+    for (index, component) in parts.components.iter().enumerate() {
+        let name = format!("guest{index}.bin");
+        writeln!(configuration, "component=\\dolmen\\{name}").context("cannot write to memory")?;
+        files.push((component.clone(), format!("dolmen/{name}")));
+    }
+    let listed = work.path().join("boot.cfg");
+    place::write(&listed, configuration.as_bytes())?;
+    files.push((listed, "dolmen/boot.cfg".to_owned()));
+
+    format(&partition, &files)?;
+    for directory in ["EFI", "EFI/BOOT", "dolmen"] {
+        mtools("mmd", &partition, &[OsString::from(format!("::{directory}"))])?;
+    }
+    for (from, to) in &files {
+        mtools("mcopy", &partition, &[from.clone().into_os_string(), format!("::{to}").into()])?;
+    }
+    place::write(image, &gpt::wrap(&place::read(&partition)?)?)
+}
+
+/// Makes an empty FAT32 file system with room for `files`.
+fn format(partition: &Path, files: &[(PathBuf, String)]) -> Result<()> {
+    let mut bytes = 0_u64;
+    for (path, _) in files {
+        let length = path.metadata().with_context(|| format!("no file {}", path.display()))?.len();
+        bytes = bytes.saturating_add(length.next_multiple_of(4096));
+    }
+    // FAT32 needs 65,525 clusters to be FAT32: 36 MiB with the smallest ones, and some room to spare.
+    let mib = bytes.div_ceil(1 << 20).saturating_add(4).max(40);
+    let file = std::fs::File::create(partition).context("cannot make a partition")?;
+    file.set_len(mib.saturating_mul(1 << 20)).context("cannot make a partition")?;
+    let sectors = mib.saturating_mul(2048).to_string();
+    let options =
+        ["-F", "-v", "DOLMEN", "-N", VOLUME, "-T", &sectors, "-h", "64", "-s", "32", "-H", "2048", "::"];
+    mtools("mformat", partition, &options.map(OsString::from))
+}
+
+fn mtools(tool: &str, partition: &Path, arguments: &[OsString]) -> Result<()> {
+    let mut command = Command::new(tool);
+    command
+        .arg("-i")
+        .arg(partition)
+        .args(arguments)
+        .env("MTOOLS_SKIP_CHECK", "1")
+        .env("SOURCE_DATE_EPOCH", DATE);
+    process::output(&mut command).map(drop)
+}

@@ -1,0 +1,238 @@
+//! A serial port of the emulated machine: everything it says is kept, and waits for lines are bounded.
+
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+
+/// Lines shown when a wait fails.
+const SHOWN: usize = 25;
+
+/// Bytes received so far.
+#[derive(Debug, Default)]
+struct Heard {
+    bytes: Vec<u8>,
+    closed: bool,
+}
+
+/// Shared between the thread that reads the port and those who wait for lines.
+#[derive(Debug, Default)]
+struct Shared {
+    heard: Mutex<Heard>,
+    news: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A socket on which the emulator will connect a serial port.
+#[derive(Debug)]
+pub(crate) struct Port {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Port {
+    /// Opens the socket, before the emulator starts.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let listener =
+            UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+        Ok(Self { listener, path: path.to_owned() })
+    }
+
+    /// Where the emulator shall connect.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Waits for the emulator; what the port says also goes to `transcript`.
+    pub(crate) fn accept(self, name: &'static str, transcript: &Path, limit: Duration) -> Result<Stream> {
+        self.listener.set_nonblocking(true).context("cannot wait with a limit")?;
+        let deadline = Instant::now().checked_add(limit).context("the time limit is too far away")?;
+        let socket = loop {
+            match self.listener.accept() {
+                Ok((socket, _)) => break socket,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(error) => return Err(anyhow!(error).context(format!("the emulator did not open {name}"))),
+            }
+        };
+        socket.set_nonblocking(false).context("cannot read a serial port")?;
+        let file = std::fs::File::create(transcript)
+            .with_context(|| format!("cannot write {}", transcript.display()))?;
+        let shared = Arc::new(Shared::default());
+        let (reader, heard) = (socket.try_clone().context("cannot read a serial port")?, Arc::clone(&shared));
+        std::thread::spawn(move || listen(reader, file, &heard));
+        Ok(Stream { name, socket, shared, cursor: 0 })
+    }
+}
+
+fn listen(mut socket: UnixStream, mut transcript: std::fs::File, shared: &Shared) {
+    let mut piece = [0; 4096];
+    loop {
+        let count = socket.read(&mut piece).unwrap_or(0);
+        let bytes = piece.get(..count).unwrap_or_default();
+        let mut heard = shared.lock();
+        if bytes.is_empty() || transcript.write_all(bytes).is_err() {
+            heard.closed = true;
+            shared.news.notify_all();
+            return;
+        }
+        heard.bytes.extend_from_slice(bytes);
+        shared.news.notify_all();
+    }
+}
+
+/// A connected serial port.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    name: &'static str,
+    socket: UnixStream,
+    shared: Arc<Shared>,
+    cursor: usize,
+}
+
+impl Stream {
+    /// Sends bytes to the machine.
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        self.socket.write_all(bytes).with_context(|| format!("{} is closed", self.name))
+    }
+
+    /// Waits for the next whole line for which `wanted` answers something; earlier lines are passed over.
+    pub(crate) fn find<T>(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut wanted: impl FnMut(&str) -> Option<T>,
+    ) -> Result<T> {
+        let deadline = Instant::now().checked_add(limit).context("the time limit is too far away")?;
+        let shared = Arc::clone(&self.shared);
+        let mut heard = shared.lock();
+        loop {
+            while let Some((line, next)) = next_line(&heard.bytes, self.cursor) {
+                self.cursor = next;
+                if let Some(found) = wanted(&line) {
+                    return Ok(found);
+                }
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if heard.closed || left.is_zero() {
+                let why = if heard.closed { "the port was closed" } else { "nothing came in time" };
+                let recent = recent(&heard.bytes);
+                drop(heard);
+                return Err(anyhow!(
+                    "{}: waited {} s for {what}: {why}. It said:\n{recent}",
+                    self.name,
+                    limit.as_secs()
+                ));
+            }
+            heard = shared.news.wait_timeout(heard, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Waits for a line that contains `text`, and returns it.
+    pub(crate) fn wait_for(&mut self, text: &str, limit: Duration) -> Result<String> {
+        self.find(&format!("`{text}`"), limit, |line| line.contains(text).then(|| line.to_owned()))
+    }
+
+    /// Waits until bytes that end in `text` arrive (prompts do not end a line), and passes over them.
+    pub(crate) fn wait_for_prompt(&mut self, text: &str, limit: Duration) -> Result<()> {
+        let deadline = Instant::now().checked_add(limit).context("the time limit is too far away")?;
+        let shared = Arc::clone(&self.shared);
+        let mut heard = shared.lock();
+        loop {
+            let fresh = heard.bytes.get(self.cursor..).unwrap_or_default();
+            if let Some(at) = fresh.windows(text.len()).position(|window| window == text.as_bytes()) {
+                self.cursor = self.cursor.saturating_add(at).saturating_add(text.len());
+                return Ok(());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if heard.closed || left.is_zero() {
+                let recent = recent(&heard.bytes);
+                drop(heard);
+                return Err(anyhow!(
+                    "{}: waited {} s for `{text}`. It said:\n{recent}",
+                    self.name,
+                    limit.as_secs()
+                ));
+            }
+            heard = shared.news.wait_timeout(heard, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Everything heard so far, as lines.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let heard = self.shared.lock();
+        String::from_utf8_lossy(&heard.bytes)
+            .lines()
+            .map(|line| line.trim_end_matches('\r').to_owned())
+            .collect()
+    }
+
+    /// Gives each line, as it comes, to `show`, in a thread of its own that ends with the port.
+    pub(crate) fn follow(&self, show: impl Fn(&str) + Send + 'static) {
+        let shared = Arc::clone(&self.shared);
+        std::thread::spawn(move || {
+            let mut at = 0;
+            let mut heard = shared.lock();
+            loop {
+                while let Some((line, next)) = next_line(&heard.bytes, at) {
+                    at = next;
+                    show(&line);
+                }
+                if heard.closed {
+                    return;
+                }
+                heard = shared.news.wait(heard).unwrap_or_else(PoisonError::into_inner);
+            }
+        });
+    }
+
+    /// Waits until the emulator closes the port.
+    pub(crate) fn wait_closed(&self, limit: Duration) -> bool {
+        let heard = self.shared.lock();
+        let outcome = self.shared.news.wait_timeout_while(heard, limit, |heard| !heard.closed);
+        !outcome.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+}
+
+/// The line that starts at `from` if it is complete, and where the next one starts.
+fn next_line(bytes: &[u8], from: usize) -> Option<(String, usize)> {
+    let rest = bytes.get(from..)?;
+    let length = rest.iter().position(|byte| *byte == b'\n')?;
+    let line = String::from_utf8_lossy(rest.get(..length)?).trim_end_matches('\r').to_owned();
+    Some((line, from.checked_add(length)?.checked_add(1)?))
+}
+
+fn recent(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    let mut shown = String::new();
+    for line in lines.iter().skip(lines.len().saturating_sub(SHOWN)) {
+        // Writing to a string cannot fail; an error would only shorten the message.
+        if writeln!(shown, "    | {}", line.trim_end()).is_err() {
+            break;
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_counts_only_once_it_is_complete() {
+        assert_eq!(next_line(b"shield: dma", 0), None);
+        assert_eq!(next_line(b"a\r\nb\n", 0), Some(("a".to_owned(), 3)));
+        assert_eq!(next_line(b"a\r\nb\n", 3), Some(("b".to_owned(), 5)));
+    }
+}

@@ -1,0 +1,77 @@
+//! `cargo xtask run`: an emulated machine to play with.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::artifact;
+use crate::image::{self, Parts};
+use crate::machine::profile::{Firmware, Profile};
+use crate::machine::{ConsoleTo, Machine, Medium, Setting};
+use crate::manifest::Manifest;
+use crate::{place, setup, ui};
+
+/// What the user chose.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Manifest to run.
+    #[arg(long, default_value = "dolmen.toml")]
+    manifest: std::path::PathBuf,
+    /// Machine profile: a file of qemu/machines, without `.toml`.
+    #[arg(long, default_value = "bios")]
+    machine: String,
+    /// Forget the machine's TPM and firmware settings first.
+    #[arg(long)]
+    fresh: bool,
+    /// More arguments for QEMU.
+    #[arg(last = true)]
+    qemu: Vec<String>,
+}
+
+/// Runs the machine until it is switched off.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let tools = setup::ensure()?;
+    let artifacts = artifact::build(&tools)?;
+    let manifest = Manifest::load(&options.manifest)?;
+    let profile = Profile::load(&options.machine)?;
+    let parts = Parts::collect(&artifacts, &manifest)?;
+    let folder = place::output().join("machines").join(&options.machine);
+    if options.fresh && folder.exists() {
+        std::fs::remove_dir_all(&folder).context("cannot remove the machine's folder")?;
+    }
+    let medium = medium(&profile, &artifacts, &parts)?;
+    ui::heading(&format!(
+        "{}: the guest's console is yours; Ctrl-A X switches the machine off",
+        profile.description
+    ));
+    ui::note(&format!("transcripts and TPM state: {}", folder.display()));
+    let mut machine = Machine::start(&Setting {
+        qemu: &tools.qemu,
+        profile: &profile,
+        medium: &medium,
+        folder: &folder,
+        cycle: "run",
+        more: &options.qemu,
+        console: ConsoleTo::Terminal,
+    })?;
+    machine.log.follow(|line| println!("\r│ {line}\r"));
+    let status = machine.wait_off(Duration::from_secs(3600))?;
+    ui::note(&format!("the machine is off ({status})"));
+    Ok(())
+}
+
+/// The medium that fits the machine's firmware.
+pub(crate) fn medium(profile: &Profile, artifacts: &artifact::Artifacts, parts: &Parts) -> Result<Medium> {
+    match profile.firmware {
+        Firmware::Bios => Ok(Medium::Multiboot {
+            kernel: artifacts.loader_multiboot(),
+            modules: parts.modules(),
+            arguments: String::new(),
+        }),
+        Firmware::Uefi => {
+            let path = artifacts.file("dolmen.img");
+            image::write(parts, &path)?;
+            Ok(Medium::Disk(path))
+        }
+    }
+}
