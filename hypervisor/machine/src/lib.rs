@@ -5,8 +5,10 @@
 #![no_std]
 
 pub mod cpu;
+pub mod mmio;
 pub mod port;
 pub mod serial;
+pub mod tpm_mmio;
 
 #[cfg(feature = "core")]
 pub mod apic;
