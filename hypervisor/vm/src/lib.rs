@@ -10,3 +10,7 @@ pub mod board;
 pub mod device;
 pub mod layout;
 pub mod manifest;
+pub mod pvclock;
+
+#[cfg(test)]
+mod testing;

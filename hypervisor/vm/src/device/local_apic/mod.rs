@@ -177,6 +177,11 @@ impl LocalApic {
         }
     }
 
+    /// The processor's APIC ID.
+    pub const fn id(&self) -> u32 {
+        self.id
+    }
+
     /// Where the register page is, while it is in memory.
     pub fn page(&self) -> Option<u64> {
         (self.mode == Mode::XApic).then_some(self.base)

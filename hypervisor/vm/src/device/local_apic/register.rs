@@ -34,6 +34,11 @@ impl Register {
     const DIVIDE: u8 = 0x3e;
     const SELF_IPI: u8 = 0x3f;
 
+    /// The register behind MSR `msr`, 0x800 to 0x8ff.
+    pub const fn of_msr(msr: u32) -> Self {
+        Self(msr.to_le_bytes()[0])
+    }
+
     const fn is_lvt(self) -> bool {
         self.0 >= Self::LVT_TIMER && self.0 <= Self::LVT_ERROR
     }
