@@ -4,6 +4,7 @@
 //! and believes nothing of it. [`CoreHandoff`] is written by the launch image into shielded memory.
 //! All integers are little-endian, all addresses host-physical, all lengths in bytes.
 
+use crate::digest::MAX_DIGEST;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Size of the secure loader block, in bytes (APM vol. 2, 15.27.2).
@@ -29,6 +30,17 @@ pub struct Extent {
     pub base: u64,
     /// Length in bytes; 0 means absent.
     pub length: u64,
+}
+
+impl Extent {
+    /// Whether the two have a byte in common; one that wraps is taken as reaching the end of memory.
+    #[must_use]
+    pub const fn meets(self, other: Self) -> bool {
+        self.length != 0
+            && other.length != 0
+            && self.base <= other.base.saturating_add(other.length.wrapping_sub(1))
+            && other.base <= self.base.saturating_add(self.length.wrapping_sub(1))
+    }
 }
 
 /// One range of the firmware's memory map.
@@ -191,6 +203,10 @@ pub struct CoreHandoff {
     pub tsc: [u64; 4],
     /// Bank list of the TPM.
     pub banks: [Bank; MAX_BANKS],
+    /// What PCR 17 holds in each bank of the list, as predicted and as read back.
+    pub pcr17: [[u8; MAX_DIGEST]; MAX_BANKS],
+    /// What PCR 18 holds in each bank of the list, as predicted and as read back.
+    pub pcr18: [[u8; MAX_DIGEST]; MAX_BANKS],
     /// IOMMUs.
     pub iommus: [IommuUnit; MAX_IOMMUS],
     /// Guest components in manifest order: checked to be RAM, not yet hashed.
