@@ -21,6 +21,7 @@ const LAUNCH_LIMIT: u64 = 0xf000;
 pub(crate) struct Program {
     what: &'static str,
     package: &'static str,
+    bin: &'static str,
     target: &'static str,
     features: &'static str,
     built: &'static str,
@@ -38,6 +39,7 @@ const MUSL: &str = "x86_64-unknown-linux-musl";
 pub(crate) const LAUNCH: Program = Program {
     what: "launch image",
     package: "dolmen-launch",
+    bin: "dolmen-launch",
     target: BARE,
     features: "",
     built: "dolmen-launch",
@@ -47,6 +49,7 @@ pub(crate) const LAUNCH: Program = Program {
 pub(crate) const CORE: Program = Program {
     what: "core",
     package: "dolmen-core",
+    bin: "dolmen-core",
     target: BARE,
     features: "",
     built: "dolmen-core",
@@ -56,18 +59,20 @@ pub(crate) const CORE: Program = Program {
 pub(crate) const LOADER_MULTIBOOT: Program = Program {
     what: "loader (Multiboot)",
     package: "dolmen-loader",
+    bin: "dolmen-loader-multiboot",
     target: BARE,
     features: "",
-    built: "dolmen-loader",
+    built: "dolmen-loader-multiboot",
     output: "loader.elf",
 };
 /// The loader as a UEFI application.
 pub(crate) const LOADER_UEFI: Program = Program {
     what: "loader (UEFI)",
     package: "dolmen-loader",
+    bin: "dolmen-loader-uefi",
     target: UEFI,
     features: "",
-    built: "dolmen-loader.efi",
+    built: "dolmen-loader-uefi.efi",
     output: "loader.efi",
 };
 /// A loader that lies, for the attack tests.
@@ -77,6 +82,7 @@ pub(crate) const LOADER_HOSTILE: Program =
 const COMMAND: Program = Program {
     what: "guest command",
     package: "dolmen-cli",
+    bin: "dolmen",
     target: MUSL,
     features: "",
     built: "dolmen",
@@ -155,7 +161,7 @@ pub(crate) fn compile(program: &Program, root: &Path, target: &Path, folder: &Pa
     let mut command = Command::new("cargo");
     command
         .args(["build", "--release", "--locked", "--quiet"])
-        .args(["--package", program.package, "--target", program.target])
+        .args(["--package", program.package, "--bin", program.bin, "--target", program.target])
         .arg("--config")
         .arg(format!("target.{}.rustflags={}", program.target, remapping(root)?))
         .current_dir(root)

@@ -38,9 +38,15 @@ impl Kernel {
 pub(crate) fn ensure() -> Result<Kernel> {
     let kernels = place::cache()?.join("kernel");
     place::make(&kernels)?;
-    let version = match newest_offered()? {
+    let mut offered = newest_offered()?;
+    let cached = newest_cached(&kernels)?;
+    if offered.is_none() && cached.is_none() && rustix::process::geteuid().is_root() {
+        process::run("Reading the package lists (apt-get update)", Command::new("apt-get").arg("update"))?;
+        offered = newest_offered()?;
+    }
+    let version = match offered {
         Some(version) => version,
-        None => newest_cached(&kernels)?.context(
+        None => cached.context(
             "apt offers no linux-image-6.12.*-cloud-amd64: run `apt-get update`, and keep Debian 12's security \
              suite (bookworm-security) among its sources",
         )?,
@@ -105,12 +111,14 @@ fn fetch(kernels: &Path, folder: &Path, version: &str) -> Result<()> {
         std::fs::remove_dir_all(folder).context("cannot remove a half-unpacked kernel")?;
     }
     place::make(folder)?;
+    let progress = ui::Progress::start("Unpacking it");
     for entry in downloads.path().read_dir().context("cannot list the downloads")? {
         let package = entry?.path();
         if package.extension().is_some_and(|extension| extension == "deb") {
-            process::run("Unpacking it", Command::new("dpkg-deb").arg("-x").arg(&package).arg(folder))?;
+            process::output(Command::new("dpkg-deb").arg("-x").arg(&package).arg(folder))?;
         }
     }
+    progress.done();
     Ok(())
 }
 

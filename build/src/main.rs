@@ -12,12 +12,14 @@ mod initramfs;
 mod kernel;
 mod machine;
 mod manifest;
+mod measure;
 mod place;
 mod process;
 mod run;
 mod setup;
 mod ui;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -39,6 +41,14 @@ enum Task {
     Build,
     /// Run an emulated machine with its guest's console on this terminal.
     Run(run::Options),
+    /// Compute PCR 17, PCR 18 and every guest's identity from the files.
+    Measure(measure::Options),
+    /// Pass bytes between a tpm2 tool and a relay; started by the tools themselves.
+    #[command(hide = true)]
+    TpmRelay {
+        /// The relay's socket.
+        socket: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -68,5 +78,7 @@ fn perform(task: Task) -> anyhow::Result<()> {
             Ok(())
         }
         Task::Run(options) => run::run(&options),
+        Task::Measure(options) => measure::run(&options),
+        Task::TpmRelay { socket } => machine::relay::pass_bytes(&socket),
     }
 }

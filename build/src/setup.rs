@@ -21,9 +21,6 @@ pub(crate) struct Tools {
 const PACKAGES: &[(&str, &str)] = &[
     ("build-essential", "compiles the emulator and links host programs"),
     ("gcc-12", "compiles the guest's kernel driver"),
-    ("kmod", "inspects the guest's kernel driver"),
-    ("libelf-dev", "building kernel modules"),
-    ("bc", "building kernel modules"),
     ("pkg-config", "configures the emulator"),
     ("python3", "configures the emulator"),
     ("ninja-build", "builds the emulator"),
@@ -80,7 +77,7 @@ fn packages() -> Result<()> {
 
 fn apt() -> Command {
     let mut command = Command::new("apt-get");
-    command.arg("--quiet").env("DEBIAN_FRONTEND", "noninteractive");
+    command.args(["--quiet", "-o", "DPkg::Lock::Timeout=300"]).env("DEBIAN_FRONTEND", "noninteractive");
     command
 }
 

@@ -2,6 +2,8 @@
 
 pub(crate) mod child;
 pub(crate) mod profile;
+pub(crate) mod relay;
+pub(crate) mod shell;
 pub(crate) mod stream;
 pub(crate) mod swtpm;
 

@@ -84,6 +84,8 @@ impl Manifest {
         for guest in &guests {
             bytes.extend_from_slice(guest.config.as_bytes());
         }
+        dolmen_vm::manifest::Manifest::parse(&bytes)
+            .map_err(|error| anyhow!("the hypervisor would refuse this manifest: {error:?}"))?;
         Ok(Self { bytes, guests })
     }
 }
