@@ -7,8 +7,9 @@
 
 use core::arch::global_asm;
 
-use dolmen_memory::Hpa;
+use dolmen_drtm::handoff::CoreHandoff;
 
+use crate::own::Entered;
 use crate::region::to_usize;
 use crate::segments::to_u64;
 
@@ -35,9 +36,10 @@ __core_entry:
     cli
     lea rsp, [rip + __stack_top]
     xor ebp, ebp
-    call core_main
+    call {entered}
     ud2
-"#
+"#,
+    entered = sym entered,
 );
 
 /// Whether the page at `va` is one of the guard pages below the stacks.
@@ -47,13 +49,26 @@ pub(crate) fn is_guard_page(va: u64) -> bool {
         .any(|guard| to_u64(guard.addr()) == va)
 }
 
-/// Copies the launch image's hand-off from physical address `from`, while the launch image's tables, which
-/// map the low 512 GiB one to one, are in force.
-///
-/// # Safety
-/// Those tables are in force, and `[from, from + into.len())` is RAM that holds no Rust object.
-pub unsafe fn read_handoff(from: Hpa, into: &mut [u8]) {
-    let source = core::ptr::with_exposed_provenance::<u8>(to_usize(from.get()));
-    // SAFETY: by the caller's promise; a slice of ours cannot overlap memory without Rust objects.
-    unsafe { source.copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
+/// Called by the entry stub with the hand-off's physical address: copies the hand-off while the launch image's
+/// tables, which map the low 512 GiB one to one, are still in force.
+extern "C" fn entered(handoff: u64) -> ! {
+    unsafe extern "Rust" {
+        /// The core's own beginning.
+        safe fn core_main(entered: Entered) -> !;
+    }
+    let source = core::ptr::with_exposed_provenance::<CoreHandoff>(to_usize(handoff));
+    // SAFETY: the launch image put the hand-off into the region, page-aligned, where no object of the core
+    // lies, and still maps it; any bytes are a valid `CoreHandoff`.
+    let handoff = unsafe { source.read() };
+    core_main(Entered { handoff })
+}
+
+/// Bytes from the region's base that the core occupies, as linked: `CoreHeader::memory_length`.
+#[must_use]
+pub fn memory_length() -> u64 {
+    unsafe extern "C" {
+        static __core_start: u8;
+        static __image_end: u8;
+    }
+    to_u64((&raw const __image_end).addr()).wrapping_sub(to_u64((&raw const __core_start).addr()))
 }

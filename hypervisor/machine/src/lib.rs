@@ -21,6 +21,8 @@ pub mod heap;
 #[cfg(feature = "core")]
 pub mod interrupt;
 #[cfg(feature = "core")]
+pub mod own;
+#[cfg(feature = "core")]
 pub mod paging;
 #[cfg(feature = "core")]
 pub mod region;
@@ -28,3 +30,5 @@ pub mod region;
 pub mod scrub;
 #[cfg(feature = "core")]
 pub mod segments;
+#[cfg(feature = "core")]
+pub mod svm;

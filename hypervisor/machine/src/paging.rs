@@ -190,7 +190,7 @@ impl CopyWindow {
     ///
     /// # Safety
     /// `[from, from + into.len())` is RAM, and no Rust object lies in it.
-    pub unsafe fn read(&mut self, from: Hpa, into: &mut [u8]) {
+    pub unsafe fn read(&self, from: Hpa, into: &mut [u8]) {
         let mut at = from.get();
         for piece in into.chunks_mut(to_usize(Self::MAX)) {
             let source = core::ptr::with_exposed_provenance::<u8>(self.show(at));
@@ -206,7 +206,7 @@ impl CopyWindow {
     ///
     /// # Safety
     /// As [`Self::read`]; whoever owns that RAM expects it to change.
-    pub unsafe fn write(&mut self, to: Hpa, bytes: &[u8]) {
+    pub unsafe fn write(&self, to: Hpa, bytes: &[u8]) {
         let mut at = to.get();
         for piece in bytes.chunks(to_usize(Self::MAX)) {
             let target = core::ptr::with_exposed_provenance_mut::<u8>(self.show(at));
@@ -221,7 +221,7 @@ impl CopyWindow {
     ///
     /// # Safety
     /// As [`Self::write`].
-    pub unsafe fn wipe(&mut self, from: Hpa, length: u64) {
+    pub unsafe fn wipe(&self, from: Hpa, length: u64) {
         let mut at = from.get();
         let mut left = length;
         while left > 0 {
@@ -236,19 +236,19 @@ impl CopyWindow {
     }
 
     /// Shows the large page of `at` and the next; answers the virtual address of `at`.
-    fn show(&mut self, at: u64) -> usize {
+    fn show(&self, at: u64) -> usize {
         let page = at & !LARGE_PAGE.wrapping_sub(1);
         self.set(0, page | READ_WRITE | LARGE);
         self.set(1, page.wrapping_add(LARGE_PAGE) | READ_WRITE | LARGE);
         to_usize(WINDOW_VA.wrapping_add(at.wrapping_sub(page)))
     }
 
-    fn hide(&mut self) {
+    fn hide(&self) {
         self.set(0, 0);
         self.set(1, 0);
     }
 
-    fn set(&mut self, slot: u64, entry: u64) {
+    fn set(&self, slot: u64, entry: u64) {
         let at = self.first_entry.wrapping_add(slot.wrapping_mul(8));
         // SAFETY: the entry belongs to the page directory that `build` allocated, mapped with the region
         // for good; only this window writes it.

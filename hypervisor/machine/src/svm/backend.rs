@@ -1,0 +1,162 @@
+//! [`Backend`] for SVM.
+
+use core::fmt::{Result as FmtResult, Write};
+
+use dolmen_arch::cpuid::SvmFeatures;
+use dolmen_arch::instruction::InstructionLength;
+use dolmen_arch::register::{Cr0, Cr4, Efer, Rflags};
+use dolmen_arch::segment::{Attributes, Segment, SegmentName};
+use dolmen_arch::svm::{self, Clean};
+use dolmen_arch::{Event, Gprs, VmExit};
+use dolmen_vm::backend::{Backend, Readiness, Register, StartMode, StartState};
+
+use super::vcpu::Svm;
+
+impl Backend for Svm {
+    fn start(&mut self, state: &StartState) {
+        self.gprs = state.gprs;
+        let vmcb = self.vmcb.get_mut();
+        vmcb.reset_processor();
+        let save = vmcb.save_mut(Clean::all());
+        let (code, cr0) = match state.mode {
+            StartMode::Flat32 => (Attributes::CODE32, Cr0::PE.union(Cr0::ET)),
+            StartMode::Long64 { tables } => {
+                save.cr3 = tables.get();
+                save.cr4 = Cr4::PAE.bits();
+                save.efer |= (Efer::LME | Efer::LMA).bits();
+                (Attributes::CODE64, Cr0::PE.union(Cr0::ET).union(Cr0::PG))
+            }
+        };
+        let data = Segment::flat(state.data_selector, Attributes::DATA32);
+        save.cr0 = cr0.bits();
+        save.cs = Segment::flat(state.code_selector, code);
+        (save.ss, save.ds, save.es) = (data, data, data);
+        (save.gdtr.base, save.gdtr.limit) = (state.gdt_base.get(), u32::from(state.gdt_limit));
+        save.rip = state.entry;
+        self.flush_translations();
+    }
+
+    fn run(&mut self) -> VmExit {
+        self.enter()
+    }
+
+    fn gprs(&mut self) -> &mut Gprs {
+        &mut self.gprs
+    }
+
+    fn read(&self, register: Register) -> u64 {
+        let save = self.vmcb.get().save();
+        match register {
+            Register::Rip => save.rip,
+            Register::Rflags => save.rflags,
+            Register::Cr0 => save.cr0,
+            Register::Cr2 => save.cr2,
+            Register::Cr3 => save.cr3,
+            Register::Cr4 => save.cr4,
+            Register::Efer => Efer::from_bits_retain(save.efer).difference(Efer::SVME).bits(),
+            Register::Pat => save.pat,
+            Register::TscAux => self.extended.tsc_aux(),
+            Register::Xcr0 => self.extended.read_xcr0(),
+        }
+    }
+
+    fn write(&mut self, register: Register, value: u64) {
+        let vmcb = self.vmcb.get_mut();
+        match register {
+            Register::Rip => vmcb.save_mut(Clean::empty()).rip = value,
+            Register::Rflags => vmcb.save_mut(Clean::empty()).rflags = value,
+            Register::Cr0 => vmcb.save_mut(Clean::CRX).cr0 = value,
+            Register::Cr2 => vmcb.save_mut(Clean::CR2).cr2 = value,
+            Register::Cr3 => vmcb.save_mut(Clean::CRX).cr3 = value,
+            Register::Cr4 => vmcb.save_mut(Clean::CRX).cr4 = value,
+            // VMRUN refuses a guest without SVME, and every SVM instruction exits.
+            Register::Efer => {
+                vmcb.save_mut(Clean::CRX).efer = Efer::from_bits_retain(value).union(Efer::SVME).bits();
+            }
+            Register::Pat => vmcb.save_mut(Clean::NP).pat = value,
+            Register::TscAux => self.extended.write_tsc_aux(value),
+            Register::Xcr0 => self.extended.write_xcr0(value),
+        }
+    }
+
+    fn segment(&self, name: SegmentName) -> Segment {
+        self.vmcb.get().segment(name)
+    }
+
+    fn privilege(&self) -> u8 {
+        self.vmcb.get().privilege()
+    }
+
+    fn instruction_length(&self) -> Option<InstructionLength> {
+        svm::instruction_length(self.vmcb.get(), self.features.contains(SvmFeatures::NRIP_SAVE))
+    }
+
+    fn skip_instruction(&mut self, length: InstructionLength) {
+        let vmcb = self.vmcb.get_mut();
+        let is_long = {
+            let save = vmcb.save();
+            save.efer & Efer::LMA.bits() != 0 && save.cs.attributes().contains(Attributes::LONG)
+        };
+        let save = vmcb.save_mut(Clean::empty());
+        let next = save.rip.wrapping_add(length.get());
+        save.rip = if is_long { next } else { next & 0xffff_ffff };
+        save.rflags &= !Rflags::RF.bits();
+        self.end_shadow();
+    }
+
+    fn interrupted_event(&self) -> Option<Event> {
+        svm::pending_event(self.vmcb.get())
+    }
+
+    fn readiness(&self) -> Readiness {
+        let vmcb = self.vmcb.get();
+        if vmcb.control.is_injecting() {
+            Readiness::Busy
+        } else if !Rflags::from_bits_retain(vmcb.save().rflags).contains(Rflags::IF) {
+            Readiness::Masked
+        } else if Self::is_shadowed(vmcb) {
+            Readiness::Shadowed
+        } else {
+            Readiness::Ready
+        }
+    }
+
+    fn inject(&mut self, event: Event) {
+        self.end_watch();
+        self.vmcb.get_mut().control.inject(event);
+    }
+
+    fn request_interrupt_window(&mut self) {
+        self.begin_watch();
+    }
+
+    fn flush(&mut self) {
+        self.flush_translations();
+    }
+
+    fn dump(&self, log: &mut dyn Write) -> FmtResult {
+        let vmcb = self.vmcb.get();
+        let (control, save) = (&vmcb.control, vmcb.save());
+        writeln!(
+            log,
+            "svm: exit code={:#x} info1={:#x} info2={:#x} event={:?}",
+            control.exit_code().0,
+            control.exit_info1(),
+            control.exit_info2(),
+            control.interrupted_event()
+        )?;
+        writeln!(
+            log,
+            "svm: rip={:#x} rsp={:#x} rflags={:#x} cr0={:#x} cr2={:#x} cr3={:#x} cr4={:#x} efer={:#x} cs={:#x}",
+            save.rip,
+            save.rsp,
+            save.rflags,
+            save.cr0,
+            save.cr2,
+            save.cr3,
+            save.cr4,
+            save.efer,
+            save.cs.attributes
+        )
+    }
+}

@@ -1,0 +1,162 @@
+//! Turning SVM on.
+#![expect(unsafe_code, reason = "EFER and the SVM registers are MSRs")]
+// UNSAFETY: each MSR is one that CPUID's SVM bit promises; values are checked before they are written.
+
+use core::arch::x86_64::__cpuid_count;
+
+use dolmen_arch::cpuid::{CpuidSource, Leaf, SvmCapabilities, SvmFeatures};
+use dolmen_arch::msr;
+use dolmen_arch::register::Efer;
+use dolmen_arch::svm::permission::{IO_MAP_BYTES, MSR_MAP_BYTES};
+use dolmen_memory::{Hfn, Hpa, PAGE_SIZE};
+
+use super::extended;
+use super::frame::VmcbFrame;
+use super::msr as msr_access;
+use super::switch;
+use super::vcpu::Svm;
+use crate::region::Region;
+
+/// Why SVM cannot be used here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SvmError {
+    /// CPUID does not report SVM.
+    Absent,
+    /// Firmware switched SVM off and locked it (VM_CR.SVMDIS).
+    Disabled,
+    /// CPUID does not report nested paging.
+    NoNestedPaging,
+    /// Fewer than two address-space identifiers: none is left for a guest.
+    NoAsid,
+    /// The region has no frame left.
+    OutOfFrames,
+}
+
+/// CPUID of the processor this runs on.
+#[derive(Clone, Copy, Debug)]
+pub struct ThisCpu;
+
+impl CpuidSource for ThisCpu {
+    fn leaf(&self, leaf: u32, subleaf: u32) -> Leaf {
+        let answer = __cpuid_count(leaf, subleaf);
+        Leaf { eax: answer.eax, ebx: answer.ebx, ecx: answer.ecx, edx: answer.edx }
+    }
+}
+
+/// This processor, with SVM on.
+#[derive(Debug)]
+pub struct SvmCpu {
+    features: SvmFeatures,
+    host: VmcbFrame,
+    io_map: Hpa,
+    msr_map: Hfn,
+}
+
+const VM_CR_SVMDIS: u64 = 1 << 4;
+/// The guest's address space; 0 is the host's.
+const GUEST_ASID: u32 = 1;
+
+impl SvmCpu {
+    /// Turns SVM on, with permission maps that deny everything but the registers which the processor switches
+    /// itself.
+    ///
+    /// # Errors
+    /// [`SvmError`]; SVM may then be on, which does no harm.
+    ///
+    /// # Safety
+    /// Runs once on this processor, at CPL 0 with IF = 0, after the host's FS, GS, TR and LDTR are final.
+    /// Interrupts stay off (GIF = 0) from now on except in the windows of `cpu`.
+    pub unsafe fn enable(region: &mut Region) -> Result<Self, SvmError> {
+        let capabilities = SvmCapabilities::detect(&ThisCpu).ok_or(SvmError::Absent)?;
+        if !capabilities.features.contains(SvmFeatures::NESTED_PAGING) {
+            return Err(SvmError::NoNestedPaging);
+        }
+        if capabilities.asids <= GUEST_ASID {
+            return Err(SvmError::NoAsid);
+        }
+        // SAFETY: VM_CR exists where CPUID reports SVM.
+        if unsafe { msr_access::read(msr::VM_CR) } & VM_CR_SVMDIS != 0 {
+            return Err(SvmError::Disabled);
+        }
+        let save = region.allocate().ok_or(SvmError::OutOfFrames)?;
+        let mut host = VmcbFrame::allocate(region).ok_or(SvmError::OutOfFrames)?;
+        let io_map = denied(region, IO_MAP_BYTES)?.base();
+        let msr_map = denied(region, MSR_MAP_BYTES)?;
+        allow_switched_msrs(region, msr_map);
+        // SAFETY: EFER exists on every x86-64 processor.
+        let efer = Efer::from_bits_retain(unsafe { msr_access::read(msr::EFER) });
+        // SAFETY: SVM is there and not disabled, so SVME may be set; no other bit changes.
+        unsafe { msr_access::write(msr::EFER, efer.union(Efer::SVME).bits()) };
+        // SAFETY: the frame is ours, page-aligned and used for nothing else.
+        unsafe { msr_access::write(msr::VM_HSAVE_PA, save.base().get()) };
+        // SAFETY: SVME was just set. GIF = 0 is what the caller keeps.
+        unsafe { core::arch::asm!("clgi", options(nostack, nomem, preserves_flags)) };
+        // SAFETY: SVME was just set.
+        unsafe { switch::save_host(&mut host) };
+        Ok(Self { features: capabilities.features, host, io_map, msr_map })
+    }
+
+    /// Makes the one virtual processor that this processor runs, its nested tables rooted at `root`. It is in
+    /// the state after reset; its time-stamp counter reads `tsc_offset` more than the processor's.
+    ///
+    /// # Errors
+    /// [`SvmError::OutOfFrames`].
+    pub fn vcpu(self, region: &mut Region, root: Hfn, tsc_offset: u64) -> Result<Svm, SvmError> {
+        let mut frame = VmcbFrame::allocate(region).ok_or(SvmError::OutOfFrames)?;
+        let vmcb = frame.get_mut();
+        vmcb.control.set_permission_maps(self.io_map, self.msr_map.base());
+        vmcb.control.set_asid(GUEST_ASID);
+        vmcb.control.set_nested_root(root.base());
+        vmcb.control.set_tsc_offset(tsc_offset);
+        vmcb.control.virtualise_interrupt_masking();
+        let extended = extended::Extended::initialise();
+        Ok(Svm::new(frame, self.host, self.features, extended))
+    }
+}
+
+/// A permission map in which every bit is set.
+fn denied(region: &mut Region, bytes: usize) -> Result<Hfn, SvmError> {
+    let pages = crate::segments::to_u64(bytes) / PAGE_SIZE;
+    let first = region.allocate_run(pages).ok_or(SvmError::OutOfFrames)?;
+    for page in 0..pages {
+        let frame = page_of(first, page);
+        for index in 0..crate::region::ENTRIES {
+            region.write(frame, index, u64::MAX);
+        }
+    }
+    Ok(first)
+}
+
+/// Registers that VMLOAD and VMSAVE switch: the guest has them itself (APM vol. 2, 15.5.2).
+const SWITCHED: [u32; 10] = [
+    msr::SYSENTER_CS,
+    msr::SYSENTER_ESP,
+    msr::SYSENTER_EIP,
+    msr::STAR,
+    msr::LSTAR,
+    msr::CSTAR,
+    msr::SFMASK,
+    msr::FS_BASE,
+    msr::GS_BASE,
+    msr::KERNEL_GS_BASE,
+];
+
+fn allow_switched_msrs(region: &mut Region, map: Hfn) {
+    use dolmen_arch::svm::permission::{MsrAccess, msr_bit};
+    for (register, access) in
+        SWITCHED.iter().flat_map(|register| [(register, MsrAccess::Read), (register, MsrAccess::Write)])
+    {
+        let Some(bit) = msr_bit(*register, access) else { continue };
+        let offset = crate::segments::to_u64(bit.byte);
+        let frame = page_of(map, offset / PAGE_SIZE);
+        let index = dolmen_arch::bits::low16(offset % PAGE_SIZE / 8);
+        let mask = u64::from(bit.mask) << (offset % 8 * 8);
+        let word = region.read(frame, index);
+        region.write(frame, index, word & !mask);
+    }
+}
+
+/// The `index`-th frame of a run.
+const fn page_of(first: Hfn, index: u64) -> Hfn {
+    Hfn::containing(Hpa::new(first.base().get().wrapping_add(index.wrapping_mul(PAGE_SIZE))))
+}

@@ -1,0 +1,115 @@
+//! The world switch.
+#![expect(unsafe_code, reason = "registers change hands in assembly")]
+// UNSAFETY: one naked function; every register that the ABI wants preserved is pushed and popped.
+
+use core::arch::naked_asm;
+use core::mem::offset_of;
+
+use dolmen_arch::Gprs;
+
+use super::frame::VmcbFrame;
+
+/// Enters the guest of `guest` with `gprs` and comes back at its next exit. RAX and RSP travel in the VMCB.
+/// `host` keeps the host's half of what VMLOAD loads.
+pub(super) fn enter(gprs: &mut Gprs, guest: &mut VmcbFrame, host: &mut VmcbFrame) {
+    let (guest, host) = (guest.physical().get(), host.physical().get());
+    // SAFETY: an `Svm` exists only after `SvmCpu::enable`, so SVME is set, VM_HSAVE_PA names a frame of our
+    // own and GIF is 0. Both frames are whole pages that we borrow mutably. `host` was filled by VMSAVE
+    // on this processor. The guest reaches only memory that its nested tables map: never ours.
+    unsafe { world_switch(gprs, guest, host) };
+}
+
+/// Fills `host` with this processor's FS, GS, TR, LDTR and system-call registers.
+///
+/// # Safety
+/// EFER.SVME is set.
+pub(super) unsafe fn save_host(host: &mut VmcbFrame) {
+    let at = host.physical().get();
+    // SAFETY: VMSAVE takes its address in RAX and writes only to that frame, which is borrowed mutably; SVME
+    // is on, by the caller's promise.
+    unsafe { core::arch::asm!("vmsave rax", in("rax") at, options(nostack, preserves_flags)) };
+}
+
+/// 1. Save the host's callee-saved registers and the three arguments.
+/// 2. Load the guest's VMLOAD set and general-purpose registers; IF = 1, so that interrupts end its turn.
+///    IF is set early: its shadow must not reach into the guest.
+/// 3. VMRUN. The processor comes back with the host's RAX, RSP, RIP and RFLAGS, and GIF = 0.
+/// 4. IF = 0; save the guest's VMLOAD set and registers, load the host's VMLOAD set.
+///
+/// # Safety
+/// EFER.SVME is set, VM_HSAVE_PA is valid, GIF = 0; `gprs` may be read and written; the two addresses are
+/// frames that hold VMCBs nobody looks at meanwhile, `host`'s filled by VMSAVE.
+#[unsafe(naked)]
+unsafe extern "sysv64" fn world_switch(gprs: *mut Gprs, guest: u64, host: u64) {
+    naked_asm!(
+        "push rbp",
+        "push rbx",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "push rdx",
+        "push rdi",
+        "sti",
+        "mov rax, rsi",
+        "vmload rax",
+        "mov rcx, [rdi + {rcx}]",
+        "mov rdx, [rdi + {rdx}]",
+        "mov rbx, [rdi + {rbx}]",
+        "mov rbp, [rdi + {rbp}]",
+        "mov rsi, [rdi + {rsi}]",
+        "mov r8, [rdi + {r8}]",
+        "mov r9, [rdi + {r9}]",
+        "mov r10, [rdi + {r10}]",
+        "mov r11, [rdi + {r11}]",
+        "mov r12, [rdi + {r12}]",
+        "mov r13, [rdi + {r13}]",
+        "mov r14, [rdi + {r14}]",
+        "mov r15, [rdi + {r15}]",
+        "mov rdi, [rdi + {rdi}]",
+        "vmrun rax",
+        "cli",
+        "vmsave rax",
+        "push rdi",
+        "mov rdi, [rsp + 8]",
+        "mov [rdi + {rcx}], rcx",
+        "mov [rdi + {rdx}], rdx",
+        "mov [rdi + {rbx}], rbx",
+        "mov [rdi + {rbp}], rbp",
+        "mov [rdi + {rsi}], rsi",
+        "mov [rdi + {r8}], r8",
+        "mov [rdi + {r9}], r9",
+        "mov [rdi + {r10}], r10",
+        "mov [rdi + {r11}], r11",
+        "mov [rdi + {r12}], r12",
+        "mov [rdi + {r13}], r13",
+        "mov [rdi + {r14}], r14",
+        "mov [rdi + {r15}], r15",
+        "pop qword ptr [rdi + {rdi}]",
+        "mov rax, [rsp + 8]",
+        "vmload rax",
+        "add rsp, 16",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbx",
+        "pop rbp",
+        "cld",
+        "ret",
+        rcx = const offset_of!(Gprs, rcx),
+        rdx = const offset_of!(Gprs, rdx),
+        rbx = const offset_of!(Gprs, rbx),
+        rbp = const offset_of!(Gprs, rbp),
+        rsi = const offset_of!(Gprs, rsi),
+        rdi = const offset_of!(Gprs, rdi),
+        r8 = const offset_of!(Gprs, r8),
+        r9 = const offset_of!(Gprs, r9),
+        r10 = const offset_of!(Gprs, r10),
+        r11 = const offset_of!(Gprs, r11),
+        r12 = const offset_of!(Gprs, r12),
+        r13 = const offset_of!(Gprs, r13),
+        r14 = const offset_of!(Gprs, r14),
+        r15 = const offset_of!(Gprs, r15),
+    )
+}

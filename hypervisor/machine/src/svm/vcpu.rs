@@ -1,0 +1,199 @@
+//! One virtual processor: its control block and what goes on around an entry.
+
+use dolmen_arch::cpuid::SvmFeatures;
+use dolmen_arch::register::Rflags;
+use dolmen_arch::svm::intercept::Intercepts;
+use dolmen_arch::svm::{self, Clean, TlbControl, Vmcb};
+use dolmen_arch::{Gprs, Vector, VmExit};
+
+use super::extended::Extended;
+use super::frame::VmcbFrame;
+use super::switch;
+
+/// How the guest is watched for the moment it can take an interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Watch {
+    /// Not at all.
+    Off,
+    /// By a virtual interrupt whose delivery exits.
+    Window,
+    /// By the trap flag, for one instruction. Some processors lose the interrupt shadow at VMRUN, so the
+    /// virtual interrupt would come too early; single-stepping is right on all.
+    Step(Step),
+}
+
+/// What single-stepping hides from the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Step {
+    had_trap_flag: bool,
+    had_step_status: bool,
+}
+
+/// DR6.BS: the #DB came from the trap flag.
+const STEP_STATUS: u64 = 1 << 14;
+/// All exceptions but #BP and #OF, whose delivery needs the length of their instruction: a stray trap flag in
+/// a frame that the guest pushes would single-step it for ever after.
+const STEP_EXCEPTIONS: u32 = !(1 << 3 | 1 << 4);
+
+/// A virtual processor on SVM.
+#[derive(Debug)]
+pub struct Svm {
+    pub(super) vmcb: VmcbFrame,
+    host: VmcbFrame,
+    pub(super) gprs: Gprs,
+    pub(super) extended: Extended,
+    pub(super) features: SvmFeatures,
+    watch: Watch,
+    /// Where the guest stood in an interrupt shadow at an exit that changed nothing.
+    shadow_at: Option<u64>,
+}
+
+impl Svm {
+    pub(super) fn new(
+        mut vmcb: VmcbFrame,
+        host: VmcbFrame,
+        features: SvmFeatures,
+        extended: Extended,
+    ) -> Self {
+        vmcb.get_mut().control.set_intercepts(Intercepts::GUEST);
+        vmcb.get_mut().reset_processor();
+        let mut svm = Self {
+            vmcb,
+            host,
+            gprs: Gprs::default(),
+            extended,
+            features,
+            watch: Watch::Off,
+            shadow_at: None,
+        };
+        svm.flush_translations();
+        svm
+    }
+
+    /// XCR0 bits that this processor has and the guest may be offered.
+    #[must_use]
+    pub const fn xcr0_mask(&self) -> u64 {
+        self.extended.xcr0_mask()
+    }
+
+    pub(super) fn flush_translations(&mut self) {
+        let by_asid = self.features.contains(SvmFeatures::FLUSH_BY_ASID);
+        let what = if by_asid { TlbControl::Guest } else { TlbControl::All };
+        self.vmcb.get_mut().control.set_tlb_control(what);
+    }
+
+    /// Enters the guest once.
+    pub(super) fn enter(&mut self) -> VmExit {
+        let stepping = matches!(self.watch, Watch::Step(_));
+        let vmcb = self.vmcb.get_mut();
+        vmcb.sanitise_debug();
+        let (rax, rsp) = (self.gprs.rax, self.gprs.rsp);
+        let save = vmcb.save_mut(Clean::empty());
+        (save.rax, save.rsp) = (rax, rsp);
+        if stepping {
+            save.rflags |= Rflags::TF.bits();
+        }
+        switch::enter(&mut self.gprs, &mut self.vmcb, &mut self.host);
+        self.after_exit()
+    }
+
+    fn after_exit(&mut self) -> VmExit {
+        let keeps = self.features.contains(SvmFeatures::VMCB_CLEAN);
+        let vmcb = self.vmcb.get_mut();
+        vmcb.control.set_tlb_control(TlbControl::Keep);
+        vmcb.control.set_clean(if keeps { Clean::all() } else { Clean::empty() });
+        vmcb.control.clear_injection();
+        (self.gprs.rax, self.gprs.rsp) = (vmcb.save().rax, vmcb.save().rsp);
+        let exit = svm::decode(self.vmcb.get(), &self.gprs);
+        self.track_shadow(exit);
+        match self.watch {
+            Watch::Off => exit,
+            Watch::Window => {
+                if exit == VmExit::InterruptWindow {
+                    self.end_watch();
+                }
+                exit
+            }
+            Watch::Step(step) => self.finish_step(step, exit),
+        }
+    }
+
+    /// Keeps the shadow over exits in which the guest executed nothing: entering ends it on processors that do
+    /// not load it, so the processor's own word at the second exit in a row is worth nothing.
+    fn track_shadow(&mut self, exit: VmExit) {
+        let vmcb = self.vmcb.get_mut();
+        let rip = vmcb.save().rip;
+        let is_physical = matches!(
+            exit,
+            VmExit::HostInterrupt | VmExit::HostNmi | VmExit::HostSmi | VmExit::HostInit
+        );
+        if vmcb.control.is_shadowed() {
+            self.shadow_at = Some(rip);
+        } else if is_physical && self.shadow_at == Some(rip) {
+            vmcb.control.set_shadow();
+        } else {
+            self.shadow_at = None;
+        }
+    }
+
+    /// Whether the guest stands in an interrupt shadow.
+    pub(super) const fn is_shadowed(vmcb: &Vmcb) -> bool {
+        vmcb.control.is_shadowed()
+    }
+
+    pub(super) const fn end_shadow(&mut self) {
+        self.shadow_at = None;
+        self.vmcb.get_mut().control.clear_shadow();
+    }
+
+    /// Watches for the moment the guest can take an interrupt.
+    pub(super) fn begin_watch(&mut self) {
+        let vmcb = self.vmcb.get_mut();
+        let flags = Rflags::from_bits_retain(vmcb.save().rflags);
+        if Self::is_shadowed(vmcb) && flags.contains(Rflags::IF) {
+            if !matches!(self.watch, Watch::Step(_)) {
+                vmcb.control.set_interrupt_window(false);
+                vmcb.control.set_exceptions(STEP_EXCEPTIONS);
+                self.watch = Watch::Step(Step {
+                    had_trap_flag: flags.contains(Rflags::TF),
+                    had_step_status: vmcb.save().dr6 & STEP_STATUS != 0,
+                });
+            }
+        } else if self.watch == Watch::Off {
+            vmcb.control.set_interrupt_window(true);
+            self.watch = Watch::Window;
+        }
+    }
+
+    /// Ends the watch.
+    pub(super) fn end_watch(&mut self) {
+        match self.watch {
+            Watch::Off => {}
+            Watch::Window => self.vmcb.get_mut().control.set_interrupt_window(false),
+            Watch::Step(step) => self.hide_step(step),
+        }
+        self.watch = Watch::Off;
+    }
+
+    /// Takes the trap flag back.
+    fn hide_step(&mut self, step: Step) {
+        let vmcb = self.vmcb.get_mut();
+        vmcb.control.set_exceptions(0);
+        if !step.had_trap_flag {
+            vmcb.save_mut(Clean::empty()).rflags &= !Rflags::TF.bits();
+        }
+    }
+
+    fn finish_step(&mut self, step: Step, exit: VmExit) -> VmExit {
+        self.end_watch();
+        let is_ours = matches!(exit, VmExit::Exception { vector: Vector::DB, .. }) && !step.had_trap_flag;
+        if !is_ours {
+            return exit;
+        }
+        if !step.had_step_status {
+            self.vmcb.get_mut().save_mut(Clean::DRX).dr6 &= !STEP_STATUS;
+        }
+        self.end_shadow();
+        VmExit::Stepped
+    }
+}
