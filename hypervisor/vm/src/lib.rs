@@ -6,8 +6,10 @@
     allow(clippy::arithmetic_side_effects, clippy::as_conversions, reason = "tests may overflow loudly")
 )]
 
+pub mod backend;
 pub mod board;
 pub mod device;
+pub mod exit;
 pub mod layout;
 pub mod manifest;
 pub mod pvclock;

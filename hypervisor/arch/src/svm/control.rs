@@ -215,6 +215,11 @@ impl ControlArea {
         self.event_injection = event::encode(event);
     }
 
+    /// Takes an event that waits for the next entry back.
+    pub const fn clear_injection(&mut self) {
+        self.event_injection = 0;
+    }
+
     /// Whether an event waits for the next entry.
     pub const fn is_injecting(&self) -> bool {
         self.event_injection >> 31 & 1 != 0

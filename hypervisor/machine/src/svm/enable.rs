@@ -4,10 +4,11 @@
 
 use core::arch::x86_64::__cpuid_count;
 
+use dolmen_arch::bits::low16;
 use dolmen_arch::cpuid::{CpuidSource, Leaf, SvmCapabilities, SvmFeatures};
 use dolmen_arch::msr;
 use dolmen_arch::register::Efer;
-use dolmen_arch::svm::permission::{IO_MAP_BYTES, MSR_MAP_BYTES};
+use dolmen_arch::svm::permission::{IO_MAP_BYTES, MSR_MAP_BYTES, MapBit, MsrAccess, msr_bit};
 use dolmen_memory::{Hfn, Hpa, PAGE_SIZE};
 
 use super::extended;
@@ -16,6 +17,7 @@ use super::msr as msr_access;
 use super::switch;
 use super::vcpu::Svm;
 use crate::region::Region;
+use crate::segments::to_u64;
 
 /// Why SVM cannot be used here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +36,7 @@ pub enum SvmError {
 
 /// CPUID of the processor this runs on.
 #[derive(Clone, Copy, Debug)]
-pub struct ThisCpu;
+pub(super) struct ThisCpu;
 
 impl CpuidSource for ThisCpu {
     fn leaf(&self, leaf: u32, subleaf: u32) -> Leaf {
@@ -116,7 +118,7 @@ impl SvmCpu {
 
 /// A permission map in which every bit is set.
 fn denied(region: &mut Region, bytes: usize) -> Result<Hfn, SvmError> {
-    let pages = crate::segments::to_u64(bytes) / PAGE_SIZE;
+    let pages = to_u64(bytes) / PAGE_SIZE;
     let first = region.allocate_run(pages).ok_or(SvmError::OutOfFrames)?;
     for page in 0..pages {
         let frame = page_of(first, page);
@@ -142,18 +144,27 @@ const SWITCHED: [u32; 10] = [
 ];
 
 fn allow_switched_msrs(region: &mut Region, map: Hfn) {
-    use dolmen_arch::svm::permission::{MsrAccess, msr_bit};
-    for (register, access) in
-        SWITCHED.iter().flat_map(|register| [(register, MsrAccess::Read), (register, MsrAccess::Write)])
-    {
-        let Some(bit) = msr_bit(*register, access) else { continue };
-        let offset = crate::segments::to_u64(bit.byte);
-        let frame = page_of(map, offset / PAGE_SIZE);
-        let index = dolmen_arch::bits::low16(offset % PAGE_SIZE / 8);
-        let mask = u64::from(bit.mask) << (offset % 8 * 8);
-        let word = region.read(frame, index);
-        region.write(frame, index, word & !mask);
+    for register in SWITCHED {
+        for access in [MsrAccess::Read, MsrAccess::Write] {
+            if let Some(bit) = msr_bit(register, access) {
+                clear_bit(region, map, bit);
+            }
+        }
     }
+}
+
+/// Clears one bit of a map, of which the region gives us 64-bit words.
+fn clear_bit(region: &mut Region, map: Hfn, bit: MapBit) {
+    let offset = to_u64(bit.byte);
+    let frame = page_of(map, offset / PAGE_SIZE);
+    let index = low16(offset % PAGE_SIZE / 8);
+    let mut word = region.read(frame, index).to_le_bytes();
+    for (place, byte) in (0u64..).zip(word.iter_mut()) {
+        if place == offset % 8 {
+            *byte &= !bit.mask;
+        }
+    }
+    region.write(frame, index, u64::from_le_bytes(word));
 }
 
 /// The `index`-th frame of a run.

@@ -48,8 +48,11 @@ impl Extended {
         let has_xsave = ThisCpu.leaf(FEATURES, 0).ecx & ECX_XSAVE != 0;
         let leaf = ThisCpu.leaf(XSAVE_LEAF, 0);
         let xcr0_mask = if has_xsave { u64::from(leaf.edx) << 32 | u64::from(leaf.eax) } else { 0 };
-        let mut state =
-            Self { xcr0_mask, has_tsc_aux: ThisCpu.leaf(EXTENDED_FEATURES, 0).edx & EDX_RDTSCP != 0, tsc_aux: 0 };
+        let mut state = Self {
+            xcr0_mask,
+            has_tsc_aux: ThisCpu.leaf(EXTENDED_FEATURES, 0).edx & EDX_RDTSCP != 0,
+            tsc_aux: 0,
+        };
         let cr0 = Cr0::from_bits_retain(cpu::read_cr0()).difference(Cr0::TS.union(Cr0::EM)).union(Cr0::MP);
         // SAFETY: TS and EM only make x87 instructions fault; paging and protection are untouched.
         unsafe { cpu::write_cr0(cr0.bits()) };

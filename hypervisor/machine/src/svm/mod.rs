@@ -21,6 +21,7 @@ mod extended;
 mod frame;
 mod msr;
 mod switch;
+mod tables;
 mod vcpu;
 
 pub use enable::{SvmCpu, SvmError};

@@ -9,6 +9,48 @@ use dolmen_arch::Gprs;
 
 use super::frame::VmcbFrame;
 
+/// Loads all general-purpose registers but RAX, RSP and RDI from the [`Gprs`] that RDI points to.
+macro_rules! load_gprs {
+    () => {
+        concat!(
+            "mov rcx, [rdi + {rcx}]\n",
+            "mov rdx, [rdi + {rdx}]\n",
+            "mov rbx, [rdi + {rbx}]\n",
+            "mov rbp, [rdi + {rbp}]\n",
+            "mov rsi, [rdi + {rsi}]\n",
+            "mov r8, [rdi + {r8}]\n",
+            "mov r9, [rdi + {r9}]\n",
+            "mov r10, [rdi + {r10}]\n",
+            "mov r11, [rdi + {r11}]\n",
+            "mov r12, [rdi + {r12}]\n",
+            "mov r13, [rdi + {r13}]\n",
+            "mov r14, [rdi + {r14}]\n",
+            "mov r15, [rdi + {r15}]\n",
+        )
+    };
+}
+
+/// Stores them.
+macro_rules! store_gprs {
+    () => {
+        concat!(
+            "mov [rdi + {rcx}], rcx\n",
+            "mov [rdi + {rdx}], rdx\n",
+            "mov [rdi + {rbx}], rbx\n",
+            "mov [rdi + {rbp}], rbp\n",
+            "mov [rdi + {rsi}], rsi\n",
+            "mov [rdi + {r8}], r8\n",
+            "mov [rdi + {r9}], r9\n",
+            "mov [rdi + {r10}], r10\n",
+            "mov [rdi + {r11}], r11\n",
+            "mov [rdi + {r12}], r12\n",
+            "mov [rdi + {r13}], r13\n",
+            "mov [rdi + {r14}], r14\n",
+            "mov [rdi + {r15}], r15\n",
+        )
+    };
+}
+
 /// Enters the guest of `guest` with `gprs` and comes back at its next exit. RAX and RSP travel in the VMCB.
 /// `host` keeps the host's half of what VMLOAD loads.
 pub(super) fn enter(gprs: &mut Gprs, guest: &mut VmcbFrame, host: &mut VmcbFrame) {
@@ -53,38 +95,14 @@ unsafe extern "sysv64" fn world_switch(gprs: *mut Gprs, guest: u64, host: u64) {
         "sti",
         "mov rax, rsi",
         "vmload rax",
-        "mov rcx, [rdi + {rcx}]",
-        "mov rdx, [rdi + {rdx}]",
-        "mov rbx, [rdi + {rbx}]",
-        "mov rbp, [rdi + {rbp}]",
-        "mov rsi, [rdi + {rsi}]",
-        "mov r8, [rdi + {r8}]",
-        "mov r9, [rdi + {r9}]",
-        "mov r10, [rdi + {r10}]",
-        "mov r11, [rdi + {r11}]",
-        "mov r12, [rdi + {r12}]",
-        "mov r13, [rdi + {r13}]",
-        "mov r14, [rdi + {r14}]",
-        "mov r15, [rdi + {r15}]",
+        load_gprs!(),
         "mov rdi, [rdi + {rdi}]",
         "vmrun rax",
         "cli",
         "vmsave rax",
         "push rdi",
         "mov rdi, [rsp + 8]",
-        "mov [rdi + {rcx}], rcx",
-        "mov [rdi + {rdx}], rdx",
-        "mov [rdi + {rbx}], rbx",
-        "mov [rdi + {rbp}], rbp",
-        "mov [rdi + {rsi}], rsi",
-        "mov [rdi + {r8}], r8",
-        "mov [rdi + {r9}], r9",
-        "mov [rdi + {r10}], r10",
-        "mov [rdi + {r11}], r11",
-        "mov [rdi + {r12}], r12",
-        "mov [rdi + {r13}], r13",
-        "mov [rdi + {r14}], r14",
-        "mov [rdi + {r15}], r15",
+        store_gprs!(),
         "pop qword ptr [rdi + {rdi}]",
         "mov rax, [rsp + 8]",
         "vmload rax",

@@ -123,10 +123,8 @@ impl Svm {
     fn track_shadow(&mut self, exit: VmExit) {
         let vmcb = self.vmcb.get_mut();
         let rip = vmcb.save().rip;
-        let is_physical = matches!(
-            exit,
-            VmExit::HostInterrupt | VmExit::HostNmi | VmExit::HostSmi | VmExit::HostInit
-        );
+        let is_physical =
+            matches!(exit, VmExit::HostInterrupt | VmExit::HostNmi | VmExit::HostSmi | VmExit::HostInit);
         if vmcb.control.is_shadowed() {
             self.shadow_at = Some(rip);
         } else if is_physical && self.shadow_at == Some(rip) {
