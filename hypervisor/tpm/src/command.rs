@@ -125,7 +125,7 @@ pub fn pcr_extend<'b>(
 }
 
 /// An authorisation area of one session: the password session with an empty password.
-fn password_session(w: &mut Writer<'_>) -> Result<(), EncodeError> {
+pub(crate) fn password_session(w: &mut Writer<'_>) -> Result<(), EncodeError> {
     w.u32(9)?;
     w.u32(handle::PASSWORD)?;
     w.u16(0)?;

@@ -18,5 +18,38 @@ pub mod response;
 pub mod tis;
 mod transport;
 
+#[cfg(feature = "keys")]
+pub mod attest;
+#[cfg(feature = "keys")]
+pub mod crypto;
+#[cfg(feature = "keys")]
+pub mod drbg;
+#[cfg(feature = "keys")]
+mod error;
+#[cfg(feature = "keys")]
+mod exchange;
+#[cfg(feature = "keys")]
+pub mod keys;
+#[cfg(feature = "keys")]
+pub mod policy;
+#[cfg(feature = "keys")]
+pub mod primary;
+#[cfg(feature = "keys")]
+pub mod public;
+#[cfg(feature = "keys")]
+pub mod quote;
+#[cfg(feature = "keys")]
+pub mod reseed;
+#[cfg(feature = "keys")]
+mod secret;
+#[cfg(feature = "keys")]
+pub mod session;
+
+#[cfg(feature = "keys")]
+pub use error::{KeyError, KeyRole};
+#[cfg(feature = "keys")]
+pub use exchange::Exchange;
 pub use response::TpmError;
+#[cfg(feature = "keys")]
+pub use secret::Secret;
 pub use transport::{MAX_MESSAGE, PolledTransport, Transport, TransportError};

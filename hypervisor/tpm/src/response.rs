@@ -18,8 +18,10 @@ pub enum TpmError {
     Transport(TransportError),
     /// What came is no response to this command.
     Decode(DecodeError),
-    /// The TPM refused.
+    /// The TPM refused. No HMAC protects a refusal: it may be anybody's on the bus.
     Refused(ResponseCode),
+    /// The response's HMAC is wrong: it is not from the TPM that this session was started with, or it is old.
+    Forged,
 }
 
 impl From<EncodeError> for TpmError {
@@ -134,7 +136,7 @@ impl PcrValue {
     }
 }
 
-/// The answer to [`pcr_read`]: `None` if the bank or the PCR in it is not there.
+/// The answer to [`pcr_read`](crate::command::pcr_read): `None` if the bank or the PCR in it is not there.
 ///
 /// # Errors
 /// As [`Response::plain`]; a value of another bank, PCR or size than asked for is an error.
@@ -197,6 +199,13 @@ impl Banks {
         self.active().any(|bank| bank.algorithm == algorithm && bank.contains(pcr))
     }
 
+    /// Whether this selection, marshalled, is `bytes`.
+    #[must_use]
+    pub fn marshals_to(&self, bytes: &[u8]) -> bool {
+        let mut r = Reader::new(bytes);
+        read_selection(&mut r).is_ok_and(|other| other == *self) && r.finish().is_ok()
+    }
+
     fn is_exactly(&self, algorithm: u16, pcr: PcrIndex) -> bool {
         let mut active = self.active();
         let [a, b, c] = pcr.bitmap();
@@ -237,7 +246,7 @@ fn capability_data(bytes: &[u8], what: u32) -> Result<(bool, Reader<'_>), TpmErr
     if told == what { Ok((more, r)) } else { Err(DecodeError::Value(told).into()) }
 }
 
-/// The answer to [`get_capability`] for [`capability::PCRS`].
+/// The answer to [`get_capability`](crate::command::get_capability) for [`capability::PCRS`].
 ///
 /// # Errors
 /// As [`Response::plain`]; more than [`MAX_BANKS`] banks are an error, not a cut.
@@ -248,7 +257,7 @@ pub fn decode_banks(bytes: &[u8]) -> Result<Banks, TpmError> {
     if more { Err(DecodeError::Trailing.into()) } else { Ok(banks) }
 }
 
-/// The answer to [`get_capability`] for [`capability::PROPERTIES`] with a count of one: the value of `property`,
+/// The answer to [`get_capability`](crate::command::get_capability) for [`capability::PROPERTIES`] with a count of one: the value of `property`,
 /// `None` if the TPM does not have it.
 ///
 /// # Errors
@@ -266,7 +275,7 @@ pub fn decode_property(bytes: &[u8], property: u32) -> Result<Option<u32>, TpmEr
     }
 }
 
-/// The answer to [`get_capability`] for [`capability::HANDLES`] with a count of one: the first handle from the one
+/// The answer to [`get_capability`](crate::command::get_capability) for [`capability::HANDLES`] with a count of one: the first handle from the one
 /// asked for on.
 ///
 /// # Errors
@@ -284,16 +293,23 @@ pub fn decode_first_handle(bytes: &[u8]) -> Result<Option<u32>, TpmError> {
     }
 }
 
-/// The answer to [`get_random`]: 1 to `most` bytes.
+/// The answer to [`get_random`](crate::command::get_random): 1 to `most` bytes.
 ///
 /// # Errors
 /// As [`Response::plain`].
 pub fn decode_random(bytes: &[u8], most: u16) -> Result<&[u8], TpmError> {
-    let mut r = Response::plain(bytes)?;
+    Ok(read_random(Response::plain(bytes)?, most)?)
+}
+
+/// The parameters of TPM2_GetRandom's answer.
+///
+/// # Errors
+/// [`DecodeError`] for what is wrong.
+pub fn read_random(mut r: Reader<'_>, most: u16) -> Result<&[u8], DecodeError> {
     let random = r.tpm2b()?;
     r.finish()?;
     if random.is_empty() || random.len() > usize::from(most) {
-        return Err(DecodeError::Length(u32::try_from(random.len()).unwrap_or(u32::MAX)).into());
+        return Err(DecodeError::Length(u32::try_from(random.len()).unwrap_or(u32::MAX)));
     }
     Ok(random)
 }

@@ -10,6 +10,8 @@
     reason = "a broken fixture ends the test"
 )]
 
+mod bus;
+mod keys;
 mod measuring;
 mod swtpm;
 mod tis_model;

@@ -1,0 +1,153 @@
+//! The random generator: ChaCha20 from a library, seeded by the TPM and the processor.
+//!
+//! Each request ends by drawing the next key from the stream itself, so that who reads this memory later
+//! learns nothing of what was given out before. It asks to be reseeded early and refuses to go on late.
+
+use chacha20::ChaCha20Rng;
+use chacha20::rand_core::{Rng, SeedableRng};
+
+use crate::crypto::sha256;
+use crate::secret::Secret;
+
+/// Bytes, and requests, after which a reseed is due.
+const SOFT_BYTES: u64 = 1 << 20;
+const SOFT_REQUESTS: u64 = 1 << 12;
+/// Bytes, and requests, after which there is nothing without one.
+const HARD_BYTES: u64 = 1 << 30;
+const HARD_REQUESTS: u64 = 1 << 22;
+
+/// Too much was drawn since the last seed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exhausted;
+
+/// A seeded generator; wiped when dropped.
+pub struct Drbg {
+    rng: ChaCha20Rng,
+    bytes: u64,
+    requests: u64,
+    /// Requests at which a reseed is asked for again after one failed.
+    postponed: u64,
+}
+
+impl Drbg {
+    /// A generator from `entropy`: all its parts together, each with its length.
+    #[must_use]
+    pub fn new(entropy: &[&[u8]]) -> Self {
+        let seed = condense(b"dolmen-drbg-1", &[0; 32], entropy);
+        Self { rng: ChaCha20Rng::from_seed(*seed.expose()), bytes: 0, requests: 0, postponed: 0 }
+    }
+
+    /// Mixes `entropy` in. What was there before is kept: bad entropy does no harm.
+    pub fn reseed(&mut self, entropy: &[&[u8]]) {
+        let mut old = Secret::new([0; 32]);
+        self.rng.fill_bytes(old.expose_mut());
+        let seed = condense(b"dolmen-reseed-1", old.expose(), entropy);
+        self.rng = ChaCha20Rng::from_seed(*seed.expose());
+        self.bytes = 0;
+        self.requests = 0;
+        self.postponed = 0;
+    }
+
+    /// Asks again only after some more requests: a reseed has just failed.
+    pub const fn postpone_reseed(&mut self) {
+        self.postponed = self.requests.saturating_add(SOFT_REQUESTS);
+    }
+
+    /// Whether it is time to reseed.
+    #[must_use]
+    pub const fn wants_reseed(&self) -> bool {
+        (self.bytes >= SOFT_BYTES || self.requests >= SOFT_REQUESTS) && self.requests >= self.postponed
+    }
+
+    /// Fills `out`.
+    ///
+    /// # Errors
+    /// [`Exhausted`] when a reseed is long overdue; `out` is not touched then.
+    pub fn fill(&mut self, out: &mut [u8]) -> Result<(), Exhausted> {
+        if self.bytes >= HARD_BYTES || self.requests >= HARD_REQUESTS {
+            return Err(Exhausted);
+        }
+        self.fill_unlimited(out);
+        self.bytes = self.bytes.saturating_add(u64::try_from(out.len()).unwrap_or(u64::MAX));
+        self.requests = self.requests.saturating_add(1);
+        Ok(())
+    }
+
+    fn fill_unlimited(&mut self, out: &mut [u8]) {
+        self.rng.fill_bytes(out);
+        let mut next = Secret::new([0; 32]);
+        self.rng.fill_bytes(next.expose_mut());
+        self.rng = ChaCha20Rng::from_seed(*next.expose());
+    }
+
+    /// 32 bytes that need not be secret, limit or not: for the nonce of the exchange that brings the new seed.
+    pub(crate) fn nonce(&mut self) -> [u8; 32] {
+        let mut out = [0; 32];
+        self.fill_unlimited(&mut out);
+        out
+    }
+
+    /// 32 fresh bytes.
+    ///
+    /// # Errors
+    /// As [`Drbg::fill`].
+    pub fn draw(&mut self) -> Result<[u8; 32], Exhausted> {
+        let mut out = [0; 32];
+        self.fill(&mut out)?;
+        Ok(out)
+    }
+}
+
+impl core::fmt::Debug for Drbg {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("<secret>")
+    }
+}
+
+fn condense(tag: &[u8], old: &[u8; 32], entropy: &[&[u8]]) -> Secret<[u8; 32]> {
+    let mut seed = Secret::new(sha256(&[tag, old]));
+    for part in entropy {
+        let length = u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes();
+        seed = Secret::new(sha256(&[tag, seed.expose(), &length, part]));
+    }
+    seed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_of_the_entropy_and_its_border_matters() {
+        let first = Drbg::new(&[b"ab", b"c"]).draw().unwrap();
+        assert_eq!(first, Drbg::new(&[b"ab", b"c"]).draw().unwrap());
+        assert_ne!(first, Drbg::new(&[b"a", b"bc"]).draw().unwrap());
+        assert_ne!(first, Drbg::new(&[b"ab"]).draw().unwrap());
+    }
+
+    #[test]
+    fn a_reseed_changes_the_stream_and_keeps_the_old_secret() {
+        let (mut one, mut two) = (Drbg::new(&[b"one"]), Drbg::new(&[b"two"]));
+        let unseeded = Drbg::new(&[b"one"]).draw().unwrap();
+        one.reseed(&[b"known to all"]);
+        two.reseed(&[b"known to all"]);
+        let (a, b) = (one.draw().unwrap(), two.draw().unwrap());
+        assert_ne!(a, b);
+        assert_ne!(a, unseeded);
+    }
+
+    #[test]
+    fn it_asks_for_a_reseed_early_and_stops_late() {
+        let mut drbg = Drbg::new(&[b"x"]);
+        drbg.requests = SOFT_REQUESTS - 1;
+        assert!(!drbg.wants_reseed());
+        drbg.draw().unwrap();
+        assert!(drbg.wants_reseed());
+        drbg.postpone_reseed();
+        assert!(!drbg.wants_reseed());
+        drbg.bytes = HARD_BYTES;
+        assert_eq!(drbg.draw(), Err(Exhausted));
+        drbg.reseed(&[b"y"]);
+        assert!(drbg.draw().is_ok());
+    }
+}
