@@ -8,6 +8,7 @@
 
 pub mod backend;
 pub mod board;
+pub mod cpuid;
 pub mod device;
 pub mod exit;
 pub mod layout;
