@@ -69,7 +69,9 @@ impl fmt::Display for Expected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::KeyValue => f.write_str("launch=, core=, manifest=, component= or region_mib= and a value"),
-            Self::Path => write!(f, "an absolute path of at most {MAX_PATH} characters, like \\dolmen\\core.bin"),
+            Self::Path => {
+                write!(f, "an absolute path of at most {MAX_PATH} characters, like \\dolmen\\core.bin")
+            }
             Self::RegionMib => {
                 let (low, high) = (REGION_MIB.start(), REGION_MIB.end());
                 write!(f, "an even number of MiB from {low} to {high}")
@@ -196,7 +198,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const GOOD: &str = "launch=\\d\\l.bin\r\ncore = /d/core.bin\n\n# note\nmanifest=\\m\ncomponent=\\k\ncomponent=\\i\n";
+    const GOOD: &str =
+        "launch=\\d\\l.bin\r\ncore = /d/core.bin\n\n# note\nmanifest=\\m\ncomponent=\\k\ncomponent=\\i\n";
 
     #[test]
     fn a_configuration_reads_as_written() {
@@ -209,11 +212,26 @@ mod tests {
     #[test]
     fn an_error_names_the_line_and_what_was_expected() {
         for (text, want) in [
-            ("launch=\\l\nlunch=\\x", "line 2: expected launch=, core=, manifest=, component= or region_mib= and a value, found \"lunch=\\\\x\""),
-            ("\n\nhello", "line 3: expected launch=, core=, manifest=, component= or region_mib= and a value, found \"hello\""),
-            ("core=core.bin", "line 1: expected an absolute path of at most 255 characters, like \\dolmen\\core.bin, found \"core=core.bin\""),
-            ("region_mib=33", "line 1: expected an even number of MiB from 8 to 1024, found \"region_mib=33\""),
-            ("core=\\a\ncore=\\b", "line 2: expected each key once (only component= may be repeated), found \"core=\\\\b\""),
+            (
+                "launch=\\l\nlunch=\\x",
+                "line 2: expected launch=, core=, manifest=, component= or region_mib= and a value, found \"lunch=\\\\x\"",
+            ),
+            (
+                "\n\nhello",
+                "line 3: expected launch=, core=, manifest=, component= or region_mib= and a value, found \"hello\"",
+            ),
+            (
+                "core=core.bin",
+                "line 1: expected an absolute path of at most 255 characters, like \\dolmen\\core.bin, found \"core=core.bin\"",
+            ),
+            (
+                "region_mib=33",
+                "line 1: expected an even number of MiB from 8 to 1024, found \"region_mib=33\"",
+            ),
+            (
+                "core=\\a\ncore=\\b",
+                "line 2: expected each key once (only component= may be repeated), found \"core=\\\\b\"",
+            ),
             ("core=\\a\nmanifest=\\b", "expected a line launch=<path>, found none"),
             ("launch=\\a\nmanifest=\\b", "expected a line core=<path>, found none"),
             ("launch=\\a\ncore=\\b", "expected a line manifest=<path>, found none"),
@@ -231,7 +249,10 @@ mod tests {
     fn one_component_too_many_is_refused() {
         let text = "component=\\k\n".repeat(MAX_COMPONENTS + 1);
         let error = Config::parse(text.as_bytes()).unwrap_err();
-        assert!(matches!(error, ConfigError::Line { number: 25, expected: Expected::FewerComponents, .. }), "{error}");
+        assert!(
+            matches!(error, ConfigError::Line { number: 25, expected: Expected::FewerComponents, .. }),
+            "{error}"
+        );
     }
 
     #[test]

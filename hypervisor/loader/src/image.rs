@@ -59,9 +59,9 @@ impl fmt::Display for ImageError {
                 "the launch image begins at {entry:#x} and measures {measured:#x} bytes, but has {file:#x}; give the \
                  launch image of this release, first of all files"
             ),
-            Self::CoreMagic => {
-                f.write_str("the core is not a Dolmen core of this version; give core and launch image of one release")
-            }
+            Self::CoreMagic => f.write_str(
+                "the core is not a Dolmen core of this version; give core and launch image of one release",
+            ),
             Self::CoreLength { header, file } => {
                 write!(f, "the core says that it has {header} bytes, but has {file}; copy the file again")
             }
@@ -124,7 +124,9 @@ mod tests {
     #[test]
     fn a_launch_image_is_measured_within_itself() {
         assert_eq!(check_launch([4, 0, 0, 1], 0x200), Ok(LaunchImage { entry: 4, measured: 0x100 }));
-        for (header, file) in [([4, 0, 0, 1], 0xff), ([0, 1, 0, 1], 0x200), ([4, 0, 0, 1], 3), ([4, 0, 0, 1], 0xf001)] {
+        for (header, file) in
+            [([4, 0, 0, 1], 0xff), ([0, 1, 0, 1], 0x200), ([4, 0, 0, 1], 3), ([4, 0, 0, 1], 0xf001)]
+        {
             assert!(check_launch(header, file).is_err(), "{header:?} {file}");
         }
     }
@@ -143,7 +145,10 @@ mod tests {
     #[test]
     fn a_core_fits_its_file_and_the_region() {
         assert_eq!(check_core(&core(100, 4096), 100, 8192), Ok(()));
-        assert_eq!(check_core(&core(101, 4096), 100, 8192), Err(ImageError::CoreLength { header: 101, file: 100 }));
+        assert_eq!(
+            check_core(&core(101, 4096), 100, 8192),
+            Err(ImageError::CoreLength { header: 101, file: 100 })
+        );
         assert_eq!(
             check_core(&core(100, 8193), 100, 8192),
             Err(ImageError::CoreTooLarge { needs: 8193, region: 8192 })

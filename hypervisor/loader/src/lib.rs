@@ -15,8 +15,14 @@
 
 pub mod check;
 pub mod config;
+pub mod console;
+pub mod hardware;
+#[cfg(feature = "hostile")]
+pub mod hostile;
 pub mod image;
+pub mod launch;
 pub mod map;
 pub mod multiboot;
 pub mod plan;
+pub mod rsdp;
 pub mod staged;

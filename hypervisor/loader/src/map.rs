@@ -217,7 +217,9 @@ impl MemoryMap {
                     continue;
                 }
                 let mut end = run.end;
-                while let Some((next, after)) = rest.split_first().filter(|(n, _)| n.base == end && accept(n.kind)) {
+                while let Some((next, after)) =
+                    rest.split_first().filter(|(n, _)| n.base == end && accept(n.kind))
+                {
                     end = next.end;
                     rest = after;
                 }
@@ -286,7 +288,10 @@ impl MemoryMap {
 /// Whether `range` holds the whole of `extent`.
 fn covers(range: &MemoryRange, extent: &Extent) -> bool {
     extent.base >= range.base
-        && extent.base.checked_add(extent.length).is_some_and(|end| end <= range.base.saturating_add(range.length))
+        && extent
+            .base
+            .checked_add(extent.length)
+            .is_some_and(|end| end <= range.base.saturating_add(range.length))
 }
 
 #[cfg(test)]

@@ -26,7 +26,8 @@ fn neighbours_of_one_kind_become_one_run() {
 
 #[test]
 fn where_firmware_contradicts_itself_the_stricter_word_wins() {
-    let map = map_of(&[(0, 0x4000, Kind::Free), (0x1000, 0x1000, Kind::Reserved), (0x1800, 0x1000, Kind::Free)]);
+    let map =
+        map_of(&[(0, 0x4000, Kind::Free), (0x1000, 0x1000, Kind::Reserved), (0x1800, 0x1000, Kind::Free)]);
     assert_eq!(
         map.runs(),
         [run(0, 0x1000, Kind::Free), run(0x1000, 0x2000, Kind::Reserved), run(0x2000, 0x4000, Kind::Free)]
@@ -77,7 +78,11 @@ fn a_boot_file_outside_ram_is_named() {
 
 #[test]
 fn reserved_ranges_apart_are_told_as_one_when_nothing_lies_between() {
-    let map = map_of(&[(0, 0x1000, Kind::Reserved), (0x5000, 0x1000, Kind::Reserved), (0x6000, 0x1000, Kind::Free)]);
+    let map = map_of(&[
+        (0, 0x1000, Kind::Reserved),
+        (0x5000, 0x1000, Kind::Reserved),
+        (0x6000, 0x1000, Kind::Free),
+    ]);
     let ranges: Vec<_> = map.ranges().collect();
     assert_eq!(
         ranges,

@@ -53,7 +53,10 @@ impl fmt::Display for MultibootError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Magic(magic) => {
-                write!(f, "started with {magic:#x} in EAX; start the loader by a Multiboot or Multiboot2 boot loader")
+                write!(
+                    f,
+                    "started with {magic:#x} in EAX; start the loader by a Multiboot or Multiboot2 boot loader"
+                )
             }
             Self::NoMemoryMap => f.write_str("the boot loader gave no memory map; use one that does"),
             Self::TooFewModules(count) => write!(
@@ -61,8 +64,12 @@ impl fmt::Display for MultibootError {
                 "the boot loader gave {count} modules; give launch image, core and manifest, then the guests' \
                  components in the manifest's order"
             ),
-            Self::TooManyModules => write!(f, "the boot loader gave more than {MAX_FILES} modules; give fewer"),
-            Self::Malformed(what) => write!(f, "the boot loader's {what} is malformed; use another boot loader"),
+            Self::TooManyModules => {
+                write!(f, "the boot loader gave more than {MAX_FILES} modules; give fewer")
+            }
+            Self::Malformed(what) => {
+                write!(f, "the boot loader's {what} is malformed; use another boot loader")
+            }
             Self::Map(error) => error.fmt(f),
         }
     }
@@ -145,7 +152,8 @@ fn parse_1(memory: &impl Physical, boot: &mut BootInfo, map: &mut MemoryMap) -> 
     }
     if flags & MODULES != 0 {
         for n in 0..module_count {
-            let [start, end] = words(memory, u64::from(modules).saturating_add(u64::from(n).saturating_mul(16)));
+            let [start, end] =
+                words(memory, u64::from(modules).saturating_add(u64::from(n).saturating_mul(16)));
             boot.push_module(start, end)?;
         }
     }

@@ -41,7 +41,10 @@ fn multiboot_1_gives_modules_map_and_options() {
     let boot = parse(&multiboot_1(4), MAGIC_1, 0x100, &mut map).unwrap();
     assert_eq!(boot.staged.core(), Extent { base: 0x10_1000, length: 0x123 });
     assert_eq!(boot.staged.components(), [Extent { base: 0x10_3000, length: 0x123 }]);
-    assert_eq!((boot.option("region_mib"), boot.option("attack"), boot.option("x")), (Some("64"), Some("x"), None));
+    assert_eq!(
+        (boot.option("region_mib"), boot.option("attack"), boot.option("x")),
+        (Some("64"), Some("x"), None)
+    );
     let runs: Vec<_> = map.runs().iter().map(|r| (r.base, r.end, r.kind)).collect();
     assert_eq!(runs, [(0, 0x9_fc00, Kind::Free), (0xfffc_0000, 0x1_0000_0000, Kind::Reserved)]);
 }

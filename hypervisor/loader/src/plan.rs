@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 use crate::map::{Kind, MapError, MemoryMap};
+use crate::staged::Staged;
 use core::fmt;
 use dolmen_drtm::handoff::{Extent, REGION_ALIGN, SLB_SIZE};
 use dolmen_memory::PAGE_SIZE;
@@ -65,15 +66,36 @@ impl fmt::Display for PlanError {
     }
 }
 
+/// Makes `map` fit a hand-off around the files and chooses all places.
+///
+/// # Errors
+/// A file is not in RAM, or the machine has too little free RAM.
+pub fn lay_out(
+    map: &mut MemoryMap,
+    staged: &Staged,
+    slb: Option<Extent>,
+    region_bytes: u64,
+) -> Result<Plan, PlanError> {
+    for file in staged.files().iter().chain(&slb) {
+        map.occupy(whole_pages(*file), Kind::Held)?;
+    }
+    map.limit_ranges(staged.files())?;
+    plan(map, slb, region_bytes)
+}
+
 /// Chooses places for block, region and pool and marks them as held.
 ///
-/// The block is filled before the launch, so it needs RAM that is free now; region and pool are first used
-/// after it and may take what firmware or the loader still occupies until then.
+/// The block is filled before the launch, so it needs RAM that is free now, unless the caller has a place
+/// for it already; region and pool are first used after it and may take what firmware or the loader still
+/// occupies until then.
 ///
 /// # Errors
 /// The machine has too little free RAM.
-pub fn plan(map: &mut MemoryMap, region_bytes: u64) -> Result<Plan, PlanError> {
-    let slb = take(map, "secure loader block", SLB_SIZE, SLB_SIZE, LIMIT_4G, |kind| kind == Kind::Free)?;
+pub fn plan(map: &mut MemoryMap, slb: Option<Extent>, region_bytes: u64) -> Result<Plan, PlanError> {
+    let slb = match slb {
+        Some(place) => place,
+        None => place_slb(map)?,
+    };
     let region = take(map, "region of the core", region_bytes, REGION_ALIGN, LIMIT_4G, is_free_at_launch)?;
     let guest_pool = largest(map, LIMIT_MAPPED).ok_or(PlanError::NoRoom {
         what: "guests",
@@ -83,6 +105,14 @@ pub fn plan(map: &mut MemoryMap, region_bytes: u64) -> Result<Plan, PlanError> {
     })?;
     map.occupy(guest_pool, Kind::Held)?;
     Ok(Plan { slb, region, guest_pool })
+}
+
+/// Chooses a place for a secure loader block and marks it as held.
+///
+/// # Errors
+/// The machine has too little free RAM.
+pub fn place_slb(map: &mut MemoryMap) -> Result<Extent, PlanError> {
+    take(map, "secure loader block", SLB_SIZE, SLB_SIZE, LIMIT_4G, |kind| kind == Kind::Free)
 }
 
 /// Chooses a place for a copy of a boot file and marks it as held.
@@ -134,6 +164,14 @@ fn largest(map: &MemoryMap, below: u64) -> Option<Extent> {
         .max_by_key(|extent| extent.length)
 }
 
+/// The pages that `extent` touches.
+fn whole_pages(extent: Extent) -> Extent {
+    let base = align_down(extent.base, PAGE_SIZE);
+    let end = extent.base.saturating_add(extent.length);
+    let end = end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(end);
+    Extent { base, length: end.saturating_sub(base) }
+}
+
 /// `value` rounded down to a multiple of `align`, a power of two.
 const fn align_down(value: u64, align: u64) -> u64 {
     value & !align.wrapping_sub(1)
@@ -157,7 +195,7 @@ mod tests {
     #[test]
     fn a_machine_with_one_run_of_ram_gets_block_and_region_at_its_top() {
         let mut map = map_of(&[(0, 2048 * MIB, Kind::Free)]);
-        let plan = plan(&mut map, 32 * MIB).unwrap();
+        let plan = plan(&mut map, None, 32 * MIB).unwrap();
         assert_eq!(plan.slb, Extent { base: 2048 * MIB - SLB_SIZE, length: SLB_SIZE });
         assert_eq!(plan.region, Extent { base: 2014 * MIB, length: 32 * MIB });
         assert_eq!(plan.guest_pool, Extent { base: 2 * MIB, length: 2012 * MIB });
@@ -166,7 +204,7 @@ mod tests {
     #[test]
     fn small_runs_are_used_first_so_that_the_pool_stays_large() {
         let mut map = map_of(&[(16 * MIB, 40 * MIB, Kind::Free), (1024 * MIB, 512 * MIB, Kind::Free)]);
-        let plan = plan(&mut map, 32 * MIB).unwrap();
+        let plan = plan(&mut map, None, 32 * MIB).unwrap();
         assert!(plan.slb.base < 56 * MIB && plan.region.base < 56 * MIB, "{plan:?}");
         assert_eq!(plan.guest_pool, Extent { base: 1024 * MIB, length: 512 * MIB });
     }
@@ -174,32 +212,46 @@ mod tests {
     #[test]
     fn the_pool_may_lie_above_four_gigabytes_but_block_and_region_may_not() {
         let mut map = map_of(&[(16 * MIB, 64 * MIB, Kind::Free), (4096 * MIB, 8192 * MIB, Kind::Free)]);
-        let plan = plan(&mut map, 32 * MIB).unwrap();
+        let plan = plan(&mut map, None, 32 * MIB).unwrap();
         assert!(plan.region.base + plan.region.length <= LIMIT_4G);
         assert_eq!(plan.guest_pool, Extent { base: 4096 * MIB, length: 8192 * MIB });
     }
 
     #[test]
     fn nothing_is_placed_beyond_what_the_launch_image_maps() {
-        let mut map = map_of(&[(16 * MIB, 64 * MIB, Kind::Free), (LIMIT_MAPPED - 8 * MIB, 1 << 40, Kind::Free)]);
-        let plan = plan(&mut map, 32 * MIB).unwrap();
+        let mut map =
+            map_of(&[(16 * MIB, 64 * MIB, Kind::Free), (LIMIT_MAPPED - 8 * MIB, 1 << 40, Kind::Free)]);
+        let plan = plan(&mut map, None, 32 * MIB).unwrap();
         assert_eq!(plan.guest_pool, Extent { base: 16 * MIB, length: 30 * MIB });
     }
 
     #[test]
     fn memory_in_use_until_the_launch_serves_the_region_but_not_the_block() {
         let mut map = map_of(&[(16 * MIB, 64 * MIB, Kind::UntilLaunch), (80 * MIB, 2 * MIB, Kind::Free)]);
-        let plan = plan(&mut map, 32 * MIB).unwrap();
+        let plan = plan(&mut map, None, 32 * MIB).unwrap();
         assert!(plan.slb.base >= 80 * MIB, "{plan:?}");
         let mut busy = map_of(&[(16 * MIB, 64 * MIB, Kind::UntilLaunch)]);
-        let error = super::plan(&mut busy, 32 * MIB).unwrap_err();
+        let error = super::plan(&mut busy, None, 32 * MIB).unwrap_err();
         assert!(error.to_string().contains("secure loader block"), "{error}");
+    }
+
+    #[test]
+    fn what_holds_a_file_is_not_given_away_and_stays_ram() {
+        let mut map = map_of(&[(2 * MIB, 100 * MIB, Kind::Free)]);
+        let mut staged = Staged::default();
+        assert!(staged.push(Extent { base: 50 * MIB, length: 5 * MIB + 1 }));
+        let slb = Extent { base: 4 * MIB, length: SLB_SIZE };
+        let plan = lay_out(&mut map, &staged, Some(slb), 32 * MIB).unwrap();
+        assert_eq!(plan.slb, slb);
+        assert_eq!(plan.region, Extent { base: 70 * MIB, length: 32 * MIB });
+        assert_eq!(plan.guest_pool, Extent { base: 6 * MIB, length: 44 * MIB });
+        assert_eq!(map.ranges().count(), 1);
     }
 
     #[test]
     fn too_little_memory_is_said_with_numbers_and_a_remedy() {
         let mut map = map_of(&[(0, 16 * MIB, Kind::Free)]);
-        let text = plan(&mut map, 32 * MIB).unwrap_err().to_string();
+        let text = plan(&mut map, None, 32 * MIB).unwrap_err().to_string();
         assert!(text.contains("33554432 bytes") && text.contains("add memory"), "{text}");
     }
 
@@ -223,7 +275,7 @@ mod tests {
                     taken.push((place, false, LIMIT_4G));
                 }
             }
-            if let Ok(plan) = plan(&mut map, region * 2 * MIB) {
+            if let Ok(plan) = plan(&mut map, None, region * 2 * MIB) {
                 prop_assert_eq!(plan.slb.base % SLB_SIZE, 0);
                 prop_assert_eq!(plan.region.base % REGION_ALIGN, 0);
                 prop_assert_eq!(plan.guest_pool.base % REGION_ALIGN, 0);

@@ -130,7 +130,10 @@ mod tests {
         let plan = Plan { slb: extent(1, 2), region: extent(3, 4), guest_pool: extent(5, 6) };
         let handoff = staged.handoff(&plan, &map, 0xf_1234).unwrap();
         assert_eq!((handoff.core, handoff.manifest), (extent(0x2000, 2), extent(0x3000, 3)));
-        assert_eq!((handoff.region, handoff.guest_pool, handoff.rsdp), (extent(3, 4), extent(5, 6), 0xf_1234));
+        assert_eq!(
+            (handoff.region, handoff.guest_pool, handoff.rsdp),
+            (extent(3, 4), extent(5, 6), 0xf_1234)
+        );
         assert_eq!(handoff.component_count, 2);
         assert_eq!(handoff.components[..3], [extent(0x4000, 4), extent(0x5000, 5), extent(0, 0)]);
         assert_eq!(handoff.memory_count, 2);
