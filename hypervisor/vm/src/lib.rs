@@ -14,6 +14,7 @@ pub mod exit;
 pub mod layout;
 pub mod manifest;
 pub mod pvclock;
+pub mod service;
 
 #[cfg(test)]
 mod testing;

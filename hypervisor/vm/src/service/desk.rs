@@ -1,0 +1,203 @@
+//! Where the quote requests of all guests meet: one TPM quote answers all that wait.
+//!
+//! Each guest has one slot, so it can neither crowd out others nor be crowded out: whoever waits when the TPM
+//! becomes free is in the next quote.
+
+use dolmen_abi::{Binding, LEAF_PREFIX, MAX_PATH, MAX_WAITING, NODE_PREFIX, QUOTE_TAG};
+use sha2::{Digest, Sha256};
+use zerocopy::IntoBytes;
+
+use super::platform::{QuotePoll, SignedQuote, TpmService};
+
+/// A guest's place at the desk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestSlot(usize);
+
+impl GuestSlot {
+    /// The place of guest number `index`, counted from 0 in manifest order.
+    pub const fn new(index: usize) -> Option<Self> {
+        if index < MAX_WAITING { Some(Self(index)) } else { None }
+    }
+}
+
+/// How far a guest's request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    Free,
+    Waiting,
+    InFlight,
+    Done,
+    Failed(u32),
+}
+
+/// A request, and the quote that answers it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slot {
+    pub(super) progress: Progress,
+    leaf: [u8; 32],
+    pub(super) index: u32,
+    pub(super) count: u32,
+    path: [[u8; 32]; MAX_PATH],
+    path_length: usize,
+    pub(super) quote: SignedQuote,
+}
+
+impl Slot {
+    const FREE: Self = Self {
+        progress: Progress::Free,
+        leaf: [0; 32],
+        index: 0,
+        count: 0,
+        path: [[0; 32]; MAX_PATH],
+        path_length: 0,
+        quote: SignedQuote::EMPTY,
+    };
+
+    /// Siblings from the leaf to the root.
+    pub(super) fn path(&self) -> &[[u8; 32]] {
+        self.path.get(..self.path_length).unwrap_or_default()
+    }
+
+    fn add_sibling(&mut self, sibling: [u8; 32]) {
+        if let Some(place) = self.path.get_mut(self.path_length) {
+            *place = sibling;
+            self.path_length = self.path_length.saturating_add(1);
+        }
+    }
+}
+
+/// The requests of all guests. Large: belongs into a static or the boot-time heap.
+#[derive(Clone, Debug)]
+pub struct QuoteDesk {
+    slots: [Slot; MAX_WAITING],
+    is_quoting: bool,
+}
+
+impl Default for QuoteDesk {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl QuoteDesk {
+    /// Nobody waits.
+    pub const fn new() -> Self {
+        Self { slots: [Slot::FREE; MAX_WAITING], is_quoting: false }
+    }
+
+    /// Whether a quote is in flight or someone waits for one: whoever is idle may then [`Self::pump`].
+    pub fn is_busy(&self) -> bool {
+        self.is_quoting || self.slots.iter().any(|slot| slot.progress == Progress::Waiting)
+    }
+
+    /// Moves the TPM's work on: takes what is done, starts what waits. Never waits itself.
+    pub fn pump<T: TpmService>(tpm: &mut T) {
+        if tpm.desk().is_quoting {
+            let mut quote = SignedQuote::EMPTY;
+            match tpm.poll_quote(&mut quote) {
+                QuotePoll::Pending => return,
+                QuotePoll::Done if quote.attest().is_empty() || quote.signature().is_empty() => {
+                    tpm.desk().finish(Progress::Failed(0), &SignedQuote::EMPTY);
+                }
+                QuotePoll::Done => tpm.desk().finish(Progress::Done, &quote),
+                QuotePoll::Failed(code) => tpm.desk().finish(Progress::Failed(code), &SignedQuote::EMPTY),
+            }
+        }
+        if let Some(root) = tpm.desk().gather() {
+            // If the TPM is at another job, all wait on, and the next tree is built anew.
+            if tpm.start_quote(root).is_ok() {
+                tpm.desk().depart();
+            }
+        }
+    }
+
+    pub(super) fn slot(&self, guest: GuestSlot) -> &Slot {
+        self.slots.get(guest.0).unwrap_or(&Slot::FREE)
+    }
+
+    /// Puts a guest's request in line, in place of what its slot held. Not while that is in flight.
+    pub(super) fn submit(&mut self, guest: GuestSlot, leaf: [u8; 32]) {
+        if let Some(slot) = self.slots.get_mut(guest.0) {
+            *slot = Slot { progress: Progress::Waiting, leaf, ..Slot::FREE };
+        }
+    }
+
+    /// Empties a guest's slot.
+    pub(super) fn release(&mut self, guest: GuestSlot) {
+        if let Some(slot) = self.slots.get_mut(guest.0) {
+            *slot = Slot::FREE;
+        }
+    }
+
+    /// Builds the tree over all that wait, each with its place and path; its root, if anyone waits.
+    fn gather(&mut self) -> Option<[u8; 32]> {
+        let mut nodes = [[0; 32]; MAX_WAITING];
+        let mut count: usize = 0;
+        for (slot, node) in self.waiting().zip(nodes.iter_mut()) {
+            (slot.index, slot.path_length) = (u32::try_from(count).ok()?, 0);
+            *node = slot.leaf;
+            count = count.saturating_add(1);
+        }
+        let leaves = u32::try_from(count).ok().filter(|leaves| *leaves > 0)?;
+        self.waiting().for_each(|slot| slot.count = leaves);
+
+        let mut level: u32 = 0;
+        while count > 1 {
+            let current = nodes.get(..count)?;
+            for slot in self.waiting() {
+                let place = usize::try_from(slot.index >> level).ok()?;
+                if let Some(sibling) = current.get(place ^ 1) {
+                    slot.add_sibling(*sibling);
+                }
+            }
+            count = raise(&mut nodes, count);
+            level = level.saturating_add(1);
+        }
+        let [root, ..] = nodes;
+        Some(root)
+    }
+
+    /// The quote over what was gathered has begun.
+    fn depart(&mut self) {
+        self.waiting().for_each(|slot| slot.progress = Progress::InFlight);
+        self.is_quoting = true;
+    }
+
+    fn finish(&mut self, progress: Progress, quote: &SignedQuote) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.progress == Progress::InFlight) {
+            slot.progress = progress;
+            slot.quote = *quote;
+        }
+        self.is_quoting = false;
+    }
+
+    fn waiting(&mut self) -> impl Iterator<Item = &mut Slot> {
+        self.slots.iter_mut().filter(|slot| slot.progress == Progress::Waiting)
+    }
+}
+
+/// What a request's leaf hashes to.
+pub(super) fn leaf(binding: &Binding) -> [u8; 32] {
+    let tagged = Sha256::new().chain_update([LEAF_PREFIX]).chain_update(QUOTE_TAG);
+    tagged.chain_update(binding.as_bytes()).finalize().into()
+}
+
+/// What an inner node hashes to.
+pub(super) fn node(left: &[u8; 32], right: &[u8; 32]) -> [u8; 32] {
+    Sha256::new().chain_update([NODE_PREFIX]).chain_update(left).chain_update(right).finalize().into()
+}
+
+/// Replaces the first `count` nodes by their parents; how many those are.
+fn raise(nodes: &mut [[u8; 32]; MAX_WAITING], count: usize) -> usize {
+    let children = *nodes;
+    let pairs = children.get(..count).unwrap_or_default().chunks(2);
+    let parents = pairs.len();
+    for (parent, pair) in nodes.iter_mut().zip(pairs) {
+        *parent = match pair {
+            [left, right] => node(left, right),
+            [alone] => *alone,
+            _ => *parent,
+        };
+    }
+    parents
+}

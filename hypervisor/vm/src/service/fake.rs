@@ -1,0 +1,210 @@
+//! A guest's memory and a TPM that tests and fuzzing can hold: what they do is visible and can be bent.
+
+use core::ops::Range;
+
+use dolmen_memory::{Gpa, GuestMemory, OutsideRam};
+use sha2::{Digest, Sha256};
+
+use super::{
+    CallArgs, GuestSlot, NoEntropy, QuoteDesk, QuotePoll, Scratch, Secret, Service, ServiceConfig,
+    SignedQuote, TpmBusy, TpmService,
+};
+
+/// Bytes of [`FakeRam`].
+pub const RAM_BYTES: usize = 0x1_8000;
+/// First byte after the hole in [`FakeRam`], where a real guest would have MMIO.
+const HOLE: Range<usize> = 0x1_0000..0x1_1000;
+
+/// RAM from address 0 with a hole of one page that is not RAM.
+#[derive(Clone, Debug)]
+pub struct FakeRam {
+    bytes: [u8; RAM_BYTES],
+    /// Reads so far.
+    pub reads: core::cell::Cell<usize>,
+    /// Writes so far.
+    pub writes: usize,
+}
+
+impl FakeRam {
+    /// All zeroes.
+    pub const fn new() -> Self {
+        Self { bytes: [0; RAM_BYTES], reads: core::cell::Cell::new(0), writes: 0 }
+    }
+
+    fn range(at: Gpa, length: usize) -> Result<Range<usize>, OutsideRam> {
+        let start = usize::try_from(at.get()).map_err(|_| OutsideRam)?;
+        let end = start.checked_add(length).filter(|end| *end <= RAM_BYTES).ok_or(OutsideRam)?;
+        let is_ram = end <= HOLE.start || start >= HOLE.end;
+        if is_ram { Ok(start..end) } else { Err(OutsideRam) }
+    }
+}
+
+impl Default for FakeRam {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl GuestMemory for FakeRam {
+    fn read(&self, at: Gpa, into: &mut [u8]) -> Result<(), OutsideRam> {
+        self.reads.set(self.reads.get().saturating_add(1));
+        into.copy_from_slice(self.bytes.get(Self::range(at, into.len())?).ok_or(OutsideRam)?);
+        Ok(())
+    }
+
+    fn write(&mut self, at: Gpa, from: &[u8]) -> Result<(), OutsideRam> {
+        self.writes = self.writes.saturating_add(1);
+        self.bytes.get_mut(Self::range(at, from.len())?).ok_or(OutsideRam)?.copy_from_slice(from);
+        Ok(())
+    }
+}
+
+/// A TPM whose quotes are 145 bytes that end in the extra data, "signed" with 72 bytes of 5Ah.
+#[derive(Clone, Debug)]
+pub struct FakeTpm {
+    desk: QuoteDesk,
+    /// Counts up for each block of random bytes.
+    pub drawn: u64,
+    /// Whether the generator has a seed.
+    pub has_entropy: bool,
+    /// Whether a quote can be started.
+    pub is_free: bool,
+    /// Polls until a quote is done.
+    pub delay: u32,
+    /// Response code that the next quotes fail with, unless 0.
+    pub failure: u32,
+    /// Extra data of the quote in flight.
+    pub in_flight: Option<[u8; 32]>,
+    /// Quotes started.
+    pub started: u32,
+    /// The clock.
+    pub now_ms: u64,
+    /// The event log.
+    pub log: &'static [u8],
+    remaining: u32,
+}
+
+impl Default for FakeTpm {
+    fn default() -> Self {
+        Self {
+            desk: QuoteDesk::new(),
+            drawn: 0,
+            has_entropy: true,
+            is_free: true,
+            delay: 2,
+            failure: 0,
+            in_flight: None,
+            started: 0,
+            now_ms: 1000,
+            log: b"a log, for a test no better than another",
+            remaining: 0,
+        }
+    }
+}
+
+/// Bytes before the extra data in a fake quote.
+pub const ATTEST_HEAD: usize = 113;
+
+impl TpmService for FakeTpm {
+    fn random(&mut self, out: &mut [u8]) -> Result<(), NoEntropy> {
+        if !self.has_entropy {
+            return Err(NoEntropy);
+        }
+        for chunk in out.chunks_mut(32) {
+            self.drawn = self.drawn.wrapping_add(1);
+            let block = Sha256::digest(self.drawn.to_le_bytes());
+            chunk.iter_mut().zip(block).for_each(|(byte, random)| *byte = random);
+        }
+        Ok(())
+    }
+
+    fn start_quote(&mut self, extra_data: [u8; 32]) -> Result<(), TpmBusy> {
+        if !self.is_free || self.in_flight.is_some() {
+            return Err(TpmBusy);
+        }
+        self.in_flight = Some(extra_data);
+        self.remaining = self.delay;
+        self.started = self.started.wrapping_add(1);
+        Ok(())
+    }
+
+    fn poll_quote(&mut self, into: &mut SignedQuote) -> QuotePoll {
+        if let Some(rest) = self.remaining.checked_sub(1) {
+            self.remaining = rest;
+            return QuotePoll::Pending;
+        }
+        match self.in_flight.take() {
+            Some(_) if self.failure != 0 => QuotePoll::Failed(self.failure),
+            Some(extra_data) => {
+                let mut attest = [0xa7; ATTEST_HEAD.saturating_add(32)];
+                attest.iter_mut().rev().zip(extra_data.iter().rev()).for_each(|(to, from)| *to = *from);
+                if into.set(&attest, &[0x5a; 72]) { QuotePoll::Done } else { QuotePoll::Failed(0) }
+            }
+            None => QuotePoll::Failed(0),
+        }
+    }
+
+    fn ak_public(&self) -> &[u8] {
+        b"the public part of a key"
+    }
+
+    fn event_log(&self) -> &[u8] {
+        self.log
+    }
+
+    fn uptime_ms(&self) -> u64 {
+        self.now_ms
+    }
+
+    fn desk(&mut self) -> &mut QuoteDesk {
+        &mut self.desk
+    }
+}
+
+/// A configuration as a dynamic launch makes it.
+pub fn launched_config(slot: GuestSlot) -> ServiceConfig {
+    let mut name = [0; 32];
+    name.iter_mut().zip(b"first").for_each(|(to, from)| *to = *from);
+    ServiceConfig {
+        slot,
+        name,
+        identity: [0x60; 48],
+        groups: dolmen_abi::CallGroup::all(),
+        facts: dolmen_abi::LaunchFacts::AMD_SKINIT.union(dolmen_abi::LaunchFacts::IOMMU_SHIELDED),
+        sealing_root: Some(Secret::new([0x11; 32])),
+    }
+}
+
+/// Runs a script of calls that a fuzzer made up: nothing of it may panic, hang or write outside of the reply.
+///
+/// Per step: a byte that picks the call or a strange number, two bytes each for the four arguments, a byte of
+/// bent circumstances, a byte of length, and that many bytes for the request.
+pub fn run_script(mut script: &[u8]) {
+    let mut scratch = Scratch::new();
+    let Some(slot) = GuestSlot::new(3) else { return };
+    let mut service = Service::new(launched_config(slot), &mut scratch);
+    let (mut ram, mut tpm) = (FakeRam::new(), FakeTpm::default());
+    while let Some((head, rest)) = script.split_first_chunk::<11>() {
+        let [pick, a0, a1, b0, b1, c0, c1, d0, d1, bend, length] = *head;
+        let address = |low, high| u64::from(u16::from_le_bytes([low, high])).wrapping_mul(2);
+        let args = CallArgs {
+            rdi: address(a0, a1),
+            rsi: u64::from(u16::from_le_bytes([b0, b1])),
+            rdx: address(c0, c1),
+            rcx: u64::from(u16::from_le_bytes([d0, d1])),
+        };
+        let number = match dolmen_abi::CALLS.get(usize::from(pick & 0x0f)) {
+            Some(call) => call.number,
+            None => u32::from_le_bytes([pick, a0, b0, c0]),
+        };
+        tpm.has_entropy = bend & 1 == 0;
+        tpm.is_free = bend & 2 == 0;
+        tpm.failure = if bend & 4 == 0 { 0 } else { 0x9d1 };
+        tpm.now_ms = tpm.now_ms.saturating_add(u64::from(bend));
+        let (data, rest) = rest.split_at_checked(usize::from(length)).unwrap_or((rest, &[]));
+        let _is_in_ram = ram.write(Gpa::new(args.rdi), data).is_ok();
+        let result = service.call(number, args, bend & 0x80 == 0, &mut ram, &mut tpm);
+        assert!(result.reply_len <= args.rcx || result.reply_len == args.rdx, "more than the room for it");
+        script = rest;
+    }
+}

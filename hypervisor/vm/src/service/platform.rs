@@ -1,0 +1,104 @@
+//! What the service needs of the machine: the TPM behind its job queue, the random generator, the clock.
+
+use dolmen_abi::{MAX_ATTEST, MAX_SIGNATURE};
+
+use super::desk::QuoteDesk;
+
+/// The random generator has no seed it may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoEntropy;
+
+/// The TPM is at another job; the quote was not started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TpmBusy;
+
+/// How far the quote is that was started last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QuotePoll {
+    /// The TPM still works at it.
+    Pending,
+    /// It is done; it was written to the buffer.
+    Done,
+    /// It failed with this TPM response code; 0 if the TPM did not answer, or not as it must.
+    Failed(u32),
+}
+
+/// What the core gives to every guest's service. One for the machine: whoever calls holds it alone.
+pub trait TpmService {
+    /// Fills `out` from the hypervisor's generator.
+    ///
+    /// # Errors
+    /// [`NoEntropy`]; `out` is then not to be used.
+    fn random(&mut self, out: &mut [u8]) -> Result<(), NoEntropy>;
+
+    /// Starts a quote over PCR 17 and 18 of the SHA-256 bank with this extra data.
+    ///
+    /// # Errors
+    /// [`TpmBusy`] if the TPM is at another job: the service tries again at the next call.
+    fn start_quote(&mut self, extra_data: [u8; 32]) -> Result<(), TpmBusy>;
+
+    /// Moves the started quote on, without waiting; what is done is written to `into`.
+    fn poll_quote(&mut self, into: &mut SignedQuote) -> QuotePoll;
+
+    /// The attestation key's public part as `TPM2B_PUBLIC`; empty if there is none.
+    fn ak_public(&self) -> &[u8];
+
+    /// The launch's event log, exact length; complete before the first guest runs.
+    fn event_log(&self) -> &[u8];
+
+    /// Milliseconds since some moment in the past; never falls.
+    fn uptime_ms(&self) -> u64;
+
+    /// Where the guests' quote requests meet. The implementation only keeps it.
+    fn desk(&mut self) -> &mut QuoteDesk;
+}
+
+/// A quote as the TPM gave it.
+#[derive(Clone, Copy, Debug)]
+pub struct SignedQuote {
+    attest: [u8; MAX_ATTEST],
+    attest_length: usize,
+    signature: [u8; MAX_SIGNATURE],
+    signature_length: usize,
+}
+
+impl SignedQuote {
+    /// No quote yet.
+    pub const EMPTY: Self = Self {
+        attest: [0; MAX_ATTEST],
+        attest_length: 0,
+        signature: [0; MAX_SIGNATURE],
+        signature_length: 0,
+    };
+
+    /// Takes a `TPMS_ATTEST` and a `TPMT_SIGNATURE`; false, and no change, if one is too long.
+    #[must_use]
+    pub fn set(&mut self, attest: &[u8], signature: &[u8]) -> bool {
+        let mut new = Self::EMPTY;
+        (new.attest_length, new.signature_length) = (attest.len(), signature.len());
+        let (Some(a), Some(s)) =
+            (new.attest.get_mut(..attest.len()), new.signature.get_mut(..signature.len()))
+        else {
+            return false;
+        };
+        a.copy_from_slice(attest);
+        s.copy_from_slice(signature);
+        *self = new;
+        true
+    }
+
+    /// The `TPMS_ATTEST`.
+    pub fn attest(&self) -> &[u8] {
+        self.attest.get(..self.attest_length).unwrap_or_default()
+    }
+
+    /// The `TPMT_SIGNATURE`.
+    pub fn signature(&self) -> &[u8] {
+        self.signature.get(..self.signature_length).unwrap_or_default()
+    }
+
+    /// The buffers with their zero padding, and the lengths used.
+    pub(super) const fn parts(&self) -> (&[u8; MAX_ATTEST], usize, &[u8; MAX_SIGNATURE], usize) {
+        (&self.attest, self.attest_length, &self.signature, self.signature_length)
+    }
+}

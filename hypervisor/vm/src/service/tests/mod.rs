@@ -1,0 +1,77 @@
+//! Tests of the whole service through its one entry, by topic.
+
+mod dispatch;
+mod quoting;
+mod registers;
+mod sealing;
+
+use dolmen_abi::{Call, CallInfo};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::fake::{FakeRam, FakeTpm, launched_config};
+use super::*;
+
+pub(super) const REQUEST: u64 = 0x1000;
+pub(super) const REPLY: u64 = 0x8000;
+
+/// A guest's service with all that it needs.
+pub(super) struct Rig {
+    pub(super) service: Service<'static>,
+    pub(super) ram: Box<FakeRam>,
+    pub(super) tpm: Box<FakeTpm>,
+}
+
+pub(super) fn slot(index: usize) -> GuestSlot {
+    GuestSlot::new(index).unwrap()
+}
+
+pub(super) fn config() -> ServiceConfig {
+    launched_config(slot(0))
+}
+
+impl Rig {
+    pub(super) fn new() -> Self {
+        Self::with(config())
+    }
+
+    pub(super) fn with(config: ServiceConfig) -> Self {
+        let scratch = Box::leak(Box::new(Scratch::new()));
+        Self { service: Service::new(config, scratch), ram: Box::default(), tpm: Box::default() }
+    }
+
+    pub(super) fn raw(&mut self, number: u32, args: CallArgs) -> (Status, u64) {
+        let result = self.service.call(number, args, true, &mut *self.ram, &mut *self.tpm);
+        (Status::from_rax(result.status), result.reply_len)
+    }
+
+    /// Makes a call as a well-behaved guest does: the status, and the bytes of the reply.
+    pub(super) fn bytes<C: Call>(&mut self, request: &[u8]) -> (Status, Vec<u8>) {
+        self.ram.write(Gpa::new(REQUEST), request).unwrap();
+        let args = CallArgs { rdi: REQUEST, rsi: request.len() as u64, rdx: REPLY, rcx: 0x6000 };
+        let (status, length) = self.raw(C::NUMBER, args);
+        let mut reply = vec![0; usize::try_from(length).unwrap()];
+        self.ram.read(Gpa::new(REPLY), &mut reply).unwrap();
+        (status, reply)
+    }
+
+    /// The same with a fixed reply that must come.
+    pub(super) fn ask<C: Call>(&mut self, request: &C::Request) -> C::Reply {
+        let (status, reply) = self.bytes::<C>(request.as_bytes());
+        assert_eq!(status, Status::OK);
+        C::Reply::read_from_bytes(&reply).unwrap()
+    }
+
+    /// The same with a status other than OK that must come, and nothing with it.
+    pub(super) fn refused<C: Call>(&mut self, request: &[u8]) -> Status {
+        let (status, reply) = self.bytes::<C>(request);
+        assert!(reply.is_empty(), "{status} came with {} bytes", reply.len());
+        status
+    }
+}
+
+/// Every call with the shortest request that has its lengths right.
+pub(super) fn every_call() -> impl Iterator<Item = (&'static CallInfo, CallArgs)> {
+    CALLS.iter().map(|call| {
+        (call, CallArgs { rdi: REQUEST, rsi: call.request_bytes as u64, rdx: REPLY, rcx: 0x6000 })
+    })
+}

@@ -1,0 +1,240 @@
+use super::*;
+use dolmen_abi::{
+    BlobHeader, ExtendRequest, MAX_LABEL, MAX_SECRET, SEALED_OVERHEAD, SealPolicy, SealRequest, UnsealRequest,
+};
+use proptest::prelude::*;
+
+fn seal_request(policy: u32, label: &[u8], data: &[u8]) -> Vec<u8> {
+    let (label_length, data_length) = (label.len() as u32, data.len() as u32);
+    [SealRequest { policy, label_length, data_length, reserved: 0 }.as_bytes(), label, data].concat()
+}
+
+fn unseal_request(label: &[u8], blob: &[u8]) -> Vec<u8> {
+    let (label_length, blob_length) = (label.len() as u32, blob.len() as u32);
+    [UnsealRequest { label_length, blob_length, reserved: 0 }.as_bytes(), label, blob].concat()
+}
+
+impl Rig {
+    fn seal(&mut self, policy: u32, label: &[u8], data: &[u8]) -> Vec<u8> {
+        let (status, blob) = self.bytes::<Seal>(&seal_request(policy, label, data));
+        assert_eq!(status, Status::OK);
+        blob
+    }
+
+    fn unseal(&mut self, label: &[u8], blob: &[u8]) -> (Status, Vec<u8>) {
+        self.bytes::<Unseal>(&unseal_request(label, blob))
+    }
+
+    fn extend(&mut self, index: u32) {
+        let request = ExtendRequest { index, reserved: 0, digest: [1; 48] };
+        assert_eq!(self.bytes::<Extend>(request.as_bytes()).0, Status::OK);
+    }
+}
+
+#[test]
+fn what_was_sealed_opens_again() {
+    let mut rig = Rig::new();
+    for length in [0, 1, 31, 32, 4096, MAX_SECRET] {
+        let data: Vec<u8> = (0..length).map(|i| i as u8).collect();
+        let blob = rig.seal(1, b"disk", &data);
+        assert_eq!(blob.len(), length + SEALED_OVERHEAD);
+        assert_eq!(rig.unseal(b"disk", &blob), (Status::OK, data));
+    }
+}
+
+#[test]
+fn it_opens_after_a_restart_of_the_same_machine() {
+    let blob = Rig::new().seal(1, b"", b"secret");
+    assert_eq!(Rig::new().unseal(b"", &blob), (Status::OK, b"secret".to_vec()));
+}
+
+#[test]
+fn the_same_secret_never_seals_to_the_same_blob() {
+    let mut rig = Rig::new();
+    let (one, two) = (rig.seal(1, b"", &[7; 64]), rig.seal(1, b"", &[7; 64]));
+    let shared = one.iter().zip(&two).skip(56).filter(|(a, b)| a == b).count();
+    assert!(shared < 20, "{shared} of 80 bytes are the same");
+}
+
+#[test]
+fn another_guest_identity_hypervisor_or_label_is_refused() {
+    let blob = Rig::new().seal(1, b"disk", b"secret");
+    let mut other_hypervisor = config();
+    other_hypervisor.sealing_root = Some(Secret::new([0x12; 32]));
+    // The identity covers image, name and whole configuration: `measure_guest` shows it.
+    let other_guest = ServiceConfig { identity: [0x61; 48], ..config() };
+    for config in [other_guest, other_hypervisor] {
+        assert_eq!(Rig::with(config).unseal(b"disk", &blob), (Status::REFUSED, Vec::new()));
+    }
+    for label in [b"".as_slice(), b"dis", b"disk\0", b"Disk"] {
+        assert_eq!(Rig::new().unseal(label, &blob), (Status::REFUSED, Vec::new()), "{label:?}");
+    }
+}
+
+#[test]
+fn two_guests_of_one_image_cannot_open_each_others_blobs() {
+    use crate::manifest::{ComponentConfig, ComponentDigest, GuestConfig, measure_guest};
+    use zerocopy::FromZeros;
+    let mut one = GuestConfig::new_zeroed();
+    one.name[..3].copy_from_slice(b"one");
+    one.component_count = 1;
+    one.components[0].kind = ComponentConfig::KERNEL;
+    let (mut renamed, mut reconfigured) = (one, one);
+    renamed.name[..3].copy_from_slice(b"two");
+    reconfigured.memory = 1 << 30;
+    let image = [ComponentDigest::of(ComponentConfig::KERNEL, b"the same image")];
+    let rig =
+        |guest| Rig::with(ServiceConfig { identity: measure_guest(guest, &image).unwrap(), ..config() });
+    let blob = rig(&one).seal(1, b"", b"secret");
+    assert_eq!(rig(&one).unseal(b"", &blob).0, Status::OK);
+    assert_eq!(rig(&renamed).unseal(b"", &blob).0, Status::REFUSED);
+    assert_eq!(rig(&reconfigured).unseal(b"", &blob).0, Status::REFUSED);
+}
+
+#[test]
+fn a_blob_is_bound_to_the_registers_of_its_policy_and_no_others() {
+    for bound in 1..8u32 {
+        let mut rig = Rig::new();
+        rig.extend(bound);
+        let policy = (SealPolicy::G0.bits()) | (1 << bound);
+        let blob = rig.seal(policy, b"", b"secret");
+        for other in (1..8).filter(|other| *other != bound) {
+            rig.extend(other);
+        }
+        assert_eq!(rig.unseal(b"", &blob).0, Status::OK, "G{bound}");
+        rig.extend(bound);
+        assert_eq!(rig.unseal(b"", &blob), (Status::REFUSED, Vec::new()), "G{bound}");
+    }
+}
+
+#[test]
+fn every_changed_bit_is_noticed() {
+    let mut rig = Rig::new();
+    let blob = rig.seal(1, b"label", b"a secret of some length");
+    for at in 0..blob.len() * 8 {
+        let mut bent = blob.clone();
+        bent[at / 8] ^= 1 << (at % 8);
+        let (status, reply) = rig.unseal(b"label", &bent);
+        assert!(status == Status::REFUSED || status == Status::BAD_BLOB, "bit {at}: {status}");
+        assert!(reply.is_empty(), "bit {at}");
+    }
+}
+
+#[test]
+fn a_header_from_another_blob_does_not_fit() {
+    let mut rig = Rig::new();
+    let (one, two) = (rig.seal(1, b"", &[1; 40]), rig.seal(1, b"", &[2; 40]));
+    let mixed = [&one[..56], &two[56..]].concat();
+    assert_eq!(rig.unseal(b"", &mixed), (Status::REFUSED, Vec::new()));
+}
+
+#[test]
+fn truncated_and_oversized_blobs_are_refused() {
+    let mut rig = Rig::new();
+    let blob = rig.seal(1, b"", b"secret");
+    for length in 0..blob.len() {
+        assert_eq!(rig.unseal(b"", &blob[..length]), (Status::BAD_BLOB, Vec::new()), "{length}");
+    }
+    let longer = [blob.as_slice(), &[0]].concat();
+    assert_eq!(rig.unseal(b"", &longer), (Status::BAD_BLOB, Vec::new()));
+    let mut claims = blob.clone();
+    claims[16..20].copy_from_slice(&u32::MAX.to_le_bytes());
+    assert_eq!(rig.unseal(b"", &claims), (Status::BAD_BLOB, Vec::new()));
+    let mut huge = BlobHeader::read_from_prefix(&blob).unwrap().0;
+    huge.length = MAX_SECRET as u32 + 1;
+    let huge = [huge.as_bytes(), &vec![0; MAX_SECRET]].concat();
+    assert_eq!(rig.unseal(b"", &huge), (Status::BAD_BLOB, Vec::new()));
+}
+
+#[test]
+fn malformed_requests_are_refused_with_their_status() {
+    let mut rig = Rig::new();
+    let seal = |policy, label_length, data_length, reserved, rest: usize| {
+        [SealRequest { policy, label_length, data_length, reserved }.as_bytes(), &vec![0; rest]].concat()
+    };
+    for (request, want) in [
+        (seal(0, 0, 8, 0, 8), Status::BAD_FLAGS),
+        (seal(2, 0, 8, 0, 8), Status::BAD_FLAGS),
+        (seal(0x101, 0, 8, 0, 8), Status::BAD_FLAGS),
+        (seal(1, 0, 8, 1, 8), Status::RESERVED_NOT_ZERO),
+        (seal(1, 0, 8, 0, 7), Status::BAD_LENGTH),
+        (seal(1, 0, 8, 0, 9), Status::BAD_LENGTH),
+        (seal(1, 9, 0, 0, 8), Status::BAD_LENGTH),
+        (seal(1, 129, 0, 0, 129), Status::BAD_LENGTH),
+        (seal(1, u32::MAX, 8, 0, 8), Status::BAD_LENGTH),
+        (seal(1, 0, u32::MAX, 0, 8), Status::BAD_LENGTH),
+        (seal(1, 0, MAX_SECRET as u32 + 1, 0, MAX_SECRET + 1), Status::BAD_LENGTH),
+    ] {
+        assert_eq!(rig.refused::<Seal>(&request), want);
+    }
+    let unseal = |label_length, blob_length, reserved, rest: usize| {
+        [UnsealRequest { label_length, blob_length, reserved }.as_bytes(), &vec![0; rest]].concat()
+    };
+    for (request, want) in [
+        (unseal(0, 100, 1, 100), Status::RESERVED_NOT_ZERO),
+        (unseal(0, 100, 0, 99), Status::BAD_LENGTH),
+        (unseal(129, 0, 0, 129), Status::BAD_LENGTH),
+        (unseal(0, u32::MAX, 0, 99), Status::BAD_LENGTH),
+        (unseal(0, 100, 0, 100), Status::BAD_BLOB),
+        (unseal(0, 0, 0, 0), Status::BAD_BLOB),
+    ] {
+        assert_eq!(rig.refused::<Unseal>(&request), want);
+    }
+}
+
+#[test]
+fn no_blob_is_made_without_randomness() {
+    let mut rig = Rig::new();
+    rig.tpm.has_entropy = false;
+    assert_eq!(rig.refused::<Seal>(&seal_request(1, b"", b"secret")), Status::NO_ENTROPY);
+}
+
+#[test]
+fn a_secret_needs_its_room() {
+    let mut rig = Rig::new();
+    let blob = rig.seal(1, b"", &[9; 100]);
+    let request = unseal_request(b"", &blob);
+    rig.ram.write(Gpa::new(REQUEST), &request).unwrap();
+    let args = CallArgs { rdi: REQUEST, rsi: request.len() as u64, rdx: REPLY, rcx: 99 };
+    assert_eq!(rig.raw(Unseal::NUMBER, args), (Status::REPLY_TOO_SMALL, 0));
+    assert_eq!(rig.raw(Unseal::NUMBER, CallArgs { rcx: 100, ..args }), (Status::OK, 100));
+}
+
+#[test]
+fn the_format_is_pinned_by_a_blob_of_an_independent_implementation() {
+    let registers = core::array::from_fn(|i| [i as u8; 48]);
+    let policy = SealPolicy::G0 | SealPolicy::G2;
+    let mut blob = vec![0; 6 + SEALED_OVERHEAD];
+    let root = Secret::new([0x42; 32]);
+    seal::seal(&root, &registers, policy, b"label", b"secret", [0x24; 32], &mut blob).unwrap();
+    let want = include_str!("../../../tests/sealed-blob.hex");
+    let hex: String = blob.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(hex, want.trim());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn a_blob_opens_exactly_where_the_model_says(
+        bound in 0u32..128, before in proptest::collection::vec(1u32..8, 0..6), after in proptest::collection::vec(1u32..8, 0..3),
+        data in proptest::collection::vec(any::<u8>(), 0..300), label in proptest::collection::vec(any::<u8>(), 0..MAX_LABEL),
+        wrong_label in proptest::bool::weighted(0.2), wrong_guest in proptest::bool::weighted(0.2),
+    ) {
+        let policy = 1 | (bound << 1);
+        let mut rig = Rig::new();
+        before.iter().for_each(|index| rig.extend(*index));
+        let blob = rig.seal(policy, &label, &data);
+        let identity = if wrong_guest { [1; 48] } else { [0x60; 48] };
+        let mut later = Rig::with(ServiceConfig { identity, ..config() });
+        before.iter().chain(&after).for_each(|index| later.extend(*index));
+        let asked: Vec<u8> = if wrong_label { [label.as_slice(), b"x"].concat() } else { label };
+        let changed = after.iter().any(|index| policy & (1 << index) != 0);
+        let opened = later.unseal(&asked, &blob);
+        if changed || wrong_label || wrong_guest {
+            prop_assert_eq!(opened, (Status::REFUSED, Vec::new()));
+        } else {
+            prop_assert_eq!(opened, (Status::OK, data));
+        }
+    }
+}
