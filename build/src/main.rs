@@ -7,6 +7,7 @@
 
 mod artifact;
 mod cpio;
+mod emulator;
 mod image;
 mod initramfs;
 mod kernel;

@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::emulator;
 use crate::kernel::{self, Kernel};
 use crate::{place, process, ui};
 
@@ -52,7 +53,7 @@ pub(crate) fn ensure() -> Result<Tools> {
     packages()?;
     toolchain()?;
     let kernel = kernel::ensure()?;
-    let qemu = std::env::var_os("DOLMEN_QEMU").map(PathBuf::from).context("DOLMEN_QEMU")?;
+    let qemu = emulator::ensure()?.qemu;
     Ok(Tools { qemu, kernel })
 }
 
