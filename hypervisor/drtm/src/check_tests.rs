@@ -93,7 +93,7 @@ fn every_lie_about_one_part_is_named() {
         ("pool unaligned", |h| h.guest_pool.base += 1, E::Unaligned(Part::GuestPool)),
         (
             "pool without end",
-            |h| h.guest_pool.length = u64::MAX & !(REGION_ALIGN - 1),
+            |h| h.guest_pool.length = !(REGION_ALIGN - 1),
             E::NotRam(Part::GuestPool, M::BeyondWidth),
         ),
         ("pool into TSeg", |h| h.guest_pool.length = 0x7000_0000, E::NotRam(Part::GuestPool, M::Smram)),
