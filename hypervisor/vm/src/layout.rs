@@ -9,6 +9,10 @@ use core::ops::Range;
 pub const LOW_RAM_END: u64 = 0xc000_0000;
 /// Start of the RAM above the device hole.
 pub const HIGH_RAM_START: u64 = 0x1_0000_0000;
+/// Conventional memory ends here; up to 1 MiB guests' memory maps keep the RAM back.
+pub const CONVENTIONAL_END: u64 = 0x9_fc00;
+/// RAM that the ACPI tables may take.
+pub const ACPI_TABLES: Range<u64> = 0xe_0000..0xf_0000;
 /// I/O APIC registers.
 pub const IO_APIC_BASE: u64 = 0xfec0_0000;
 /// Local APIC registers after reset.

@@ -6,6 +6,7 @@
     allow(clippy::arithmetic_side_effects, clippy::as_conversions, reason = "tests may overflow loudly")
 )]
 
+pub mod acpi;
 pub mod backend;
 pub mod board;
 pub mod cpuid;
