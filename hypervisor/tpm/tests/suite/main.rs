@@ -11,7 +11,12 @@
 )]
 
 mod bus;
+mod enrolling;
+mod forging;
+mod hostile;
 mod keys;
 mod measuring;
+mod quoting;
 mod swtpm;
+mod tap;
 mod tis_model;

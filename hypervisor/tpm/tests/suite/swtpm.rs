@@ -64,14 +64,14 @@ impl Swtpm {
                 "allow-set-locality",
             ])
             .args(["--tpmstate", &format!("dir={}", self.state.path().display())])
-            .args(["--ctrl", &show("control"), "--server", &show("data")])
+            .args(["--ctrl", &show("data.ctrl"), "--server", &show("data")])
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log file"))
             .stderr(log)
             .spawn()
             .expect("swtpm is missing: install the package swtpm");
         self.process = Some(child);
-        self.control = Some(connect(&at("control")));
+        self.control = Some(connect(&at("data.ctrl")));
         self.data = Some(connect(&at("data")));
     }
 
@@ -82,7 +82,7 @@ impl Swtpm {
             process.kill().expect("swtpm can be killed");
             process.wait().expect("swtpm ends");
         }
-        for name in ["control", "data"] {
+        for name in ["data.ctrl", "data"] {
             std::fs::remove_file(self.state.path().join(name)).unwrap_or(());
         }
     }
@@ -91,6 +91,15 @@ impl Swtpm {
     pub(crate) fn restart(&mut self) {
         self.power_off();
         self.power_on();
+    }
+
+    /// Lets the tools of the package tpm2-tools speak to the TPM, one after the other, at locality 0.
+    pub(crate) fn with_tools(&mut self, run: impl FnOnce(&Tools<'_>)) {
+        self.data = None;
+        self.control = None;
+        run(&Tools { folder: self.state.path() });
+        self.control = Some(connect(&self.state.path().join("data.ctrl")));
+        self.data = Some(connect(&self.state.path().join("data")));
     }
 
     /// What the CPU does at SKINIT: PCR 17 := H(0 ‖ H(image)), PCR 18 to 22 := 0.
@@ -118,6 +127,33 @@ impl Swtpm {
         let mut result = [0; 4];
         control.read_exact(&mut result).expect("swtpm answers control commands");
         assert_eq!(u32::from_be_bytes(result), 0, "swtpm refused control command {code}");
+    }
+}
+
+/// Runs stock tools in the TPM's folder.
+pub(crate) struct Tools<'a> {
+    pub(crate) folder: &'a Path,
+}
+
+impl Tools<'_> {
+    /// Runs a command line; ends the test if it fails.
+    pub(crate) fn run(&self, line: &str) {
+        let mut words = line.split_whitespace();
+        let output = Command::new(words.next().unwrap())
+            .args(words)
+            .current_dir(self.folder)
+            .env("TPM2TOOLS_TCTI", format!("swtpm:path={}", self.folder.join("data").display()))
+            .output()
+            .expect("tpm2-tools are missing: install the package tpm2-tools");
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    pub(crate) fn read(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.folder.join(name)).expect("the tool wrote it")
+    }
+
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) {
+        std::fs::write(self.folder.join(name), bytes).expect("a file");
     }
 }
 

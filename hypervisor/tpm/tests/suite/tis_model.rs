@@ -30,12 +30,15 @@ pub(crate) enum Fault {
     Garbage(u8),
 }
 
+/// Changes a response, given its command.
+type Tamper = Box<dyn FnMut(&[u8], &mut Vec<u8>)>;
+
 /// Registers, with the TPM behind them.
 pub(crate) struct TisModel<T> {
     pub(crate) tpm: T,
     pub(crate) fault: Fault,
     /// Called for each response before the driver sees it.
-    pub(crate) tamper: Box<dyn FnMut(&[u8], &mut Vec<u8>)>,
+    pub(crate) tamper: Tamper,
     /// Tells the TPM behind which locality speaks.
     pub(crate) tell_locality: fn(&mut T, u8),
     /// Whether the holder of the locality lets go when asked.
