@@ -1,0 +1,212 @@
+//! The calls as functions.
+
+use dolmen_abi::{
+    AkPublic, Call, EventLog, EventLogReply, EventLogRequest, Extend, ExtendRequest, MAX_LABEL, MAX_RANDOM,
+    MAX_SECRET, Quote, QuoteReply, QuoteRequest, REGISTER_BYTES, REPORT_DATA_BYTES, Random, RandomRequest,
+    ReadRegisters, Registers, SEALED_OVERHEAD, Seal, SealPolicy, SealRequest, Status, TpmFailure, Unseal,
+    UnsealRequest, Version, VersionReply,
+};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+use crate::{Error, Transport};
+
+/// Bytes of the event log that are fetched at a time.
+const WINDOW: usize = 1024;
+
+/// A guest's side of the hypercalls.
+#[derive(Debug)]
+pub struct Client<T> {
+    transport: T,
+}
+
+impl<T: Transport> Client<T> {
+    /// A client that speaks through `transport`.
+    pub const fn new(transport: T) -> Self {
+        Self { transport }
+    }
+
+    /// Version, allowed calls, launch facts, limits and the guest's name.
+    ///
+    /// # Errors
+    /// [`Error`]; so for all calls below.
+    pub fn version(&mut self) -> Result<VersionReply, Error<T::Error>> {
+        self.fixed::<Version>(&())
+    }
+
+    /// Fills `out` with random bytes.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn random(&mut self, out: &mut [u8]) -> Result<(), Error<T::Error>> {
+        for chunk in out.chunks_mut(MAX_RANDOM) {
+            let request = RandomRequest { length: length_of(chunk)?, reserved: 0 };
+            let wanted = chunk.len();
+            if self.call::<Random>(&[request.as_bytes()], chunk)? != wanted {
+                return Err(Error::Reply);
+            }
+        }
+        Ok(())
+    }
+
+    /// The guest's registers, G0 first.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn registers(&mut self) -> Result<Registers, Error<T::Error>> {
+        Ok(self.fixed::<ReadRegisters>(&())?.values)
+    }
+
+    /// Extends G`index`; its new value.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn extend(
+        &mut self,
+        index: u32,
+        digest: &[u8; REGISTER_BYTES],
+    ) -> Result<[u8; REGISTER_BYTES], Error<T::Error>> {
+        Ok(self.fixed::<Extend>(&ExtendRequest { index, reserved: 0, digest: *digest })?.value)
+    }
+
+    /// Seals `data` under `label` into `blob`; the blob's length, which is [`SEALED_OVERHEAD`] more than the data's.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn seal(
+        &mut self,
+        policy: SealPolicy,
+        label: &[u8],
+        data: &[u8],
+        blob: &mut [u8],
+    ) -> Result<usize, Error<T::Error>> {
+        if label.len() > MAX_LABEL || data.len() > MAX_SECRET {
+            return Err(Error::Length);
+        }
+        let request = SealRequest {
+            policy: policy.bits(),
+            label_length: length_of(label)?,
+            data_length: length_of(data)?,
+            reserved: 0,
+        };
+        let length = self.call::<Seal>(&[request.as_bytes(), label, data], blob)?;
+        if length == data.len().saturating_add(SEALED_OVERHEAD) { Ok(length) } else { Err(Error::Reply) }
+    }
+
+    /// Opens `blob`, sealed under the same label, into `data`; the length of what was sealed.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn unseal(&mut self, label: &[u8], blob: &[u8], data: &mut [u8]) -> Result<usize, Error<T::Error>> {
+        if label.len() > MAX_LABEL || blob.len() > MAX_SECRET.saturating_add(SEALED_OVERHEAD) {
+            return Err(Error::Length);
+        }
+        let request =
+            UnsealRequest { label_length: length_of(label)?, blob_length: length_of(blob)?, reserved: 0 };
+        let length = self.call::<Unseal>(&[request.as_bytes(), label, blob], data)?;
+        if length.saturating_add(SEALED_OVERHEAD) == blob.len() { Ok(length) } else { Err(Error::Reply) }
+    }
+
+    /// A hardware quote that binds this guest, its registers and `report_data`.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn quote(&mut self, report_data: &[u8; REPORT_DATA_BYTES]) -> Result<QuoteReply, Error<T::Error>> {
+        let request = QuoteRequest { flags: 0, reserved: 0, report_data: *report_data };
+        let reply = self.fixed::<Quote>(&request)?;
+        if reply.binding.report_data == *report_data { Ok(reply) } else { Err(Error::Reply) }
+    }
+
+    /// The attestation key's public part (`TPM2B_PUBLIC`), into `out`; its length.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn ak_public(&mut self, out: &mut [u8]) -> Result<usize, Error<T::Error>> {
+        self.call::<AkPublic>(&[], out)
+    }
+
+    /// The launch's event log into `out`; its length.
+    ///
+    /// # Errors
+    /// [`Error::Length`] if `out` is too small, or another [`Error`].
+    pub fn event_log(&mut self, out: &mut [u8]) -> Result<usize, Error<T::Error>> {
+        let mut have: usize = 0;
+        loop {
+            let mut window = [0; size_of::<EventLogReply>().saturating_add(WINDOW)];
+            let offset = u32::try_from(have).map_err(|_| Error::Length)?;
+            let length = u32::try_from(WINDOW).map_err(|_| Error::Length)?;
+            let request = EventLogRequest { offset, length };
+            let filled = self.call::<EventLog>(&[request.as_bytes()], &mut window)?;
+            let reply = window.get(..filled).ok_or(Error::Reply)?;
+            let (head, bytes) = EventLogReply::read_from_prefix(reply).map_err(|_| Error::Reply)?;
+            let end = have.saturating_add(bytes.len());
+            let total = usize::try_from(head.total).map_err(|_| Error::Reply)?;
+            out.get_mut(have..end).ok_or(Error::Length)?.copy_from_slice(bytes);
+            have = end;
+            match total.checked_sub(have) {
+                Some(0) => return Ok(have),
+                Some(_) if !bytes.is_empty() => {}
+                Some(_) | None => return Err(Error::Reply),
+            }
+        }
+    }
+
+    /// The way to the hypervisor.
+    pub const fn transport(&mut self) -> &mut T {
+        &mut self.transport
+    }
+
+    fn fixed<C: Call>(&mut self, request: &C::Request) -> Result<C::Reply, Error<T::Error>> {
+        let mut reply = C::Reply::new_zeroed();
+        let length = self.call::<C>(&[request.as_bytes()], reply.as_mut_bytes())?;
+        if length == size_of::<C::Reply>() { Ok(reply) } else { Err(Error::Reply) }
+    }
+
+    /// Makes a call until it is finished; the length of the reply.
+    fn call<C: Call>(&mut self, request: &[&[u8]], reply: &mut [u8]) -> Result<usize, Error<T::Error>> {
+        let mut attempt: u32 = 0;
+        loop {
+            let (status, length) =
+                self.transport.call(C::NUMBER, request, reply).map_err(Error::Transport)?;
+            let filled = reply.get(..length).ok_or(Error::Reply)?;
+            match status {
+                Status::OK => return Ok(length),
+                Status::AGAIN | Status::BUSY => {
+                    attempt = attempt.saturating_add(1);
+                    self.transport.wait(status, attempt).map_err(Error::Transport)?;
+                }
+                Status::TPM_FAILED => {
+                    let failure = TpmFailure::read_from_bytes(filled).map_err(|_| Error::Reply)?;
+                    return Err(Error::Tpm(failure.response_code));
+                }
+                refused => return Err(Error::Refused(refused)),
+            }
+        }
+    }
+}
+
+#[cfg(feature = "evidence")]
+impl<T: Transport> Client<T> {
+    /// Evidence for a relying party: quote, key, log and binding in one file (`docs/evidence.md`).
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn evidence(&mut self, report_data: &[u8; REPORT_DATA_BYTES]) -> Result<Vec<u8>, Error<T::Error>> {
+        use dolmen_abi::evidence::{Evidence, MAX_EVENT_LOG, MAX_EVIDENCE};
+        let mut log = vec![0; MAX_EVENT_LOG];
+        let log_length = self.event_log(&mut log)?;
+        let mut key = [0; dolmen_abi::MAX_AK_PUBLIC];
+        let key_length = self.ak_public(&mut key)?;
+        let reply = self.quote(report_data)?;
+        let (key, log) = (key.get(..key_length), log.get(..log_length));
+        let (Some(key), Some(log)) = (key, log) else { return Err(Error::Reply) };
+        let evidence = Evidence::from_reply(&reply, key, log).map_err(|_| Error::Reply)?;
+        let mut file = vec![0; MAX_EVIDENCE];
+        let length = evidence.encode(&mut file).map_err(|_| Error::Reply)?;
+        file.truncate(length);
+        Ok(file)
+    }
+}
+
+fn length_of<E>(bytes: &[u8]) -> Result<u32, Error<E>> {
+    u32::try_from(bytes.len()).map_err(|_| Error::Length)
+}
