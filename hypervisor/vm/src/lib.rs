@@ -14,7 +14,9 @@ pub mod device;
 pub mod exit;
 pub mod layout;
 pub mod manifest;
+pub mod policy;
 pub mod pvclock;
+pub mod run;
 pub mod service;
 
 #[cfg(test)]
