@@ -51,25 +51,6 @@ pub fn halt_without_svm() -> ! {
     }
 }
 
-/// Sets GIF for one instruction window with IF set, so that every pending interrupt is taken.
-///
-/// # Safety
-/// An IDT whose handlers accept every vector is loaded, and EFER.SVME is set.
-pub unsafe fn take_pending_interrupts() {
-    // SAFETY: by the caller's promise interrupts taken here have handlers; the state of IF and GIF is
-    // as before afterwards. Handlers may write memory, hence no `nomem`.
-    unsafe { asm!("stgi", "sti", "nop", "nop", "cli", "clgi", options(nostack)) };
-}
-
-/// Waits for one interrupt and takes it.
-///
-/// # Safety
-/// As [`take_pending_interrupts`]; a wake-up source is armed.
-pub unsafe fn wait_for_interrupt() {
-    // SAFETY: as above. STI's shadow makes STI;HLT atomic, so a wake-up between them is not lost.
-    unsafe { asm!("stgi", "sti", "hlt", "cli", "clgi", options(nostack)) };
-}
-
 /// Drops the translation of the page at `address`.
 pub fn invalidate_page(address: u64) {
     // SAFETY: INVLPG drops a cached translation; the tables it is refilled from are the caller's matter.

@@ -6,7 +6,7 @@
 #![expect(unsafe_code, reason = "interrupt entry is assembly")]
 // UNSAFETY: the stubs save and restore every register that the ABI lets a function change.
 
-use core::arch::global_asm;
+use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use crate::apic;
@@ -39,6 +39,31 @@ pub struct Frame {
     pub rsp: u64,
     /// Interrupted SS.
     pub ss: u64,
+}
+
+/// The right to let interrupts in: there is an IDT that accepts every vector, and SVM is enabled.
+#[derive(Debug)]
+pub struct Window(());
+
+impl Window {
+    /// # Safety
+    /// `segments::load` has run, the APIC is enabled, and EFER.SVME is set on this processor.
+    pub(crate) const unsafe fn new() -> Self {
+        Self(())
+    }
+
+    /// Takes every interrupt that is pending; GIF and IF are clear again afterwards.
+    pub fn take_pending(&self) {
+        // SAFETY: a `Window` is only made where every vector has a handler and STGI exists. Handlers may
+        // write memory, hence no `nomem`.
+        unsafe { asm!("stgi", "sti", "nop", "nop", "cli", "clgi", options(nostack)) };
+    }
+
+    /// Waits for one interrupt and takes it. A timer must have been started.
+    pub fn wait(&self) {
+        // SAFETY: as above. STI's shadow makes STI;HLT atomic: a wake-up between the two is not lost.
+        unsafe { asm!("stgi", "sti", "hlt", "cli", "clgi", options(nostack)) };
+    }
 }
 
 /// Called for every exception; must not return.

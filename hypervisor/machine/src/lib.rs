@@ -27,6 +27,8 @@ pub mod paging;
 #[cfg(feature = "core")]
 pub mod region;
 #[cfg(feature = "core")]
+pub mod rtc;
+#[cfg(feature = "core")]
 pub mod scrub;
 #[cfg(feature = "core")]
 pub mod segments;

@@ -14,10 +14,12 @@ use dolmen_tpm::tis::TIS_BASE;
 use crate::apic;
 use crate::clock::Clock;
 use crate::heap;
+use crate::interrupt::Window;
 use crate::mmio::Mmio;
 use crate::paging::{AddressSpace, CopyWindow, LARGE_PAGE, PagingError};
 use crate::region::Region;
 use crate::segments;
+use crate::svm::{SvmCpu, SvmError};
 use crate::tpm_mmio::{TIS_BYTES, TisRegisters};
 
 /// The launch image's hand-off, as it was when the core was entered. Made once, by the entry stub.
@@ -120,6 +122,18 @@ impl Machine {
         // SAFETY: the page that IA32_APIC_BASE names was just mapped uncached for good; or x2APIC is on.
         unsafe { apic::enable(mapped) };
         Clock::measure().map_err(|_| MachineError::NoPit)
+    }
+
+    /// Enables SVM; from here on interrupts may be let in. After [`Self::start_clock`].
+    ///
+    /// # Errors
+    /// [`SvmError`] for what the processor lacks.
+    pub fn enable_svm(&mut self) -> Result<(SvmCpu, Window), SvmError> {
+        // SAFETY: the machine exists once; its segments are loaded and final; GIF and IF are clear.
+        let svm = unsafe { SvmCpu::enable(self.space.region()) }?;
+        // SAFETY: segments are loaded since `take_over`, and SVME was just set.
+        let window = unsafe { Window::new() };
+        Ok((svm, window))
     }
 
     /// The TPM's FIFO registers.

@@ -14,4 +14,5 @@ pub mod acpi;
 pub mod amdvi;
 pub mod ivrs;
 pub mod pci;
+pub mod rtc;
 pub mod sldev;

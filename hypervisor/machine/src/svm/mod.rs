@@ -10,7 +10,7 @@
 //! ```
 //! The hypervisor runs with GIF = 0 and IF = 0 all the time; [`Backend::run`] sets IF for the entry, so that
 //! physical interrupts end the guest's turn, and comes back with both clear. The exit loop then lets the
-//! interrupts in through `cpu::take_pending_interrupts`. Host code never uses x87 or SIMD registers: the
+//! interrupts in through `interrupt::Window`. Host code never uses x87 or SIMD registers: the
 //! guest's stay loaded while its processor is the only one.
 //!
 //! [`Backend::run`]: dolmen_vm::backend::Backend::run
