@@ -19,13 +19,13 @@ const LAUNCH_LIMIT: u64 = 0xf000;
 /// One program built by cargo for the machine.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Program {
-    what: &'static str,
+    pub(crate) what: &'static str,
     package: &'static str,
     bin: &'static str,
     target: &'static str,
     features: &'static str,
     built: &'static str,
-    output: &'static str,
+    pub(crate) output: &'static str,
 }
 
 /// Bare machine.

@@ -7,17 +7,22 @@
 
 mod artifact;
 mod cpio;
+mod e2e;
 mod emulator;
 mod image;
 mod initramfs;
 mod kernel;
+mod lab;
+mod lint;
 mod machine;
 mod manifest;
 mod measure;
 mod place;
 mod process;
+mod reproduce;
 mod run;
 mod setup;
+mod test;
 mod ui;
 
 use std::path::PathBuf;
@@ -44,6 +49,12 @@ enum Task {
     Run(run::Options),
     /// Compute PCR 17, PCR 18 and every guest's identity from the files.
     Measure(measure::Options),
+    /// Run every level of tests, or those chosen, and count.
+    Test(test::Options),
+    /// Build twice in two folders and compare.
+    Reproduce,
+    /// Check the tree's own rules and write the ledger of unsafe code.
+    Lint,
     /// Pass bytes between a tpm2 tool and a relay; started by the tools themselves.
     #[command(hide = true)]
     TpmRelay {
@@ -54,7 +65,7 @@ enum Task {
 
 fn main() -> ExitCode {
     match perform(Line::parse().task) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             ui::bad(&format!("{error:#}"));
             ExitCode::FAILURE
@@ -62,7 +73,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn perform(task: Task) -> anyhow::Result<()> {
+fn perform(task: Task) -> anyhow::Result<ExitCode> {
     match task {
         Task::Setup => {
             let tools = setup::ensure()?;
@@ -71,15 +82,17 @@ fn perform(task: Task) -> anyhow::Result<()> {
                 tools.qemu.display(),
                 tools.kernel.version
             ));
-            Ok(())
         }
         Task::Build => {
             let artifacts = artifact::build(&setup::ensure()?)?;
             ui::good(&format!("built in {}", artifacts.folder.display()));
-            Ok(())
         }
-        Task::Run(options) => run::run(&options),
-        Task::Measure(options) => measure::run(&options),
-        Task::TpmRelay { socket } => machine::relay::pass_bytes(&socket),
+        Task::Run(options) => run::run(&options)?,
+        Task::Measure(options) => measure::run(&options)?,
+        Task::Test(options) => return test::run(&options),
+        Task::Reproduce => reproduce::run()?,
+        Task::Lint => lint::run()?,
+        Task::TpmRelay { socket } => machine::relay::pass_bytes(&socket)?,
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -108,7 +108,7 @@ pub(crate) fn reference(parts: &Parts, manifest: &Manifest) -> Result<Reference>
     Ok(Reference { launch_bytes: measured.len(), banks, guests: files.identities(manifest)? })
 }
 
-const fn bank_name(algorithm: Algorithm) -> &'static str {
+pub(crate) const fn bank_name(algorithm: Algorithm) -> &'static str {
     match algorithm {
         Algorithm::Sha1 => "sha1",
         Algorithm::Sha256 => "sha256",

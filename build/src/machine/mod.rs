@@ -10,9 +10,11 @@ pub(crate) mod swtpm;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
 
 use crate::place;
 use profile::{Firmware, Profile};
@@ -78,16 +80,16 @@ pub(crate) struct Machine {
     /// The second serial port: the guest's console, if it is ours.
     pub(crate) console: Option<Stream>,
     // Removed, with the sockets in it, when the machine is gone.
-    _sockets: tempfile::TempDir,
+    _sockets: Arc<TempDir>,
 }
 
 impl Machine {
     /// Switches a machine on.
     pub(crate) fn start(setting: &Setting<'_>) -> Result<Self> {
         place::make(setting.folder)?;
-        let sockets = tempfile::Builder::new().prefix("dolmen-").tempdir().context("cannot make a folder")?;
+        let sockets = sockets()?;
         let tpm = match setting.profile.tpm {
-            Some(_) => Some(power_tpm(setting, sockets.path())?),
+            Some(_) => Some(power_tpm(setting, &sockets)?),
             None => None,
         };
         let log = Port::open(&sockets.path().join("com1"))?;
@@ -139,7 +141,16 @@ impl Drop for Machine {
     }
 }
 
-fn power_tpm(setting: &Setting<'_>, sockets: &Path) -> Result<Swtpm> {
+/// A folder for sockets: their names must be short.
+pub(crate) fn sockets() -> Result<Arc<TempDir>> {
+    tempfile::Builder::new()
+        .prefix("dolmen-")
+        .tempdir()
+        .map(Arc::new)
+        .context("cannot make a folder for sockets")
+}
+
+fn power_tpm(setting: &Setting<'_>, sockets: &Arc<TempDir>) -> Result<Swtpm> {
     let state = setting.folder.join("tpm");
     if !state.exists() {
         swtpm::manufacture(&state, "sha1,sha256,sha384,sha512")?;

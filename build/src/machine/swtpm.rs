@@ -6,16 +6,20 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use tempfile::TempDir;
 
 use crate::machine::child;
 use crate::{place, process};
 
 /// Longest wait for the TPM to start or to answer.
 const LIMIT: Duration = Duration::from_secs(20);
+/// Control command: power on, or reset.
+const CMD_INIT: u32 = 2;
 /// Control command: use this socket for TPM commands.
 const CMD_SET_DATAFD: u32 = 0x10;
 /// Control command: commands come from this locality.
@@ -37,12 +41,14 @@ pub(crate) fn manufacture(state: &Path, banks: &str) -> Result<()> {
 pub(crate) struct Swtpm {
     child: Child,
     control: PathBuf,
+    // Removed when the last user of the sockets in it is gone.
+    _sockets: Arc<TempDir>,
 }
 
 impl Swtpm {
     /// Powers the TPM of `state` on; its control socket lies in `sockets`.
-    pub(crate) fn start(state: &Path, sockets: &Path, log: &Path) -> Result<Self> {
-        let control = sockets.join("tpm.ctrl");
+    pub(crate) fn start(state: &Path, sockets: &Arc<TempDir>, log: &Path) -> Result<Self> {
+        let control = sockets.path().join("tpm.ctrl");
         let mut directory = std::ffi::OsString::from("dir=");
         directory.push(state);
         let mut command = child::bound_to_us("swtpm");
@@ -57,7 +63,7 @@ impl Swtpm {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         let child = command.spawn().context("cannot start swtpm; `cargo xtask setup` installs it")?;
-        let mut tpm = Self { child, control };
+        let mut tpm = Self { child, control, _sockets: Arc::clone(sockets) };
         let deadline = Instant::now().checked_add(LIMIT).context("the time limit is too far away")?;
         while !tpm.control.exists() {
             if tpm.child.try_wait().context("cannot watch swtpm")?.is_some() || Instant::now() > deadline {
@@ -122,6 +128,13 @@ pub(crate) struct Attached {
 }
 
 impl Attached {
+    /// Resets the TPM, as power-on does.
+    pub(crate) fn reset(&mut self) -> Result<()> {
+        let message = [CMD_INIT.to_be_bytes(), [0; 4]].concat();
+        self.control.write_all(&message).context("cannot reach the TPM")?;
+        expect_success(&mut self.control, "INIT")
+    }
+
     /// Sets the locality of the commands that follow: what only a CPU, or a chipset, can do on real parts.
     pub(crate) fn set_locality(&mut self, locality: u8) -> Result<()> {
         let mut message = CMD_SET_LOCALITY.to_be_bytes().to_vec();

@@ -1,0 +1,94 @@
+//! End-to-end tests: the whole machine, its story, and attacks on it.
+
+mod launch;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+use crate::lab::{Lab, Release};
+use crate::test::{Bench, Tally};
+use crate::{place, ui};
+
+/// All banks that swtpm has.
+pub(crate) const ALL_BANKS: &str = "sha1,sha256,sha384,sha512";
+
+/// What every test works with.
+#[derive(Debug)]
+pub(crate) struct Scene<'a> {
+    /// Emulator, kernel, programs.
+    pub(crate) bench: &'a Bench,
+    /// The demo's manifest and files.
+    pub(crate) release: Release,
+    /// Folder of this test alone.
+    pub(crate) folder: PathBuf,
+}
+
+impl Scene<'_> {
+    /// A new machine of this profile, all banks active.
+    pub(crate) fn lab(&self, machine: &str) -> Result<Lab<'_>> {
+        self.lab_with_banks(machine, ALL_BANKS)
+    }
+
+    /// A new machine of this profile with these banks active.
+    pub(crate) fn lab_with_banks(&self, machine: &str, banks: &str) -> Result<Lab<'_>> {
+        Lab::new(&self.bench.tools, &self.bench.artifacts, machine, &self.folder.join("machine"), banks)
+    }
+}
+
+/// One test: a sentence, and what shows it.
+#[derive(Clone, Copy)]
+pub(crate) struct Case {
+    /// The sentence, in words joined by underscores.
+    pub(crate) name: &'static str,
+    /// Fails with the reason.
+    pub(crate) run: fn(&Scene<'_>) -> Result<()>,
+}
+
+impl std::fmt::Debug for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// Runs all tests, or those that the user chose.
+pub(crate) fn run(bench: &Bench) -> Result<Tally> {
+    let release = Release::load(&bench.artifacts, &place::root().join("dolmen.toml"))?;
+    let top = place::output().join("e2e");
+    let chosen = |case: &&Case| bench.only.as_ref().is_none_or(|only| case.name.contains(only.as_str()));
+    let cases: Vec<Case> = launch::CASES.iter().filter(chosen).copied().collect();
+    if cases.is_empty() {
+        bail!("no end-to-end test has such a name");
+    }
+    let mut tally = Tally::default();
+    for case in cases {
+        let scene = Scene { bench, release: release.clone(), folder: top.join(case.name) };
+        tally = tally.plus(perform(&case, &scene));
+    }
+    Ok(tally)
+}
+
+fn perform(case: &Case, scene: &Scene<'_>) -> Tally {
+    let shown = case.name.replace('_', " ");
+    let progress = ui::Progress::start(&shown);
+    match (case.run)(scene) {
+        Ok(()) => {
+            drop(progress);
+            ui::good(&shown);
+            forget(&scene.folder);
+            Tally::one(true)
+        }
+        Err(error) => {
+            drop(progress);
+            ui::bad(&format!("{shown}: {error:#}\n     transcripts: {}", scene.folder.display()));
+            Tally::one(false)
+        }
+    }
+}
+
+/// Transcripts of tests that passed are of no use; what cannot be removed stays.
+fn forget(folder: &Path) {
+    if folder.exists() {
+        drop(std::fs::remove_dir_all(folder));
+    }
+}

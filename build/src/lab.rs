@@ -1,0 +1,163 @@
+//! A machine with its TPM, switched on and off as a story or a test needs it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::artifact::Artifacts;
+use crate::image::{self, Parts};
+use crate::machine::profile::{Firmware, Profile};
+use crate::machine::relay::ToolTpm;
+use crate::machine::shell::Shell;
+use crate::machine::{ConsoleTo, Machine, Medium, Setting, swtpm};
+use crate::manifest::Manifest;
+use crate::measure::{self, Reference};
+use crate::setup::Tools;
+use crate::{machine, place};
+
+/// Longest wait for firmware, loader, launch and measurement.
+pub(crate) const LAUNCH: Duration = Duration::from_secs(120);
+/// Longest wait for the guest's shell after that.
+pub(crate) const GUEST: Duration = Duration::from_secs(240);
+
+/// One machine that lives through several power cycles.
+#[derive(Clone, Debug)]
+pub(crate) struct Lab<'a> {
+    tools: &'a Tools,
+    artifacts: &'a Artifacts,
+    profile: Profile,
+    folder: PathBuf,
+}
+
+impl<'a> Lab<'a> {
+    /// A new machine with a TPM whose given banks are active.
+    pub(crate) fn new(
+        tools: &'a Tools,
+        artifacts: &'a Artifacts,
+        machine: &str,
+        folder: &Path,
+        banks: &str,
+    ) -> Result<Self> {
+        if folder.exists() {
+            std::fs::remove_dir_all(folder).with_context(|| format!("cannot empty {}", folder.display()))?;
+        }
+        place::make(folder)?;
+        let profile = Profile::load(machine)?;
+        if profile.tpm.is_some() {
+            swtpm::manufacture(&folder.join("tpm"), banks)?;
+        }
+        Ok(Self { tools, artifacts, profile, folder: folder.to_owned() })
+    }
+
+    /// The machine's folder.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What the machine is made of; tests change it.
+    pub(crate) fn profile_mut(&mut self) -> &mut Profile {
+        &mut self.profile
+    }
+
+    /// Switches the machine on with these parts.
+    pub(crate) fn boot(&self, cycle: &str, parts: &Parts) -> Result<Machine> {
+        self.boot_with(cycle, parts, None, &[])
+    }
+
+    /// Switches the machine on with these parts, another loader with arguments, and more QEMU arguments.
+    pub(crate) fn boot_with(
+        &self,
+        cycle: &str,
+        parts: &Parts,
+        loader: Option<(&Path, &str)>,
+        more: &[String],
+    ) -> Result<Machine> {
+        let medium = match self.profile.firmware {
+            Firmware::Bios => {
+                let usual = self.artifacts.loader_multiboot();
+                let (kernel, arguments) = loader.unwrap_or((&usual, ""));
+                Medium::Multiboot {
+                    kernel: kernel.to_owned(),
+                    modules: parts.modules(),
+                    arguments: arguments.to_owned(),
+                }
+            }
+            Firmware::Uefi => {
+                let disk = self.folder.join(format!("{cycle}.img"));
+                image::write(parts, &disk)?;
+                Medium::Disk(disk)
+            }
+        };
+        Machine::start(&Setting {
+            qemu: &self.tools.qemu,
+            profile: &self.profile,
+            medium: &medium,
+            folder: &self.folder,
+            cycle,
+            more,
+            console: ConsoleTo::Harness,
+        })
+    }
+
+    /// Powers the TPM alone, as somebody does who took the board home: starts it and serves it to tools.
+    pub(crate) fn tpm_alone(&self) -> Result<(swtpm::Swtpm, ToolTpm)> {
+        let log = self.folder.join("tpm-alone.log");
+        let tpm = swtpm::Swtpm::start(&self.folder.join("tpm"), &machine::sockets()?, &log)?;
+        let mut attached = tpm.attach()?;
+        attached.reset()?;
+        let tool = ToolTpm::serve(attached)?;
+        tool.run("tpm2_startup", &["-c"])?;
+        Ok((tpm, tool))
+    }
+}
+
+/// What a start consists of: manifest, files, predicted registers.
+#[derive(Clone, Debug)]
+pub(crate) struct Release {
+    /// The compiled manifest.
+    pub(crate) manifest: Manifest,
+    /// The files.
+    pub(crate) parts: Parts,
+    /// The reference values.
+    pub(crate) reference: Reference,
+}
+
+impl Release {
+    /// What was built, with the manifest of this path.
+    pub(crate) fn load(artifacts: &Artifacts, manifest: &Path) -> Result<Self> {
+        let manifest = Manifest::load(manifest)?;
+        let parts = Parts::collect(artifacts, &manifest)?;
+        let reference = measure::reference(&parts, &manifest)?;
+        Ok(Self { manifest, parts, reference })
+    }
+}
+
+/// Waits for the guest's shell.
+pub(crate) fn shell(machine: &mut Machine) -> Result<Shell> {
+    Shell::wait(machine.console.take().context("the console is somebody else's")?, GUEST)
+}
+
+/// Switches the machine off hard and serves its TPM, still powered, to tools.
+pub(crate) fn autopsy(machine: Machine) -> Result<(swtpm::Swtpm, ToolTpm)> {
+    let tpm = machine.cut_power()?;
+    let tool = ToolTpm::serve(tpm.attach()?)?;
+    Ok((tpm, tool))
+}
+
+/// A copy of `file` with one bit of one byte changed, at the place that `choose` finds.
+pub(crate) fn flipped(file: &Path, to: &Path, choose: impl Fn(&[u8]) -> Option<usize>) -> Result<usize> {
+    let mut bytes = place::read(file)?;
+    let at = choose(&bytes).with_context(|| format!("nothing to change in {}", file.display()))?;
+    let byte = bytes.get_mut(at).context("the place is outside of the file")?;
+    *byte ^= 0x20;
+    place::write(to, &bytes)?;
+    Ok(at)
+}
+
+/// Where `text` occurs, exactly once, in `bytes`.
+pub(crate) fn once(bytes: &[u8], text: &[u8]) -> Option<usize> {
+    let mut places = bytes.windows(text.len()).enumerate().filter(|(_, window)| *window == text);
+    let (at, _) = places.next()?;
+    places.next().is_none().then_some(at)
+}

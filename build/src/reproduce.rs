@@ -1,0 +1,51 @@
+//! `cargo xtask reproduce`: two clean builds in two folders must give the same bytes.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
+
+use crate::artifact::{self, REPRODUCED};
+use crate::{place, process, ui};
+
+/// Builds twice and compares.
+pub(crate) fn run() -> Result<()> {
+    let work = tempfile::Builder::new().prefix("dolmen-").tempdir().context("cannot make a folder")?;
+    let sources = sources()?;
+    // Names of different lengths: a path that got into a program would also move what follows it.
+    let [first, second] = ["a", "another-folder/of-another-depth"].map(|name| work.path().join(name));
+    for folder in [&first, &second] {
+        clone(&sources, &folder.join("sources"))?;
+        artifact::hypervisor(&folder.join("sources"), &folder.join("target"), &folder.join("output"))?;
+    }
+    compare(&first.join("output"), &second.join("output"))
+}
+
+fn compare(first: &Path, second: &Path) -> Result<()> {
+    for program in &REPRODUCED {
+        let (one, two) =
+            (place::read(&first.join(program.output))?, place::read(&second.join(program.output))?);
+        if one != two {
+            let at = one.iter().zip(&two).position(|(a, b)| a != b).unwrap_or(one.len().min(two.len()));
+            bail!("two builds of the {} differ, first at byte {at:#x}", program.what);
+        }
+        ui::good(&format!("{}: sha256 {} in both builds", program.output, hex::encode(Sha256::digest(&one))));
+    }
+    Ok(())
+}
+
+/// Files of the tree: what git knows or would know, relative to the top folder.
+fn sources() -> Result<Vec<PathBuf>> {
+    let mut command = Command::new("git");
+    command.current_dir(place::root()).args(["ls-files", "--cached", "--others", "--exclude-standard"]);
+    let listed = process::output(&mut command).context("listing the sources")?;
+    Ok(listed.lines().map(PathBuf::from).filter(|path| place::root().join(path).is_file()).collect())
+}
+
+fn clone(sources: &[PathBuf], folder: &Path) -> Result<()> {
+    for path in sources {
+        place::copy(&place::root().join(path), &folder.join(path))?;
+    }
+    Ok(())
+}

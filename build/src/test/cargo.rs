@@ -1,0 +1,157 @@
+//! Levels that cargo runs: format, lints, unit tests, Miri.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::{Bench, Tally};
+use crate::{place, process, ui};
+
+/// Longest run of one cargo command.
+const LIMIT: Duration = Duration::from_secs(20 * 60);
+/// The nightly toolchain of Miri and of the fuzzers: pinned, so that the tests of today pass tomorrow.
+pub(crate) const NIGHTLY: &str = "nightly-2026-10-15";
+/// Crates whose tests run under Miri: those that interpret foreign bytes or lay out memory.
+const MIRI: [&str; 6] =
+    ["dolmen-memory", "dolmen-platform", "dolmen-drtm", "dolmen-abi", "dolmen-tpm", "dolmen-vm"];
+/// Programs that only exist on their own target.
+const BARE: [(&str, &str); 5] = [
+    ("dolmen-launch", "x86_64-unknown-none"),
+    ("dolmen-core", "x86_64-unknown-none"),
+    ("dolmen-loader", "x86_64-unknown-none"),
+    ("dolmen-loader", "x86_64-unknown-uefi"),
+    ("dolmen-cli", "x86_64-unknown-linux-musl"),
+];
+
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new("cargo");
+    command.args(arguments).current_dir(place::root()).env("CARGO_TERM_COLOR", "never");
+    command
+}
+
+/// Runs a command; a failure shows its output and counts as one failed test.
+pub(super) fn succeeds(what: &str, mut command: Command) -> Result<Tally> {
+    let progress = ui::Progress::start(what);
+    let outcome = process::supervise(&mut command, LIMIT, |line| progress.detail(line))?;
+    if outcome.success() {
+        progress.done();
+        return Ok(Tally::one(true));
+    }
+    drop(progress);
+    for line in &outcome.tail {
+        eprintln!("    {line}");
+    }
+    ui::bad(what);
+    Ok(Tally::one(false))
+}
+
+/// Formatting.
+pub(super) fn format(_: &Bench) -> Result<Tally> {
+    succeeds("cargo fmt --check", cargo(&["fmt", "--all", "--check"]))
+}
+
+/// Clippy on the host and on each bare target; a warning is a failure.
+pub(super) fn lints(_: &Bench) -> Result<Tally> {
+    let deny = ["--", "-D", "warnings"];
+    let mut host = cargo(&["clippy", "--locked", "--quiet", "--all-targets"]);
+    host.args(deny);
+    let mut tally = succeeds("clippy for the host", host)?;
+    for (package, target) in BARE {
+        let mut bare =
+            cargo(&["clippy", "--locked", "--quiet", "--release", "--package", package, "--target", target]);
+        bare.args(deny);
+        tally = tally.plus(succeeds(&format!("clippy for {package} on {target}"), bare)?);
+    }
+    let mut docs = cargo(&["doc", "--locked", "--quiet", "--no-deps"]);
+    docs.env("RUSTDOCFLAGS", "-D warnings");
+    Ok(tally.plus(succeeds("rustdoc without warnings", docs)?))
+}
+
+/// Unit and property tests of everything that runs on the host.
+pub(super) fn unit(_: &Bench) -> Result<Tally> {
+    count("unit and property tests", cargo(&["test", "--locked", "--no-fail-fast"]))
+}
+
+/// A bounded run of the pure crates' tests under Miri.
+pub(super) fn miri(_: &Bench) -> Result<Tally> {
+    nightly(&["miri", "rust-src"])?;
+    let mut command = Command::new("rustup");
+    command
+        .args(["run", NIGHTLY, "cargo", "miri", "test", "--locked", "--lib"])
+        .args(MIRI.iter().flat_map(|package| ["--package", package]))
+        // Names of tests that only repeat at length what shorter ones show.
+        .args(["--", "--skip", "random", "--skip", "property", "--skip", "exhaustive"])
+        .current_dir(place::root())
+        .env_remove("RUSTUP_TOOLCHAIN")
+        .env("CARGO_TARGET_DIR", scratch("miri"))
+        .env("PROPTEST_CASES", "2")
+        .env("MIRIFLAGS", "-Zmiri-disable-isolation");
+    count("pure crates under Miri", command)
+}
+
+/// Folder for builds with another toolchain.
+pub(super) fn scratch(name: &str) -> PathBuf {
+    place::target().join("nightly").join(name)
+}
+
+/// Installs the pinned nightly toolchain with the given components.
+pub(super) fn nightly(components: &[&str]) -> Result<()> {
+    let mut command = Command::new("rustup");
+    command.args(["toolchain", "install", NIGHTLY, "--profile", "minimal", "--no-self-update"]);
+    for component in components {
+        command.args(["--component", component]);
+    }
+    process::output(&mut command).map(drop).with_context(|| format!("installing {NIGHTLY}"))
+}
+
+/// Runs tests and adds up what their harnesses report.
+fn count(what: &str, mut command: Command) -> Result<Tally> {
+    let progress = ui::Progress::start(what);
+    let mut tally = Tally::default();
+    let mut failures = Vec::new();
+    let outcome = process::supervise(&mut command, LIMIT, |line| {
+        progress.detail(line);
+        if let Some(result) = reported(line) {
+            tally = tally.plus(result);
+        }
+        if line.starts_with("test ") && line.ends_with("FAILED") {
+            failures.push(line.to_owned());
+        }
+    })?;
+    drop(progress);
+    for line in &failures {
+        ui::bad(line);
+    }
+    if !outcome.success() {
+        for line in &outcome.tail {
+            eprintln!("    {line}");
+        }
+        // A crash or a failed build must not pass for want of a report.
+        tally.failed = tally.failed.max(1);
+    }
+    Ok(tally)
+}
+
+/// The tally in a line like `test result: ok. 12 passed; 0 failed; …`.
+fn reported(line: &str) -> Option<Tally> {
+    let rest = line.strip_prefix("test result: ")?;
+    let number = |word: &str| {
+        let before = rest.split_once(word)?.0.trim_end();
+        before.rsplit(' ').next()?.parse().ok()
+    };
+    Some(Tally { passed: number("passed")?, failed: number("failed")? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_harness_report_is_understood() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out";
+        assert_eq!(reported(line), Some(Tally { passed: 12, failed: 3 }));
+        assert_eq!(reported("running 3 tests"), None);
+    }
+}

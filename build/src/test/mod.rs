@@ -1,0 +1,157 @@
+//! `cargo xtask test`: every level of tests, one line each, one line at the end.
+
+mod cargo;
+mod fuzz;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use crate::artifact::{self, Artifacts};
+use crate::setup::{self, Tools};
+use crate::{e2e, lint, reproduce, ui};
+
+/// What the user chose; nothing chosen means everything.
+#[derive(Clone, Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
+pub(crate) struct Options {
+    /// Formatting, lints, ledger of unsafe code.
+    #[arg(long)]
+    lint: bool,
+    /// Unit and property tests.
+    #[arg(long)]
+    unit: bool,
+    /// Pure crates under Miri.
+    #[arg(long)]
+    miri: bool,
+    /// Fuzz targets, 20 seconds each.
+    #[arg(long)]
+    fuzz: bool,
+    /// Two builds in two folders give the same bytes.
+    #[arg(long)]
+    reproduce: bool,
+    /// The emulator's SKINIT does what the manual says.
+    #[arg(long)]
+    conformance: bool,
+    /// Small guests, one for each kind of exit.
+    #[arg(long)]
+    guest: bool,
+    /// The whole story, and attacks on it.
+    #[arg(long)]
+    e2e: bool,
+    /// Of the end-to-end tests, only those whose name contains this.
+    #[arg(long)]
+    only: Option<String>,
+}
+
+/// How many tests of a level passed and failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// Passed.
+    pub(crate) passed: usize,
+    /// Failed.
+    pub(crate) failed: usize,
+}
+
+impl Tally {
+    /// One test.
+    pub(crate) const fn one(passed: bool) -> Self {
+        if passed { Self { passed: 1, failed: 0 } } else { Self { passed: 0, failed: 1 } }
+    }
+
+    /// Both together.
+    pub(crate) const fn plus(self, other: Self) -> Self {
+        Self {
+            passed: self.passed.saturating_add(other.passed),
+            failed: self.failed.saturating_add(other.failed),
+        }
+    }
+}
+
+/// What levels need.
+#[derive(Debug)]
+pub(crate) struct Bench {
+    /// Emulator and kernel.
+    pub(crate) tools: Tools,
+    /// Everything built.
+    pub(crate) artifacts: Artifacts,
+    /// Choice among the end-to-end tests.
+    pub(crate) only: Option<String>,
+}
+
+/// One level of tests.
+struct Level {
+    name: &'static str,
+    chosen: bool,
+    run: fn(&Bench) -> Result<Tally>,
+}
+
+/// Runs the chosen levels.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let start = Instant::now();
+    let tools = setup::ensure()?;
+    let artifacts = artifact::build(&tools)?;
+    let bench = Bench { tools, artifacts, only: options.only.clone() };
+    let levels = levels(options);
+    let all = !levels.iter().any(|level| level.chosen);
+    let mut total = Tally::default();
+    for level in levels.iter().filter(|level| all || level.chosen) {
+        total = total.plus(perform(level, &bench));
+    }
+    println!("{} passed, {} failed ({} s)", total.passed, total.failed, start.elapsed().as_secs());
+    Ok(if total.failed == 0 && total.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn levels(options: &Options) -> Vec<Level> {
+    let level = |name, chosen, run| Level { name, chosen, run };
+    vec![
+        level("format", options.lint, cargo::format),
+        level("ledger and layout", options.lint, ledger),
+        level("lints", options.lint, cargo::lints),
+        level("unit and property tests", options.unit, cargo::unit),
+        level("Miri", options.miri, cargo::miri),
+        level("fuzzing", options.fuzz, fuzz::run),
+        level("reproducible build", options.reproduce, reproducible),
+        level("end to end", options.e2e, e2e::run),
+    ]
+}
+
+/// Runs one level and prints its line.
+fn perform(level: &Level, bench: &Bench) -> Tally {
+    let start = Instant::now();
+    ui::heading(level.name);
+    let outcome = (level.run)(bench);
+    let seconds = start.elapsed().as_secs();
+    let tally = match outcome {
+        Ok(tally) => tally,
+        Err(error) => {
+            eprintln!("{error:#}");
+            Tally { passed: 0, failed: 1 }
+        }
+    };
+    // A level without tests proves nothing.
+    let tally = if tally == Tally::default() { Tally::one(false) } else { tally };
+    let line = format!("{}: {} passed, {} failed ({seconds} s)", level.name, tally.passed, tally.failed);
+    if tally.failed == 0 {
+        ui::good(&line);
+    } else {
+        ui::bad(&line);
+    }
+    tally
+}
+
+fn ledger(bench: &Bench) -> Result<Tally> {
+    lint::verify()?;
+    let bytes = crate::place::read(&bench.artifacts.launch())?;
+    let Ok(measured) = dolmen_drtm::predict::measured_part(&bytes) else {
+        bail!("launch.bin is no launch image")
+    };
+    ui::note(&format!("the processor measures {} bytes", measured.len()));
+    Ok(Tally { passed: 2, failed: 0 })
+}
+
+fn reproducible(_: &Bench) -> Result<Tally> {
+    reproduce::run()?;
+    Ok(Tally::one(true))
+}
