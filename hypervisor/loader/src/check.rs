@@ -40,19 +40,21 @@ pub enum Tpm {
 }
 
 impl Tpm {
+    /// TPM_STS of a TPM 2.0, as far as the family goes.
+    pub const STATUS_FAMILY_2: u32 = 1 << 26;
+
     /// Tells the interface from its registers at locality 0: TPM_ACCESS, TPM_STS and TPM_INTERFACE_ID
     /// (TCG PC Client Platform TPM Profile, 6.4 and 6.5).
     #[must_use]
     pub const fn identify(access: u8, status: u32, interface_id: u32) -> Self {
         const ACCESS_VALID: u8 = 0x80;
         const INTERFACE_CRB: u32 = 1;
-        const FAMILY_2: u32 = 1;
         let interface = interface_id & 0xf;
         if interface == INTERFACE_CRB && interface_id != u32::MAX {
             Self::Crb
         } else if access == u8::MAX || access & ACCESS_VALID == 0 {
             Self::Absent
-        } else if (status >> 26) & 3 == FAMILY_2 {
+        } else if status & 3 << 26 == Self::STATUS_FAMILY_2 {
             Self::Fifo
         } else {
             Self::Family1

@@ -243,8 +243,8 @@ mod tests {
         let slb = Extent { base: 4 * MIB, length: SLB_SIZE };
         let plan = lay_out(&mut map, &staged, Some(slb), 32 * MIB).unwrap();
         assert_eq!(plan.slb, slb);
-        assert_eq!(plan.region, Extent { base: 70 * MIB, length: 32 * MIB });
-        assert_eq!(plan.guest_pool, Extent { base: 6 * MIB, length: 44 * MIB });
+        assert_eq!(plan.region, Extent { base: 18 * MIB, length: 32 * MIB });
+        assert_eq!(plan.guest_pool, Extent { base: 56 * MIB, length: 46 * MIB });
         assert_eq!(map.ranges().count(), 1);
     }
 

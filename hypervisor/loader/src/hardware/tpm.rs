@@ -58,13 +58,24 @@ impl TisIo for Registers {
     }
 }
 
-/// Looks at what answers at the TPM's address.
+/// Looks at what answers at the TPM's address. TPM_STS tells the family only to an active locality, so a
+/// FIFO is claimed for the look.
 #[must_use]
 pub fn probe() -> check::Tpm {
     let mut registers = Registers::default();
     let access = registers.read8(Locality::Zero, TisReg::Access);
-    let status = registers.read32(Locality::Zero, TisReg::Status);
     let interface = registers.read32(Locality::Zero, TisReg::InterfaceId);
+    let guess = check::Tpm::identify(access, check::Tpm::STATUS_FAMILY_2, interface);
+    if guess != check::Tpm::Fifo {
+        return guess;
+    }
+    let mut tis = Tis::new(registers, Locality::Zero);
+    if tis.claim().is_err() {
+        return check::Tpm::Absent;
+    }
+    let status = tis.io_mut().read32(Locality::Zero, TisReg::Status);
+    // A TPM that does not let go shows that again, and with its reason, when it is started.
+    tis.relinquish().unwrap_or_default();
     check::Tpm::identify(access, status, interface)
 }
 

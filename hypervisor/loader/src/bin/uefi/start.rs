@@ -41,7 +41,9 @@ fn main() -> Status {
         Ok(ready) => launch(&mut memory, ready),
         Err(problem) => {
             say!("Dolmen was not started: {problem}.");
-            refuse(format_args!("{problem}"));
+            if !matches!(problem, Problem::Incomplete) {
+                refuse(format_args!("{problem}"));
+            }
             boot::stall(READING_TIME);
             problem.status()
         }
