@@ -2,8 +2,9 @@
 /*
  * Driver for guests of Dolmen: passes hypercalls of programs on through /dev/dolmen.
  *
- * The hypervisor reads and writes buffers by their guest-physical address, so every call goes through two
- * buffers of the driver's own, each contiguous. They are wiped before they are freed: they hold secrets.
+ * The hypervisor reads and writes buffers by their guest-physical address, so every call goes
+ * through two buffers of the driver's own, each contiguous. They are wiped before they are freed:
+ * they hold secrets.
  */
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
@@ -42,8 +43,8 @@
 #define DOLMEN_SLEEP_MAX_MS	20
 
 /*
- * A quote takes many calls with the same request, and the hypervisor has room for one request of a guest:
- * whoever holds this finishes first.
+ * A quote takes many calls with the same request, and the hypervisor has room for one request of a
+ * guest: whoever holds this finishes first.
  */
 static DEFINE_MUTEX(dolmen_quote_lock);
 
@@ -217,7 +218,8 @@ static int __init dolmen_init(void)
 	}
 	version = cpuid_eax(DOLMEN_LEAF_FEATURES);
 	if (version < DOLMEN_ABI_VERSION) {
-		pr_err("the hypervisor's interface is of version %u, %u is needed\n", version, DOLMEN_ABI_VERSION);
+		pr_err("the hypervisor's interface is of version %u, %u is needed\n", version,
+		       DOLMEN_ABI_VERSION);
 		return -ENODEV;
 	}
 	error = misc_register(&dolmen_device);
