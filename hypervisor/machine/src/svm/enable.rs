@@ -36,7 +36,7 @@ pub enum SvmError {
 
 /// CPUID of the processor this runs on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ThisCpu;
+pub struct ThisCpu;
 
 impl CpuidSource for ThisCpu {
     fn leaf(&self, leaf: u32, subleaf: u32) -> Leaf {

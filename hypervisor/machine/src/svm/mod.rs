@@ -24,5 +24,5 @@ mod switch;
 mod tables;
 mod vcpu;
 
-pub use enable::{SvmCpu, SvmError};
+pub use enable::{SvmCpu, SvmError, ThisCpu};
 pub use vcpu::Svm;
