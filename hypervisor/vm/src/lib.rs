@@ -12,6 +12,7 @@ pub mod board;
 pub mod cpuid;
 pub mod device;
 pub mod exit;
+pub mod image;
 pub mod layout;
 pub mod manifest;
 pub mod policy;
