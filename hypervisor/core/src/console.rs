@@ -43,3 +43,8 @@ pub(crate) fn open() {
         log::set_max_level(LevelFilter::Info);
     }
 }
+
+/// COM1 for whoever writes more than a line on the fatal path.
+pub(crate) fn raw(writer: impl FnOnce(&mut dyn Write) -> fmt::Result) {
+    if writer(&mut Com1).is_err() {}
+}

@@ -1,18 +1,49 @@
-//! The hypervisor.
+//! The hypervisor: what is left of the way after the launch image has measured it.
+//!
+//! Trusts the launch image, which the processor measured, and nothing that came before.
+//! Promises that no guest instruction runs before DMA is refused, every guest is measured and the keys are
+//! those of this measurement; and that no way out leaves secrets behind.
 #![no_std]
 #![no_main]
 
+extern crate alloc;
+
 mod console;
+mod host;
+mod launch;
+mod load;
+mod measure;
+mod reason;
+mod serve;
+mod shield;
 mod stop;
+mod trust;
+mod virtualise;
 
-use dolmen_memory::Hpa;
+use core::convert::Infallible;
 
-/// The first Rust of the core; `handoff` is the physical address of the launch image's hand-off.
-#[expect(unsafe_code, reason = "the one name that the entry stub in `machine` calls")]
+use dolmen_machine::interrupt;
+use dolmen_machine::own::Entered;
+
+use stop::Reason;
+
+/// The core's beginning: called once by the entry stub of `machine`.
+#[expect(unsafe_code, reason = "the one name that the entry stub calls")]
 #[unsafe(no_mangle)]
-extern "C" fn core_main(handoff: u64) -> ! {
-    let _ = Hpa::new(handoff);
+fn core_main(entered: Entered) -> ! {
     console::open();
-    log::info!(target: "core", "running handoff={handoff:#x}");
-    stop::stop(stop::Reason::Panic)
+    interrupt::set_fatal_handler(stop::on_exception);
+    match boot(entered) {
+        Ok(never) => match never {},
+        Err(reason) => stop::stop(&reason),
+    }
+}
+
+/// Boots: each stage takes the proof that the one before it is done.
+fn boot(entered: Entered) -> Result<Infallible, Reason> {
+    let launched = launch::verify(entered)?;
+    let shielded = shield::take_over(launched)?;
+    let measured = measure::guests(shielded)?;
+    let guest = virtualise::build(measured)?;
+    serve::for_ever(guest)
 }

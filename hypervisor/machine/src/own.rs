@@ -168,7 +168,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`MachineError::NotOurs`] if the range lies in none of them.
-    pub fn read(&mut self, from: Hpa, into: &mut [u8]) -> Result<(), MachineError> {
+    pub fn read(&self, from: Hpa, into: &mut [u8]) -> Result<(), MachineError> {
         let length = u64::try_from(into.len()).map_err(|_| MachineError::NotOurs(from))?;
         let wanted = Extent { base: from.get(), length };
         if !self.is_readable(wanted) {

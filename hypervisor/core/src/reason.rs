@@ -1,0 +1,100 @@
+//! Why a run ends, and what to do about it.
+
+use core::fmt;
+
+use dolmen_machine::own::MachineError;
+use dolmen_machine::svm::SvmError;
+use dolmen_tpm::{KeyError, TpmError, TransportError};
+use dolmen_vm::image::ImageError;
+use dolmen_vm::manifest::ManifestError;
+use dolmen_vm::policy::StopReason;
+
+/// Why the run ends.
+#[derive(Debug)]
+pub(crate) enum Reason {
+    /// The launch image's hand-off does not fit this core.
+    Handoff(&'static str),
+    /// The machine lacks something, or denied it.
+    Machine(MachineError),
+    /// An IOMMU no longer refuses every device.
+    Iommu(&'static str),
+    /// The region is too small.
+    OutOfMemory(&'static str),
+    /// The TPM answered with an error, or with nonsense.
+    Tpm(TpmError),
+    /// The TPM did not give the keys.
+    Keys(KeyError),
+    /// A PCR does not hold what was extended into it.
+    Pcr(u8),
+    /// An active PCR bank is not covered.
+    Bank(u16),
+    /// The manifest is none.
+    Manifest(ManifestError),
+    /// The manifest asks for what this version does not do.
+    Unsupported(&'static str),
+    /// The manifest and the staged components do not match.
+    Components,
+    /// A guest's image cannot be loaded.
+    Image(ImageError),
+    /// The processor lacks what virtualisation needs.
+    Svm(SvmError),
+    /// The guest switched its machine off.
+    PowerOff,
+    /// The guest stopped for good.
+    GuestStopped(StopReason),
+    /// The machine got an INIT.
+    Init,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Handoff(what) => write!(f, "{what}; install launch image and core of one build"),
+            Self::Machine(error) => write!(f, "the machine is not usable: {error:?}"),
+            Self::Iommu(what) => write!(f, "DMA is no longer refused: {what}; report it"),
+            Self::OutOfMemory(what) => write!(f, "no memory for {what}; give the loader a larger region_mib"),
+            Self::Tpm(error) => write!(f, "the TPM failed: {error:?}; power the machine off and on"),
+            Self::Keys(error) => write!(f, "no keys from the TPM: {error:?}; see docs/tpm.md"),
+            Self::Pcr(pcr) => {
+                write!(f, "PCR {pcr} does not hold what was measured; something else extends it")
+            }
+            Self::Bank(bank) => write!(f, "the active PCR bank {bank:#x} would not be extended"),
+            Self::Manifest(error) => write!(f, "the manifest is not one: {error}; build it with xtask"),
+            Self::Unsupported(what) => {
+                write!(f, "the manifest asks for {what}, which this version does not do")
+            }
+            Self::Components => {
+                write!(f, "the staged files are not those of the manifest; check the loader's configuration")
+            }
+            Self::Image(error) => write!(f, "the guest's image cannot be loaded: {error}"),
+            Self::Svm(error) => write!(f, "the processor cannot run guests: {error:?}"),
+            Self::PowerOff => write!(f, "the guest switched its machine off"),
+            Self::GuestStopped(reason) => write!(f, "the guest stopped: {reason:?}"),
+            Self::Init => write!(f, "the machine was sent an INIT"),
+        }
+    }
+}
+
+impl From<MachineError> for Reason {
+    fn from(error: MachineError) -> Self {
+        Self::Machine(error)
+    }
+}
+
+impl From<TpmError> for Reason {
+    fn from(error: TpmError) -> Self {
+        Self::Tpm(error)
+    }
+}
+
+impl From<TransportError> for Reason {
+    fn from(error: TransportError) -> Self {
+        Self::Tpm(TpmError::Transport(error))
+    }
+}
+
+impl From<KeyError> for Reason {
+    fn from(error: KeyError) -> Self {
+        Self::Keys(error)
+    }
+}

@@ -1,0 +1,115 @@
+//! Stage 5: the guest runs; exits, hypercalls and the TPM's jobs are served until it stops.
+
+use alloc::boxed::Box;
+use core::convert::Infallible;
+
+use dolmen_machine::clock::Clock;
+use dolmen_machine::interrupt::Window;
+use dolmen_machine::serial::Serial;
+use dolmen_machine::{apic, cpu};
+use dolmen_memory::GuestMemory;
+use dolmen_vm::backend::Backend;
+use dolmen_vm::board::Tsc;
+use dolmen_vm::manifest::GuestConfig;
+use dolmen_vm::policy::StopReason;
+use dolmen_vm::run::{Guest, Host};
+use dolmen_vm::service::{CallArgs, CallResult, Service};
+
+use crate::console;
+use crate::stop::{self, Reason};
+use crate::trust::TpmDesk;
+use crate::virtualise::Virtualising;
+
+/// Times a second that the physical console is looked at while nothing else happens: a 16-byte FIFO at
+/// 115,200 baud fills in 1.4 ms, and senders that wait for room lose nothing.
+const POLLS_PER_S: u64 = 500;
+
+/// Runs the guest; ends with the machine's run.
+pub(crate) fn for_ever(virtualising: Virtualising) -> Result<Infallible, Reason> {
+    let Virtualising { config, mut processor, mut ram, mut board, cpuid, mut surroundings } = virtualising;
+    log::info!(target: "serve", "guest runs name={} tsc={}", config.name(), cpu::read_tsc());
+    let reason = Guest::new(&mut processor, &mut ram, &mut board, &mut surroundings, &cpuid).run();
+    surroundings.service.scrub();
+    if reason == StopReason::PowerOff {
+        return Err(Reason::PowerOff);
+    }
+    if reason == StopReason::Reset && config.on_reboot == GuestConfig::ON_REBOOT_RESET {
+        stop::reset();
+    }
+    console::raw(|com1| processor.dump(com1));
+    Err(Reason::GuestStopped(reason))
+}
+
+/// The world around the guest.
+pub(crate) struct Surroundings {
+    window: Window,
+    clock: Clock,
+    console: Option<Serial>,
+    desk: Box<TpmDesk>,
+    service: Service<'static>,
+    deadline: Option<Tsc>,
+}
+
+impl Surroundings {
+    pub(crate) const fn new(
+        window: Window,
+        clock: Clock,
+        console: Option<Serial>,
+        desk: Box<TpmDesk>,
+        service: Service<'static>,
+    ) -> Self {
+        Self { window, clock, console, desk, service, deadline: None }
+    }
+
+    /// Starts the timer for the guest's deadline or the next look at the console, whichever is first.
+    fn arm(&self) {
+        let poll = self.clock.tsc_khz.saturating_mul(1000) / POLLS_PER_S;
+        let until = self.deadline.map_or(poll, |at| at.saturating_sub(self.now()).min(poll));
+        apic::start_timer(self.clock.apic_ticks(until));
+    }
+}
+
+impl Host for Surroundings {
+    fn now(&self) -> Tsc {
+        cpu::read_tsc()
+    }
+
+    fn set_deadline(&mut self, at: Option<Tsc>) {
+        self.deadline = at;
+        self.arm();
+    }
+
+    fn take_interrupts(&mut self) {
+        self.window.take_pending();
+        self.arm();
+    }
+
+    fn wait(&mut self) {
+        self.arm();
+        self.window.wait();
+    }
+
+    fn work(&mut self) {
+        self.desk.work();
+    }
+
+    fn console_out(&mut self, byte: u8) {
+        if let Some(console) = &self.console {
+            console.send(byte);
+        }
+    }
+
+    fn console_in(&mut self) -> Option<u8> {
+        self.console.as_ref()?.receive()
+    }
+
+    fn call(
+        &mut self,
+        number: u32,
+        args: CallArgs,
+        privileged: bool,
+        memory: &mut impl GuestMemory,
+    ) -> CallResult {
+        self.service.call(number, args, privileged, memory, &mut *self.desk)
+    }
+}

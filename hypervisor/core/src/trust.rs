@@ -1,0 +1,148 @@
+//! The keys of this launch, and the TPM behind the guests' hypercalls.
+
+use alloc::vec::Vec;
+
+use dolmen_abi::LaunchFacts;
+use dolmen_drtm::Algorithm;
+use dolmen_machine::clock::Clock;
+use dolmen_machine::cpu;
+use dolmen_tpm::Secret;
+use dolmen_tpm::drbg::Drbg;
+use dolmen_tpm::keys::{self, AttestationKey, Setup};
+use dolmen_tpm::quote::{self, QuoteJob};
+use dolmen_tpm::reseed::{ReseedJob, ReseedPoll};
+use dolmen_tpm::session::HmacSession;
+use dolmen_vm::service::{self, NoEntropy, QuoteDesk, QuotePoll, SignedQuote, TpmBusy, TpmService};
+
+use crate::host::{Host, Tpm};
+use crate::stop::Reason;
+
+/// 64-bit words of the processor's randomness in one seed.
+const SEED_WORDS: usize = 8;
+
+/// What the TPM gave to this launch.
+pub(crate) struct Trust {
+    ak: AttestationKey,
+    /// TPM2B_PUBLIC of the attestation key.
+    ak_public: Vec<u8>,
+    session: HmacSession,
+    drbg: Drbg,
+    root: Option<service::Secret<[u8; 32]>>,
+}
+
+/// Derives the keys that belong to the PCR 17 of this launch.
+pub(crate) fn derive(host: &mut Host) -> Result<Trust, Reason> {
+    let pcr17 = host.pcr17.get(Algorithm::Sha256).and_then(|value| value.try_into().ok());
+    let pcr17 = pcr17.ok_or(Reason::Bank(Algorithm::Sha256.id()))?;
+    let entropy = processor_entropy();
+    let setup = Setup { pcr17, cpu_entropy: entropy.expose(), provisioned: None };
+    let keys = keys::set_up(&mut host.tpm, &setup)?;
+    let public = keys.ak.public.bytes();
+    let length = u16::try_from(public.len()).map_err(|_| Reason::OutOfMemory("the key's public part"))?;
+    let mut ak_public = length.to_be_bytes().to_vec();
+    ak_public.extend_from_slice(public);
+    log::info!(target: "measure", "keys derived ak={}", crate::measure::Hex(&keys.ak.name));
+    let root = service::Secret::new(*keys.root.expose());
+    Ok(Trust { ak: keys.ak, ak_public, session: keys.session, drbg: keys.drbg, root: Some(root) })
+}
+
+/// What the processor has of randomness: RDRAND where it is, and the jitter of the time-stamp counter between
+/// reads in any case. The TPM's own randomness is mixed in by whoever uses it.
+fn processor_entropy() -> Secret<[u8; SEED_WORDS * 8]> {
+    let mut seed = Secret::new([0; SEED_WORDS * 8]);
+    for word in seed.expose_mut().chunks_exact_mut(8) {
+        let value = cpu::read_random().unwrap_or_default() ^ cpu::read_tsc().rotate_left(32);
+        word.copy_from_slice(&value.to_le_bytes());
+    }
+    seed
+}
+
+/// The TPM as the hypercall service sees it.
+pub(crate) struct TpmDesk {
+    tpm: Tpm,
+    clock: Clock,
+    trust: Trust,
+    event_log: Vec<u8>,
+    quote: QuoteJob,
+    reseed: ReseedJob,
+    desk: QuoteDesk,
+}
+
+impl TpmDesk {
+    /// Puts the TPM behind the service.
+    pub(crate) const fn new(tpm: Tpm, clock: Clock, trust: Trust, event_log: Vec<u8>) -> Self {
+        Self {
+            tpm,
+            clock,
+            trust,
+            event_log,
+            quote: QuoteJob::new(),
+            reseed: ReseedJob::new(),
+            desk: QuoteDesk::new(),
+        }
+    }
+
+    /// The sealing root, once.
+    pub(crate) const fn take_root(&mut self) -> Option<service::Secret<[u8; 32]>> {
+        self.trust.root.take()
+    }
+
+    /// Moves the reseed on, if one is due. Called on the way round the exit loop.
+    pub(crate) fn work(&mut self) {
+        let entropy = if self.trust.drbg.wants_reseed() { Some(processor_entropy()) } else { None };
+        let entropy: &[u8] = entropy.as_ref().map_or(&[], |seed| seed.expose());
+        match self.reseed.poll(&mut self.tpm, &mut self.trust.session, &mut self.trust.drbg, entropy) {
+            ReseedPoll::Idle | ReseedPoll::Pending | ReseedPoll::Done => {}
+            ReseedPoll::Failed(error) => {
+                log::warn!(target: "serve", "no fresh seed from the TPM: {error:?}");
+            }
+        }
+    }
+}
+
+impl TpmService for TpmDesk {
+    fn random(&mut self, out: &mut [u8]) -> Result<(), NoEntropy> {
+        self.trust.drbg.fill(out).map_err(|_| NoEntropy)
+    }
+
+    fn start_quote(&mut self, extra_data: [u8; 32]) -> Result<(), TpmBusy> {
+        let nonce = self.trust.drbg.draw().map_err(|_| TpmBusy)?;
+        self.quote.start(extra_data, nonce).map_err(|_| TpmBusy)
+    }
+
+    fn poll_quote(&mut self, into: &mut SignedQuote) -> QuotePoll {
+        match self.quote.poll(&mut self.tpm, &self.trust.ak) {
+            quote::QuotePoll::Pending => QuotePoll::Pending,
+            quote::QuotePoll::Done(quote) if into.set(quote.attest(), quote.signature()) => QuotePoll::Done,
+            quote::QuotePoll::Idle | quote::QuotePoll::Done(_) => QuotePoll::Failed(0),
+            quote::QuotePoll::Failed(error) => {
+                log::warn!(target: "serve", "the TPM gave no quote: {error:?}");
+                QuotePoll::Failed(error.response_code())
+            }
+        }
+    }
+
+    fn ak_public(&self) -> &[u8] {
+        &self.trust.ak_public
+    }
+
+    fn event_log(&self) -> &[u8] {
+        &self.event_log
+    }
+
+    fn uptime_ms(&self) -> u64 {
+        cpu::read_tsc().checked_div(self.clock.tsc_khz).unwrap_or_default()
+    }
+
+    fn desk(&mut self) -> &mut QuoteDesk {
+        &mut self.desk
+    }
+}
+
+/// What the guests' evidence says of this launch.
+pub(crate) fn facts(said: u32) -> LaunchFacts {
+    let mut facts =
+        LaunchFacts::from_bits_retain(said) | LaunchFacts::SMM_NOT_ISOLATED | LaunchFacts::PROCESSORS_PARKED;
+    facts.set(LaunchFacts::DEBUG, cfg!(debug_assertions));
+    facts
+}

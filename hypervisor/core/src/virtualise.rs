@@ -1,0 +1,117 @@
+//! Stage 4: the guest's RAM, nested tables, processor and board.
+
+use alloc::boxed::Box;
+
+use dolmen_abi::LaunchFacts;
+use dolmen_machine::own::{GuestRam, Machine};
+use dolmen_machine::serial::Serial;
+use dolmen_machine::svm::{Svm, ThisCpu};
+use dolmen_machine::{cpu, heap, rtc};
+use dolmen_memory::{Gpa, Hpa, NestedTable, Npt, PageSize, RamExtent, RamMap, Rights};
+use dolmen_vm::backend::Backend;
+use dolmen_vm::board::{Board, BoardConfig};
+use dolmen_vm::cpuid::{CpuidConfig, GuestCpuid};
+use dolmen_vm::layout::RamLayout;
+use dolmen_vm::manifest::GuestConfig;
+use dolmen_vm::service::{GuestSlot, Scratch, Service, ServiceConfig};
+
+use crate::load;
+use crate::measure::Measured;
+use crate::serve::Surroundings;
+use crate::stop::Reason;
+use crate::trust::{self, TpmDesk};
+
+const NS_PER_S: u64 = 1_000_000_000;
+
+/// One guest, ready for its first instruction.
+pub(crate) struct Virtualising {
+    pub(crate) config: GuestConfig,
+    pub(crate) processor: Svm,
+    pub(crate) ram: GuestRam,
+    pub(crate) board: Board,
+    pub(crate) cpuid: GuestCpuid,
+    pub(crate) surroundings: Surroundings,
+}
+
+/// Builds the measured guest.
+pub(crate) fn build(measured: Measured) -> Result<Virtualising, Reason> {
+    let Measured { mut host, guest, event_log, trust } = measured;
+    let config = guest.config;
+    let facts = trust::facts(host.machine.handoff().facts);
+    let (svm, window) = host.machine.enable_svm().map_err(Reason::Svm)?;
+    let (mut ram, tables) = build_memory(&mut host.machine, &config)?;
+    let mut processor = svm.vcpu(host.machine.region(), tables.root(), 0).map_err(Reason::Svm)?;
+    let start = load::guest(&host.machine, &guest, &mut ram)?;
+    processor.start(&start);
+    let mut desk = Box::new(TpmDesk::new(host.tpm, host.clock, trust, event_log));
+    let service = Service::new(
+        ServiceConfig {
+            slot: GuestSlot::new(0).ok_or(Reason::Unsupported("more guests than slots"))?,
+            name: config.name,
+            identity: guest.identity,
+            groups: config.hypercalls(),
+            facts,
+            sealing_root: desk.take_root(),
+        },
+        Box::leak(Box::new(Scratch::new())),
+    );
+    let board = Board::new(board_config(host.clock.tsc_khz, config.memory)?);
+    let cpuid = GuestCpuid::new(&ThisCpu, cpuid_config(&config, facts));
+    let console = open_console(&config)?;
+    heap::close();
+    log::info!(target: "virtualise", "guest built name={} ram_mib={} left_kib={}",
+        config.name(), config.memory / 0x10_0000, host.machine.region().left() / 1024);
+    let surroundings = Surroundings::new(window, host.clock, console, desk, service);
+    Ok(Virtualising { config, processor, ram, board, cpuid, surroundings })
+}
+
+fn build_memory(machine: &mut Machine, config: &GuestConfig) -> Result<(GuestRam, NestedTable<Npt>), Reason> {
+    let layout = RamLayout::new(config.memory);
+    let taken = machine.take_guest_ram(config.memory)?;
+    let low_bytes = layout.low().end;
+    let high_base = taken.base.wrapping_add(low_bytes);
+    let extents = [
+        RamExtent { gpa: Gpa::new(0), hpa: Hpa::new(taken.base), bytes: low_bytes },
+        RamExtent {
+            gpa: Gpa::new(layout.high().start),
+            hpa: Hpa::new(high_base),
+            bytes: layout.high().end.wrapping_sub(layout.high().start),
+        },
+    ];
+    let map = RamMap::new(&extents).map_err(|_| Reason::Unsupported("an impossible amount of memory"))?;
+    let no_frames = |_| Reason::OutOfMemory("nested page tables");
+    let mut tables = NestedTable::<Npt>::new(machine.region()).map_err(no_frames)?;
+    for extent in map.extents() {
+        let place = (extent.gpa, extent.hpa, extent.bytes);
+        tables.map(machine.region(), place, Rights::ALL, PageSize::Size2M).map_err(no_frames)?;
+    }
+    Ok((machine.guest_ram(map)?, tables))
+}
+
+fn board_config(tsc_khz: u64, ram_bytes: u64) -> Result<BoardConfig, Reason> {
+    let tsc_khz = u32::try_from(tsc_khz).map_err(|_| Reason::Unsupported("a clock above 4 THz"))?;
+    let wall_clock_ns = rtc::unix_seconds().unwrap_or_default().saturating_mul(NS_PER_S);
+    Ok(BoardConfig { tsc_khz, ram_bytes, wall_clock_ns, created_at: cpu::read_tsc() })
+}
+
+fn cpuid_config(config: &GuestConfig, facts: LaunchFacts) -> CpuidConfig {
+    CpuidConfig {
+        vcpus: config.vcpus,
+        apic_id: 0,
+        call_groups: config.hypercalls().bits(),
+        launch_facts: facts.bits(),
+    }
+}
+
+fn open_console(config: &GuestConfig) -> Result<Option<Serial>, Reason> {
+    let port = match config.console {
+        0 => return Ok(None),
+        1 => Serial::COM1,
+        2 => Serial::COM2,
+        _ => return Err(Reason::Unsupported("a console on another port than COM1 and COM2")),
+    };
+    match Serial::open(port) {
+        Some(serial) => Ok(Some(serial)),
+        None => Err(Reason::Unsupported("a console on a serial port that this machine lacks")),
+    }
+}
