@@ -12,7 +12,14 @@ const FOLDERS: [&str; 4] = ["hypervisor", "guest-tools", "build", "tests"];
 /// Crates without a line of unsafe code; their root module says so.
 const PURE: [&str; 7] = ["abi", "arch", "memory", "platform", "drtm", "tpm", "vm"];
 /// Crates that may open unsafe code, module by module.
-const OPEN: [&str; 4] = ["hypervisor/machine", "hypervisor/loader", "guest-tools/client", "tests/guest"];
+const OPEN: [&str; 6] = [
+    "hypervisor/machine",
+    "hypervisor/loader",
+    "hypervisor/launch/src/main.rs",
+    "hypervisor/core/src",
+    "guest-tools/client",
+    "tests/guest",
+];
 /// Longest file that can be read in one go.
 const LINES: usize = 450;
 /// The ledger.

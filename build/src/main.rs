@@ -18,6 +18,7 @@ mod machine;
 mod manifest;
 mod measure;
 mod place;
+mod prepush;
 mod process;
 mod reproduce;
 mod run;
@@ -49,10 +50,14 @@ enum Task {
     Run(run::Options),
     /// Compute PCR 17, PCR 18 and every guest's identity from the files.
     Measure(measure::Options),
+    /// Make a bootable disk image for UEFI, and the reference values that go with it.
+    Image(image::task::Options),
     /// Run every level of tests, or those chosen, and count.
     Test(test::Options),
     /// Build twice in two folders and compare.
     Reproduce,
+    /// Run what must hold before a change is pushed.
+    Prepush,
     /// Check the tree's own rules and write the ledger of unsafe code.
     Lint,
     /// Pass bytes between a tpm2 tool and a relay; started by the tools themselves.
@@ -89,6 +94,8 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
         }
         Task::Run(options) => run::run(&options)?,
         Task::Measure(options) => measure::run(&options)?,
+        Task::Image(options) => image::task::run(&options)?,
+        Task::Prepush => return prepush::run(),
         Task::Test(options) => return test::run(&options),
         Task::Reproduce => reproduce::run()?,
         Task::Lint => lint::run()?,

@@ -1,6 +1,7 @@
 //! Makes bootable disk images: UEFI firmware finds the loader, the loader finds its files.
 
 mod gpt;
+pub(crate) mod task;
 
 use std::ffi::OsString;
 use std::fmt::Write as _;

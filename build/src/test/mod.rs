@@ -45,6 +45,23 @@ pub(crate) struct Options {
     only: Option<String>,
 }
 
+impl Options {
+    /// What a change must pass before it is pushed.
+    pub(crate) const fn before_push() -> Self {
+        Self {
+            lint: true,
+            unit: true,
+            miri: true,
+            fuzz: false,
+            reproduce: true,
+            conformance: false,
+            guest: false,
+            e2e: false,
+            only: None,
+        }
+    }
+}
+
 /// How many tests of a level passed and failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
