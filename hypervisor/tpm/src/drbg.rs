@@ -137,6 +137,24 @@ mod tests {
     }
 
     #[test]
+    fn each_request_leaves_a_new_key_drawn_from_the_stream() {
+        let seed = condense(b"dolmen-drbg-1", &[0; 32], &[b"x"]);
+        let (mut given, mut next) = ([0; 40], [0; 32]);
+        let mut stream = ChaCha20Rng::from_seed(*seed.expose());
+        stream.fill_bytes(&mut given);
+        stream.fill_bytes(&mut next);
+        let mut second = [0; 32];
+        ChaCha20Rng::from_seed(next).fill_bytes(&mut second);
+
+        let mut drbg = Drbg::new(&[b"x"]);
+        let mut first = [0; 40];
+        drbg.fill(&mut first).unwrap();
+
+        assert_eq!(first, given);
+        assert_eq!(drbg.draw().unwrap(), second);
+    }
+
+    #[test]
     fn it_asks_for_a_reseed_early_and_stops_late() {
         let mut drbg = Drbg::new(&[b"x"]);
         drbg.requests = SOFT_REQUESTS - 1;

@@ -318,3 +318,82 @@ pub fn read_random(mut r: Reader<'_>, most: u16) -> Result<&[u8], DecodeError> {
 pub(crate) fn received(buffer: &[u8], size: usize) -> Result<&[u8], DecodeError> {
     buffer.get(..size).ok_or(DecodeError::Truncated)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A successful response with this body.
+    fn answer(body: &[&[u8]]) -> Vec<u8> {
+        let body = body.concat();
+        let size = u32::try_from(body.len() + 10).unwrap().to_be_bytes();
+        [&[0x80, 1][..], &size, &[0; 4], &body].concat()
+    }
+
+    fn pcr_answer(algorithm: u8, bitmap: [u8; 3], value: &[u8]) -> Vec<u8> {
+        let size = [0, u8::try_from(value.len()).unwrap()];
+        answer(&[&[0; 4], &[0, 0, 0, 1, 0, algorithm, 3], &bitmap, &[0, 0, 0, 1], &size, value])
+    }
+
+    #[test]
+    fn a_value_of_another_register_bank_or_size_is_not_taken_for_the_one_asked_for() {
+        let read = |bytes: &[u8]| decode_pcr_read(bytes, alg::SHA256, PcrIndex::DRTM_CODE);
+        let value = read(&pcr_answer(0x0b, [0, 0, 2], &[7; 32])).unwrap().unwrap();
+        assert_eq!(value.bytes(), [7; 32]);
+        assert!(read(&pcr_answer(0x0b, [0, 0, 4], &[7; 32])).is_err());
+        assert!(read(&pcr_answer(0x0b, [0, 0, 6], &[7; 32])).is_err());
+        assert!(read(&pcr_answer(0x0c, [0, 0, 2], &[7; 32])).is_err());
+        assert!(read(&pcr_answer(0x0b, [0, 0, 2], &[7; 20])).is_err());
+        assert!(read(&pcr_answer(0x0b, [0, 0, 2], &[7; 65])).is_err());
+    }
+
+    #[test]
+    fn banks_are_listed_once_each_and_none_is_left_out() {
+        let data = |more: u8, entries: &[&[u8]]| {
+            let count = u32::try_from(entries.len()).unwrap().to_be_bytes();
+            decode_banks(&answer(&[&[more, 0, 0, 0, 5], &count, &entries.concat()]))
+        };
+        let (sha1, sha256) = ([0, 4, 3, 0, 0, 0], [0, 0x0b, 3, 0xff, 0xff, 0xff]);
+        let banks = data(0, &[&sha1, &sha256]).unwrap();
+        assert_eq!(banks.active().map(|bank| bank.algorithm).collect::<Vec<_>>(), [alg::SHA256]);
+        assert!(!banks.has(alg::SHA1, PcrIndex::DRTM_CODE));
+        assert!(data(1, &[&sha256]).is_err(), "there is more than was told");
+        assert!(data(0, &[&sha256, &sha256]).is_err(), "one could hide the other");
+        let too_many: Vec<[u8; 6]> = (0..17).map(|alg| [1, alg, 3, 0, 0, 0]).collect();
+        let too_many: Vec<&[u8]> = too_many.iter().map(|entry| &entry[..]).collect();
+        assert!(data(0, &too_many).is_err());
+        assert!(data(0, &[&[0, 0x0b, 5, 0, 0, 0, 0, 0]]).is_err(), "a bitmap of 40 registers");
+    }
+
+    #[test]
+    fn a_property_that_was_not_asked_for_is_none() {
+        let told = answer(&[&[0, 0, 0, 0, 6, 0, 0, 0, 1, 0, 0, 1, 6, 0, 0, 0, 9]]);
+        assert_eq!(decode_property(&told, 0x106), Ok(Some(9)));
+        assert_eq!(decode_property(&told, 0x105), Ok(None));
+        let other = answer(&[&[0, 0, 0, 0, 5, 0, 0, 0, 0]]);
+        assert_eq!(decode_property(&other, 0x105), Err(TpmError::Decode(DecodeError::Value(5))));
+    }
+
+    #[test]
+    fn headers_must_name_the_length_and_a_tag_that_fits_the_code() {
+        assert_eq!(Response::parse(&[0x80, 1, 0, 0, 0, 10, 0, 0, 0]).unwrap_err(), DecodeError::Truncated);
+        let mut bytes = answer(&[]);
+        assert!(Response::plain(&bytes).is_ok());
+        bytes[1] = 2;
+        assert!(Response::plain(&bytes).is_err(), "sessions that were not asked for");
+        bytes[9] = 1;
+        assert_eq!(Response::parse(&bytes).unwrap_err(), DecodeError::Tag(0x8002));
+        bytes[1] = 1;
+        bytes[5] = 11;
+        assert_eq!(Response::parse(&bytes).unwrap_err(), DecodeError::Length(11));
+        bytes.push(0);
+        assert_eq!(Response::parse(&bytes).unwrap_err(), DecodeError::Trailing);
+    }
+
+    #[test]
+    fn random_bytes_are_neither_none_nor_more_than_asked_for() {
+        assert_eq!(decode_random(&answer(&[&[0, 2, 8, 9]]), 2).unwrap(), [8, 9]);
+        assert!(decode_random(&answer(&[&[0, 3, 8, 9, 9]]), 2).is_err());
+        assert!(decode_random(&answer(&[&[0, 0]]), 2).is_err());
+    }
+}

@@ -27,6 +27,20 @@ fn neither_root_nor_seed_crosses_the_bus_in_the_clear() {
 }
 
 #[test]
+fn the_generator_holds_what_no_listener_heard() {
+    // Even with the processor's part and the first answer of the TPM known to all.
+    let draw = || {
+        let mut tap = Tap::on(launched(), cc::GET_RANDOM, |response| {
+            if response[1] == 1 {
+                response[12..].fill(7);
+            }
+        });
+        set_up(&mut tap, &setup(IMAGE)).unwrap().drbg.draw().unwrap()
+    };
+    assert_ne!(draw(), draw());
+}
+
+#[test]
 fn every_command_after_the_session_that_makes_or_uses_a_key_is_checked() {
     // Any changed bit in the answers that the session protects is found.
     for code in [cc::HMAC, cc::GET_RANDOM] {

@@ -11,7 +11,7 @@ use dolmen_tpm::{PolledTransport, TpmError, TransportError, measure};
 
 use crate::keys::{IMAGE, launched, quote, setup, sha256};
 use crate::swtpm::Swtpm;
-use crate::tap::{Tap, refusal};
+use crate::tap::{Tap, code_of, refusal};
 
 fn done(poll: QuotePoll) -> Quote {
     match poll {
@@ -146,26 +146,29 @@ fn each_refusal_at_each_step_is_reported_with_its_code_and_the_session_is_freed(
             let expected = QuoteError::Command(step, TpmError::Refused(ResponseCode(code)));
             assert_eq!(drive(&mut tap, &keys, [1; 32]), QuotePoll::Failed(expected), "{step:#x} {code:#x}");
             assert_eq!(expected.response_code(), code);
-            let flushed =
-                tap.heard.iter().any(|(command, _)| crate::tap::code_of(command) == cc::FLUSH_CONTEXT);
+            let flushed = tap.heard.iter().any(|(command, _)| code_of(command) == cc::FLUSH_CONTEXT);
             assert_eq!(flushed, step != cc::START_AUTH_SESSION, "{step:#x} {code:#x}");
         }
     }
 }
 
 #[test]
-fn a_replayed_quote_and_a_forged_one_are_not_handed_out() {
-    let mut recorded = Vec::new();
-    {
-        let (mut tap, keys) = tapped(0, |_| {});
-        done(drive(&mut tap, &keys, [1; 32]));
-        let quoted = tap.heard.iter().find(|(command, _)| crate::tap::code_of(command) == cc::QUOTE).unwrap();
-        recorded.extend(&quoted.1);
-    }
-    let replayed = recorded.clone();
-    let (mut tap, keys) = tapped(cc::QUOTE, move |response| response.clone_from(&replayed));
+fn a_replayed_quote_is_not_handed_out_for_another_question() {
+    let mut old: Option<Vec<u8>> = None;
+    let (mut tap, keys) = tapped(cc::QUOTE, move |response| match &old {
+        None => old = Some(response.clone()),
+        Some(recorded) => response.clone_from(recorded),
+    });
+    done(drive(&mut tap, &keys, [1; 32]));
     assert_eq!(drive(&mut tap, &keys, [2; 32]), QuotePoll::Failed(QuoteError::OtherAttestation));
-    // The same question, but another TPM's key.
+}
+
+#[test]
+fn a_quote_by_another_tpm_and_one_with_a_forged_signature_are_not_handed_out() {
+    let (mut other, keys) = tapped(0, |_| {});
+    done(drive(&mut other, &keys, [1; 32]));
+    let theirs = other.heard.into_iter().find(|(command, _)| code_of(command) == cc::QUOTE).unwrap().1;
+    let (mut tap, keys) = tapped(cc::QUOTE, move |response| response.clone_from(&theirs));
     assert_eq!(drive(&mut tap, &keys, [1; 32]), QuotePoll::Failed(QuoteError::OtherAttestation));
 
     let (mut tap, keys) = tapped(cc::QUOTE, |response| {
@@ -173,6 +176,17 @@ fn a_replayed_quote_and_a_forged_one_are_not_handed_out() {
         response[inside_the_signature] ^= 1;
     });
     assert_eq!(drive(&mut tap, &keys, [1; 32]), QuotePoll::Failed(QuoteError::BadSignature));
+}
+
+#[test]
+fn a_quote_over_other_registers_than_asked_for_is_not_handed_out() {
+    let (mut tap, keys) = tapped(0, |_| {});
+    tap.alter = |code, command| {
+        if code == cc::QUOTE {
+            *command.last_mut().unwrap() = 0x02; // PCR 17 alone
+        }
+    };
+    assert_eq!(drive(&mut tap, &keys, [1; 32]), QuotePoll::Failed(QuoteError::OtherAttestation));
 }
 
 #[test]

@@ -11,11 +11,13 @@ pub(crate) struct Tap {
     pub(crate) tpm: Swtpm,
     pub(crate) heard: Vec<(Vec<u8>, Vec<u8>)>,
     pub(crate) forge: Forge,
+    /// Changes a command on its way to the TPM.
+    pub(crate) alter: fn(u32, &mut Vec<u8>),
 }
 
 impl Tap {
     pub(crate) fn new(tpm: Swtpm) -> Self {
-        Self { tpm, heard: Vec::new(), forge: Box::new(|_, _| Ok(())) }
+        Self { tpm, heard: Vec::new(), forge: Box::new(|_, _| Ok(())), alter: |_, _| {} }
     }
 
     /// A tap that lets `forge` change the responses to command `code`.
@@ -50,7 +52,9 @@ pub(crate) fn refusal(code: u32) -> Vec<u8> {
 
 impl Transport for Tap {
     fn transmit(&mut self, command: &[u8], response: &mut [u8]) -> Result<usize, TransportError> {
-        let size = self.tpm.transmit(command, response)?;
+        let mut altered = command.to_vec();
+        (self.alter)(code_of(command), &mut altered);
+        let size = self.tpm.transmit(&altered, response)?;
         let mut bytes = response[..size].to_vec();
         (self.forge)(code_of(command), &mut bytes)?;
         self.heard.push((command.to_vec(), bytes.clone()));
