@@ -1,0 +1,76 @@
+//! The local APIC: by MSR where CPUID shows x2APIC, else by memory.
+
+use crate::cpu;
+
+const BASE_MSR: u32 = 0x1b;
+const X2APIC_ENABLE: u64 = 1 << 10;
+const PAGE: u64 = 0xfee0_0000;
+
+/// Registers by their xAPIC offset.
+#[derive(Clone, Copy)]
+pub(crate) struct Register(pub(crate) u32);
+
+impl Register {
+    pub(crate) const TASK_PRIORITY: Self = Self(0x80);
+    const END_OF_INTERRUPT: Self = Self(0xb0);
+    const SPURIOUS: Self = Self(0xf0);
+    const COMMAND: Self = Self(0x300);
+    const COMMAND_HIGH: Self = Self(0x310);
+    const TIMER_ENTRY: Self = Self(0x320);
+    const INITIAL_COUNT: Self = Self(0x380);
+    const DIVIDE: Self = Self(0x3e0);
+}
+
+fn has_x2apic() -> bool {
+    cpu::cpuid(1, 0).ecx & 1 << 21 != 0
+}
+
+pub(crate) fn read(register: Register) -> u32 {
+    if has_x2apic() {
+        cpu::read_msr(0x800 | register.0 >> 4).map_or(0, |value| value as u32)
+    } else {
+        cpu::read32(PAGE + u64::from(register.0))
+    }
+}
+
+pub(crate) fn write(register: Register, value: u32) {
+    if has_x2apic() {
+        if cpu::write_msr(0x800 | register.0 >> 4, u64::from(value)).is_err() {
+            crate::say!("FAIL apic register {:#x} refuses {value:#x}", register.0);
+        }
+    } else {
+        cpu::write32(PAGE + u64::from(register.0), value);
+    }
+}
+
+/// Switches the APIC on.
+pub(crate) fn enable() {
+    if has_x2apic()
+        && let Ok(base) = cpu::read_msr(BASE_MSR)
+        && cpu::write_msr(BASE_MSR, base | X2APIC_ENABLE).is_err()
+    {
+        crate::say!("FAIL the apic refuses x2apic mode");
+    }
+    write(Register::SPURIOUS, 0x1ff);
+    write(Register::TASK_PRIORITY, 0);
+    write(Register::DIVIDE, 0b1011);
+}
+
+/// Starts the one-shot timer.
+pub(crate) fn start_timer(ticks: u32) {
+    write(Register::TIMER_ENTRY, u32::from(crate::fault::TIMER));
+    write(Register::INITIAL_COUNT, ticks);
+}
+
+/// Sends this processor an interrupt or, with `nmi`, an NMI.
+pub(crate) fn send_self(command: u32) {
+    if !has_x2apic() {
+        write(Register::COMMAND_HIGH, 0);
+    }
+    write(Register::COMMAND, 1 << 18 | command);
+}
+
+/// Ends the interrupt in service.
+pub(crate) fn end_of_interrupt() {
+    write(Register::END_OF_INTERRUPT, 0);
+}

@@ -1,0 +1,75 @@
+//! A bare guest that looks at the hypervisor from the inside.
+//!
+//! Each test prints `ok <name>` or `FAIL <name> <why>` on the console, the last line is
+//! `micro: N passed, M failed`, then the guest switches itself off. With `ends=<name>` on its command line
+//! it instead does the one thing of that name, which ends it; the verdict is then the hypervisor's log.
+#![no_std]
+#![no_main]
+#![expect(clippy::macro_metavars_in_unsafe, reason = "`attempt!` is for assembly")]
+#![expect(unsafe_code, reason = "a bare guest that provokes its machine is all machine access")]
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    clippy::indexing_slicing,
+    reason = "a test guest may fail loudly"
+)]
+
+mod apic;
+mod console;
+mod cpu;
+mod device;
+mod ending;
+mod entry;
+mod fault;
+mod hidden;
+mod instruction;
+mod interrupt;
+mod register;
+mod start;
+mod user;
+
+/// What a test finds: nothing wrong, or what.
+type Verdict = Result<(), &'static str>;
+
+/// One test.
+type Test = (&'static str, fn() -> Verdict);
+
+/// Holds the condition, or says what is wrong.
+const fn check(condition: bool, why: &'static str) -> Verdict {
+    if condition { Ok(()) } else { Err(why) }
+}
+
+/// The first Rust of the guest; `start` is the loader's information.
+#[unsafe(no_mangle)]
+extern "C" fn guest_main(start: u64) -> ! {
+    fault::install();
+    apic::enable();
+    let mut command_line = [0; 64];
+    let command_line = start::command_line(start, &mut command_line);
+    if let Some(name) = command_line.strip_prefix(b"ends=") {
+        ending::end(name);
+    }
+    let groups =
+        [instruction::TESTS, register::TESTS, hidden::TESTS, device::TESTS, interrupt::TESTS, user::TESTS];
+    let (mut passed, mut failed) = (0u32, 0u32);
+    for (name, test) in groups.into_iter().flatten() {
+        match test() {
+            Ok(()) => {
+                passed += 1;
+                say!("ok {name}");
+            }
+            Err(why) => {
+                failed += 1;
+                say!("FAIL {name} {why}");
+            }
+        }
+    }
+    say!("micro: {passed} passed, {failed} failed");
+    cpu::power_off()
+}
+
+#[panic_handler]
+fn on_panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    say!("FAIL {info}");
+    cpu::power_off()
+}
