@@ -23,6 +23,8 @@ pub enum TransportError {
     },
     /// Every register reads as ones: no TPM, or this locality is closed to us.
     Absent(Locality),
+    /// The TPM speaks another interface (CRB): what TPM_INTERFACE_ID says.
+    NotFifo(u32),
     /// Another locality seized the TPM in the middle of a command.
     LocalityLost(Locality),
     /// The TPM stopped accepting bytes before the end of the command.

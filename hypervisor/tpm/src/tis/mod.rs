@@ -11,7 +11,7 @@ mod register;
 use crate::constant::{ResponseCode, cc};
 use crate::transport::{MAX_MESSAGE, PolledTransport, Transport, TransportError};
 pub use register::{LOCALITY_STRIDE, Locality, TIS_BASE, TisIo, TisReg};
-use register::{access, status, wait};
+use register::{access, interface, status, wait};
 
 /// Bytes of a command's or response's header.
 const HEADER: usize = 10;
@@ -27,8 +27,8 @@ const LONGEST_PAUSE: u32 = 500_000;
 enum State {
     /// Nothing is in flight.
     Idle,
-    /// Waits for commandReady.
-    Readying,
+    /// Waits for commandReady, asked for once or twice.
+    Readying { again: bool },
     /// Moves the command; so many bytes are gone.
     Sending(usize),
     /// All bytes are gone: waits for the TPM to expect no more.
@@ -94,7 +94,7 @@ impl<Io: TisIo> Tis<Io> {
     /// # Errors
     /// As [`Tis::claim`]; a timeout may mean that another locality holds on.
     pub fn request(&mut self) -> Result<(), TransportError> {
-        self.wait_access(0)?;
+        self.check_interface()?;
         let now = self.io.read8(self.locality, TisReg::Access);
         if now != access::NOBODY && now & access::ACTIVE != 0 {
             return Ok(());
@@ -111,7 +111,7 @@ impl<Io: TisIo> Tis<Io> {
     /// # Errors
     /// As [`Tis::claim`].
     pub fn seize(&mut self) -> Result<(), TransportError> {
-        self.wait_access(0)?;
+        self.check_interface()?;
         self.io.write8(self.locality, TisReg::Access, access::SEIZE);
         self.wait_access(access::ACTIVE)
     }
@@ -134,6 +134,14 @@ impl<Io: TisIo> Tis<Io> {
                 return Err(self.access_timeout(access::ACTIVE, 0, seen));
             }
         }
+    }
+
+    /// Whether this is a FIFO at all: the registers of CRB lie at the same addresses, and one of them looks
+    /// like TPM_ACCESS.
+    fn check_interface(&mut self) -> Result<(), TransportError> {
+        self.wait_access(0)?;
+        let seen = self.io.read32(self.locality, TisReg::InterfaceId);
+        if seen & interface::TYPE == interface::CRB { Err(TransportError::NotFifo(seen)) } else { Ok(()) }
     }
 
     /// Waits until TPM_ACCESS is valid and has `bits`. A closed page reads FFh, which has every bit: that
@@ -216,14 +224,14 @@ impl<Io: TisIo> Tis<Io> {
         if seen & status::COMMAND_READY == 0 {
             self.write_status(status::WRITE_READY);
         }
-        self.enter(State::Readying, wait::READY);
+        self.enter(State::Readying { again: false }, wait::FLUSH);
         Ok(())
     }
 
     fn step(&mut self, command: &[u8], response: &mut [u8]) -> Result<Option<usize>, TransportError> {
         match self.state {
             State::Idle => return Err(TransportError::BadCommand),
-            State::Readying => self.step_readying()?,
+            State::Readying { again } => self.step_readying(again)?,
             State::Sending(sent) => self.step_sending(command, sent)?,
             State::Ending => self.step_ending(command)?,
             State::Executing => self.step_executing()?,
@@ -238,9 +246,18 @@ impl<Io: TisIo> Tis<Io> {
         Ok(None)
     }
 
-    fn step_readying(&mut self) -> Result<(), TransportError> {
+    fn step_readying(&mut self, again: bool) -> Result<(), TransportError> {
         let seen = self.read_status()?;
         if seen & status::COMMAND_READY == 0 {
+            if !again && self.io.expired() {
+                // The first request may have ended a command that somebody left executing: idle, but not ready.
+                self.write_status(status::WRITE_READY);
+                self.enter(State::Readying { again: true }, wait::READY);
+                return Ok(());
+            }
+            if !again {
+                return Ok(());
+            }
             return self.still_waiting(status::COMMAND_READY, status::COMMAND_READY, seen);
         }
         self.enter(State::Sending(0), wait::FIFO);

@@ -157,12 +157,19 @@ pub(crate) mod status {
     pub(crate) const NOBODY: u32 = 0xff;
 }
 
+/// Fields of TPM_INTERFACE_ID. Type 0 is FIFO, 15 the older FIFO that lacks this register.
+pub(crate) mod interface {
+    pub(crate) const TYPE: u32 = 0xf;
+    pub(crate) const CRB: u32 = 1;
+}
+
 /// Longest waits, in microseconds: at least what the profile's TIMEOUT_A to D and the slowest command need
 /// (6.5.1.4). They end a boot that hangs; a TPM in order answers far sooner.
 pub(crate) mod wait {
     /// For a locality.
     pub(crate) const LOCALITY: u32 = 750_000;
-    /// For commandReady.
+    /// For commandReady the first time, which may end an old command instead, and the second time.
+    pub(crate) const FLUSH: u32 = 200_000;
     pub(crate) const READY: u32 = 2_000_000;
     /// For room or data in the FIFO.
     pub(crate) const FIFO: u32 = 750_000;

@@ -109,6 +109,16 @@ fn a_closed_page_reads_as_ones_and_is_not_taken_for_an_active_locality() {
 }
 
 #[test]
+fn a_tpm_with_another_interface_is_told_apart() {
+    let mut crb = model(&OK);
+    crb.interface = 0x4011;
+    assert_eq!(Tis::new(&mut crb, Locality::Two).claim(), Err(TransportError::NotFifo(0x4011)));
+    assert_eq!(crb.active, None);
+    crb.interface = u32::MAX; // an old FIFO has no such register
+    assert_eq!(Tis::new(&mut crb, Locality::Two).claim(), Ok(()));
+}
+
+#[test]
 fn a_holder_that_does_not_let_go_is_overruled_by_the_higher_locality_only() {
     let mut model = model(&OK);
     model.active = Some(Locality::Zero);
@@ -138,6 +148,19 @@ fn a_response_that_somebody_left_is_flushed_first() {
     let mut response = [0; 64];
     assert_eq!(tis.transmit(&COMMAND, &mut response), Ok(10));
     assert_eq!(response[..10], OK);
+}
+
+#[test]
+fn a_command_that_somebody_left_executing_is_ended_first() {
+    let mut theirs = tis(model(&OK));
+    theirs.io_mut().fault = Fault::NeverDone;
+    theirs.start(&COMMAND).unwrap();
+    while theirs.io_mut().executed == 0 {
+        assert_eq!(theirs.poll(&COMMAND, &mut [0; 64]), Ok(None));
+    }
+    let mut ours = Tis::new(theirs.into_io(), Locality::Two);
+    ours.io_mut().fault = Fault::None;
+    assert_eq!(ours.transmit(&COMMAND, &mut [0; 64]), Ok(10));
 }
 
 #[test]

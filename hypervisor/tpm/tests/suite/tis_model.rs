@@ -45,6 +45,7 @@ pub(crate) struct TisModel<T> {
     pub(crate) holder_lets_go: bool,
     pub(crate) active: Option<Locality>,
     pub(crate) burst: u16,
+    pub(crate) interface: u32,
     pub(crate) cancelled: usize,
     pub(crate) executed: usize,
     command: Vec<u8>,
@@ -67,6 +68,7 @@ impl<T> TisModel<T> {
             holder_lets_go: true,
             active: None,
             burst: 7,
+            interface: 0,
             cancelled: 0,
             executed: 0,
             command: Vec::new(),
@@ -191,6 +193,7 @@ impl<T: Transport> TisIo for TisModel<T> {
         self.now += 1;
         match register {
             TisReg::Status if self.active == Some(locality) && !self.gone() => self.status(),
+            TisReg::InterfaceId => self.interface,
             TisReg::DeviceVendor => 0x0001_1014,
             _ => u32::MAX,
         }
