@@ -1,0 +1,21 @@
+/*
+ * Conformance image: its cases
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#ifndef CASES_H
+#define CASES_H
+
+#include "image.h"
+
+/* cases_cpu.c */
+void case_faults(void);
+void case_absent(void);
+void case_vm_cr(void);
+void case_init(void);
+void case_halted(void);
+void case_state(void);
+void case_long_mode(void);
+void case_strict(void);
+
+#endif
