@@ -1,2 +1,45 @@
-//! The dolmen command.
-fn main() {}
+//! `dolmen`: what the hypervisor offers its guest, from the shell.
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    test,
+    allow(clippy::arithmetic_side_effects, clippy::as_conversions, reason = "tests may overflow loudly")
+)]
+
+mod args;
+mod command;
+mod failure;
+mod frame;
+mod output;
+mod receive;
+mod report;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use dolmen_guest::Client;
+use dolmen_guest::linux::Device;
+
+use args::{Action, Arguments};
+use failure::Failure;
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("dolmen: {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let action = &arguments.action;
+    let product = if let Action::Receive { file, timeout } = action {
+        receive::run(file, *timeout)?
+    } else {
+        let input = command::gather(action)?;
+        let device = Device::open(&arguments.device).map_err(|error| Failure::plain(&error))?;
+        command::run(&mut Client::new(device), action, &input)?
+    };
+    output::deliver(&product, arguments)
+}

@@ -1,0 +1,192 @@
+//! What can be asked for.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, Parser, Subcommand};
+use dolmen_abi::{REPORT_DATA_BYTES, SealPolicy};
+
+/// What a measured hypervisor offers its guest: sealed secrets, quotes, registers, random numbers.
+///
+/// Exit status: 0 done, 1 failed, 2 wrong usage, 3 a sealed blob does not open here.
+#[derive(Debug, Parser)]
+#[command(name = "dolmen", version, max_term_width = 100)]
+pub(crate) struct Arguments {
+    /// The driver's device
+    #[arg(long, global = true, value_name = "PATH", default_value = dolmen_guest::linux::DEVICE)]
+    pub(crate) device: PathBuf,
+    /// Answer in JSON; binary results become base64
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Answer in a frame (name, length, CRC-32, base64 lines), for a serial console
+    #[arg(long, global = true)]
+    pub(crate) frame: bool,
+    /// Write the result to this file (mode 0600) instead of standard output
+    #[arg(short, long, global = true, value_name = "FILE", conflicts_with = "frame")]
+    pub(crate) output: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Action {
+    /// Show how the machine was launched and what this guest may do
+    Status,
+    /// Get random bytes from the hypervisor; hexadecimal on a terminal
+    Random {
+        /// How many
+        #[arg(value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+        bytes: u32,
+    },
+    /// Show the guest's registers G0 to G7
+    Registers,
+    /// Extend one of G1 to G7
+    Extend(Extend),
+    /// Seal a file (at most 16 KiB) to this hypervisor and this guest
+    Seal {
+        /// What the secret is for; the same label is needed to open it
+        #[arg(long, default_value = "", value_parser = label)]
+        label: String,
+        /// Registers to bind the secret to, such as `g1,g4`; G0, the guest's identity, always is
+        #[arg(long, default_value = "g0", value_parser = policy)]
+        policy: SealPolicy,
+        /// The secret; `-` is standard input
+        file: PathBuf,
+    },
+    /// Open what was sealed
+    Unseal {
+        /// The label it was sealed under
+        #[arg(long, default_value = "", value_parser = label)]
+        label: String,
+        /// The sealed blob; `-` is standard input
+        file: PathBuf,
+    },
+    /// Get evidence for a relying party: a hardware quote that binds this guest
+    Quote(Quote),
+    /// Get the event log of the launch (TCG crypto-agile format)
+    Log,
+    /// Get the attestation key's public part (TPM2B_PUBLIC)
+    Ak,
+    /// Receive one frame on standard input and write its content to a file
+    Receive {
+        /// Where the content goes (mode 0600); it is replaced whole or not at all
+        file: PathBuf,
+        /// Give up after so many seconds without a byte
+        #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+        timeout: u32,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("what").required(true))]
+pub(crate) struct Extend {
+    /// Which register
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=7))]
+    pub(crate) index: u32,
+    /// Extend the SHA-384 of this text
+    #[arg(long, group = "what", value_name = "TEXT")]
+    pub(crate) data: Option<String>,
+    /// Extend the SHA-384 of this file; `-` is standard input
+    #[arg(long, group = "what")]
+    pub(crate) file: Option<PathBuf>,
+    /// Extend this SHA-384 digest
+    #[arg(long, group = "what", value_name = "HEX", value_parser = exact::<48>)]
+    pub(crate) digest: Option<[u8; 48]>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("bound").required(true))]
+pub(crate) struct Quote {
+    /// The relying party's nonce, up to 64 bytes; padded with zeroes
+    #[arg(long, group = "bound", value_name = "HEX", value_parser = nonce)]
+    pub(crate) nonce: Option<[u8; REPORT_DATA_BYTES]>,
+    /// All 64 bytes of report data
+    #[arg(long, group = "bound", value_name = "HEX", value_parser = exact::<REPORT_DATA_BYTES>)]
+    pub(crate) report_data: Option<[u8; REPORT_DATA_BYTES]>,
+}
+
+fn exact<const N: usize>(text: &str) -> Result<[u8; N], String> {
+    let bytes = hex::decode(text).map_err(|error| format!("not hexadecimal: {error}"))?;
+    let length = bytes.len();
+    bytes.try_into().map_err(|_| format!("{length} bytes where {N} are needed"))
+}
+
+fn nonce(text: &str) -> Result<[u8; REPORT_DATA_BYTES], String> {
+    let bytes = hex::decode(text).map_err(|error| format!("not hexadecimal: {error}"))?;
+    if bytes.is_empty() {
+        return Err("a nonce of no bytes proves nothing".to_owned());
+    }
+    let mut padded = [0; REPORT_DATA_BYTES];
+    let room = padded.get_mut(..bytes.len()).ok_or(format!("{} bytes where 64 fit", bytes.len()))?;
+    room.copy_from_slice(&bytes);
+    Ok(padded)
+}
+
+fn label(text: &str) -> Result<String, String> {
+    if text.len() <= dolmen_abi::MAX_LABEL {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{} bytes where {} fit", text.len(), dolmen_abi::MAX_LABEL))
+    }
+}
+
+fn policy(text: &str) -> Result<SealPolicy, String> {
+    text.split(',').try_fold(SealPolicy::G0, |policy, name| {
+        let index = match name.trim().as_bytes() {
+            [b'g' | b'G', digit @ b'0'..=b'7'] => digit.wrapping_sub(b'0'),
+            _ => return Err(format!("`{name}` is not one of g0 to g7")),
+        };
+        Ok(policy | SealPolicy::from_bits_truncate(1 << index))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Arguments, String> {
+        Arguments::try_parse_from(line.split(' ')).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_definition_of_the_arguments_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn policies_name_registers() {
+        for (text, want) in [
+            ("g0", Some(SealPolicy::G0)),
+            ("g1", Some(SealPolicy::G0 | SealPolicy::G1)),
+            ("G7,g2", Some(SealPolicy::G0 | SealPolicy::G2 | SealPolicy::G7)),
+            ("g8", None),
+            ("", None),
+            ("1", None),
+            ("g1,", None),
+        ] {
+            assert_eq!(policy(text).ok(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_nonce_is_padded_and_report_data_is_not() {
+        assert_eq!(nonce("0102").unwrap()[..3], [1, 2, 0]);
+        assert!(nonce("").is_err() && nonce("012").is_err() && nonce(&"00".repeat(65)).is_err());
+        assert!(exact::<64>("00").is_err() && exact::<64>(&"00".repeat(64)).is_ok());
+    }
+
+    #[test]
+    fn exactly_one_thing_is_extended_or_bound() {
+        for line in [
+            "dolmen extend 1",
+            "dolmen extend 1 --data a --file b",
+            "dolmen extend 0 --data a",
+            "dolmen quote",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+        assert!(parse("dolmen extend 7 --data a").is_ok());
+        assert!(parse("dolmen quote --nonce 00 --json").is_ok());
+        assert!(parse("dolmen quote --nonce 00 --frame -o x").is_err());
+    }
+}

@@ -1,0 +1,127 @@
+//! The commands: from arguments and input to a result, through a client.
+
+use core::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use dolmen_abi::evidence::MAX_EVENT_LOG;
+use dolmen_abi::{MAX_AK_PUBLIC, MAX_SECRET, SEALED_OVERHEAD};
+use dolmen_guest::{Client, Transport};
+use sha2::{Digest, Sha384};
+use zeroize::Zeroizing;
+
+use crate::args::{Action, Extend, Quote};
+use crate::failure::Failure;
+use crate::output::Product;
+use crate::report;
+
+/// Reads what the command takes as input: a file, or standard input for `-`. Empty if it takes none.
+pub(crate) fn gather(action: &Action) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    match action {
+        Action::Seal { file, .. } => read(file, MAX_SECRET),
+        Action::Unseal { file, .. } => read(file, MAX_SECRET.saturating_add(SEALED_OVERHEAD)),
+        Action::Extend(Extend { file: Some(file), .. }) => hash(file),
+        Action::Status
+        | Action::Random { .. }
+        | Action::Registers
+        | Action::Extend(_)
+        | Action::Quote(_)
+        | Action::Log
+        | Action::Ak
+        | Action::Receive { .. } => Ok(Zeroizing::new(Vec::new())),
+    }
+}
+
+/// Does what was asked for.
+pub(crate) fn run<T>(client: &mut Client<T>, action: &Action, input: &[u8]) -> Result<Product, Failure>
+where
+    T: Transport<Error: fmt::Display>,
+{
+    match action {
+        Action::Status => Ok(report::status(&client.version()?)),
+        Action::Random { bytes } => {
+            let mut out = Zeroizing::new(vec![0; usize::try_from(*bytes).unwrap_or_default()]);
+            client.random(&mut out)?;
+            Ok(Product::bytes("random", out))
+        }
+        Action::Registers => Ok(report::registers(&client.registers()?)),
+        Action::Extend(extend) => {
+            let digest = digest(extend, input)?;
+            Ok(report::extended(extend.index, &client.extend(extend.index, &digest)?))
+        }
+        Action::Seal { label, policy, .. } => {
+            let mut blob = vec![0; input.len().saturating_add(SEALED_OVERHEAD)];
+            let length = client.seal(*policy, label.as_bytes(), input, &mut blob)?;
+            blob.truncate(length);
+            Ok(Product::bytes("blob", Zeroizing::new(blob)))
+        }
+        Action::Unseal { label, .. } => {
+            let mut secret = Zeroizing::new(vec![0; MAX_SECRET]);
+            let length = client.unseal(label.as_bytes(), input, &mut secret)?;
+            secret.truncate(length);
+            Ok(Product::bytes("secret", secret))
+        }
+        Action::Quote(Quote { nonce, report_data }) => {
+            let bound = nonce.or(*report_data).ok_or_else(|| Failure::plain(&"nothing to bind"))?;
+            Ok(Product::bytes("evidence", Zeroizing::new(client.evidence(&bound)?)))
+        }
+        Action::Log => {
+            let mut log = Zeroizing::new(vec![0; MAX_EVENT_LOG]);
+            let length = client.event_log(&mut log)?;
+            log.truncate(length);
+            Ok(Product::bytes("log", log))
+        }
+        Action::Ak => {
+            let mut key = Zeroizing::new(vec![0; MAX_AK_PUBLIC]);
+            let length = client.ak_public(&mut key)?;
+            key.truncate(length);
+            Ok(Product::bytes("ak", key))
+        }
+        Action::Receive { .. } => Err(Failure::plain(&"receiving needs no hypervisor")),
+    }
+}
+
+/// The digest to extend: given, or that of the text, or the one that was made of the file.
+fn digest(extend: &Extend, input: &[u8]) -> Result<[u8; 48], Failure> {
+    match (&extend.digest, &extend.data) {
+        (Some(digest), _) => Ok(*digest),
+        (None, Some(text)) => Ok(Sha384::digest(text).into()),
+        (None, None) => input.try_into().map_err(|_| Failure::plain(&"nothing to extend")),
+    }
+}
+
+fn open(path: &Path) -> Result<Box<dyn Read>, Failure> {
+    if path == Path::new("-") {
+        return Ok(Box::new(io::stdin()));
+    }
+    Ok(Box::new(File::open(path).map_err(|error| Failure::file("open", path, &error))?))
+}
+
+fn read(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    // Room for one byte too many, and from the start: a vector that grows leaves copies of the secret behind.
+    let room = limit.saturating_add(1);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(room));
+    let most = u64::try_from(room).unwrap_or(u64::MAX);
+    let outcome = open(path)?.take(most).read_to_end(&mut bytes);
+    outcome.map_err(|error| Failure::file("read", path, &error))?;
+    if bytes.len() > limit {
+        return Err(Failure::plain(&format!("{} is longer than the {limit} bytes that fit", path.display())));
+    }
+    Ok(bytes)
+}
+
+fn hash(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let (mut file, mut hash, mut chunk) = (open(path)?, Sha384::new(), [0; 8192]);
+    loop {
+        match file.read(&mut chunk) {
+            Ok(0) => return Ok(Zeroizing::new(hash.finalize().to_vec())),
+            Ok(length) => hash.update(chunk.get(..length).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Failure::file("read", path, &error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,120 @@
+use clap::Parser;
+use dolmen_abi::evidence::Evidence;
+use dolmen_guest::loopback::Loopback;
+use serde_json::Value;
+
+use super::*;
+use crate::args::Arguments;
+
+fn client() -> Client<Loopback> {
+    Client::new(Loopback::launched().unwrap())
+}
+
+/// Runs a command line, with input that stands for the file it names.
+fn run_line(client: &mut Client<Loopback>, line: &str, input: &[u8]) -> Result<Product, Failure> {
+    let arguments = Arguments::try_parse_from(line.split(' ')).unwrap();
+    run(client, &arguments.action, input)
+}
+
+fn json(product: &Product) -> Value {
+    serde_json::from_str(&product.as_text(true)).unwrap()
+}
+
+#[test]
+fn status_says_how_the_machine_was_launched() {
+    let product = run_line(&mut client(), "dolmen status", &[]).unwrap();
+    let text = product.as_text(false);
+    for part in
+        ["guest      first", "AMD_SKINIT", "IOMMU_SHIELDED", "random, registers, seal, quote, log", "16384"]
+    {
+        assert!(text.contains(part), "no {part} in\n{text}");
+    }
+    let json = json(&product);
+    assert_eq!((&json["guest"], &json["launched"]), (&Value::from("first"), &Value::from(true)));
+}
+
+#[test]
+fn random_gives_as_many_bytes_as_wanted() {
+    let product = run_line(&mut client(), "dolmen random 3000", &[]).unwrap();
+    assert_eq!(product.as_bytes().len(), 3000);
+}
+
+#[test]
+fn extending_text_a_file_or_its_digest_is_the_same() {
+    let want: [u8; 48] = Sha384::digest(b"boot-complete").into();
+    let by_digest = format!("dolmen extend 3 --digest {}", hex::encode(want));
+    let values: Vec<Value> = ["dolmen extend 3 --data boot-complete", "dolmen extend 3 --file x", &by_digest]
+        .iter()
+        .map(|line| json(&run_line(&mut client(), line, &want).unwrap()))
+        .collect();
+    assert_eq!(values[0], values[1]);
+    assert_eq!(values[0], values[2]);
+    assert_eq!(values[0]["g3"], hex::encode(Sha384::digest([[0; 48], want].concat())));
+}
+
+#[test]
+fn registers_show_what_was_extended() {
+    let mut client = client();
+    let extended = json(&run_line(&mut client, "dolmen extend 7 --data x", &[]).unwrap());
+    let registers = json(&run_line(&mut client, "dolmen registers", &[]).unwrap());
+    assert_eq!(registers["g7"], extended["g7"]);
+    assert_eq!(registers["g0"], "60".repeat(48));
+    assert_eq!(registers["g1"], "00".repeat(48));
+}
+
+#[test]
+fn a_sealed_file_opens_under_its_label_only() {
+    let mut client = client();
+    let blob = run_line(&mut client, "dolmen seal --label disk FILE", b"the key").unwrap();
+    let opened = run_line(&mut client, "dolmen unseal --label disk FILE", blob.as_bytes()).unwrap();
+    assert_eq!(opened.as_bytes(), b"the key");
+    let refused = run_line(&mut client, "dolmen unseal FILE", blob.as_bytes()).unwrap_err();
+    assert!(refused.to_string().contains("REFUSED"), "{refused}");
+}
+
+#[test]
+fn a_policy_binds_to_a_register() {
+    let mut client = client();
+    let blob = run_line(&mut client, "dolmen seal --policy g2 FILE", b"the key").unwrap();
+    run_line(&mut client, "dolmen extend 1 --data x", &[]).unwrap();
+    assert!(run_line(&mut client, "dolmen unseal FILE", blob.as_bytes()).is_ok());
+    run_line(&mut client, "dolmen extend 2 --data x", &[]).unwrap();
+    assert!(run_line(&mut client, "dolmen unseal FILE", blob.as_bytes()).is_err());
+}
+
+#[test]
+fn a_quote_is_evidence_that_binds_the_nonce() {
+    let product = run_line(&mut client(), "dolmen quote --nonce c0ffee", &[]).unwrap();
+    let evidence = Evidence::decode(product.as_bytes()).unwrap();
+    assert_eq!(evidence.binding.report_data[..4], [0xc0, 0xff, 0xee, 0]);
+}
+
+#[test]
+fn log_and_key_come_as_they_are() {
+    let mut client = client();
+    let log = run_line(&mut client, "dolmen log", &[]).unwrap();
+    assert_eq!(log.as_bytes(), client.transport().tpm.log);
+    assert_eq!(run_line(&mut client, "dolmen ak", &[]).unwrap().as_bytes(), b"the public part of a key");
+}
+
+#[test]
+fn a_refusal_by_the_tpm_is_told_with_its_code() {
+    let mut client = client();
+    client.transport().tpm.failure = 0x922;
+    let failure = run_line(&mut client, "dolmen quote --nonce 00", &[]).unwrap_err();
+    assert!(failure.to_string().contains("0x922"), "{failure}");
+}
+
+#[test]
+fn input_is_read_to_its_limit_and_no_further() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    std::fs::write(&path, vec![7; MAX_SECRET]).unwrap();
+    assert_eq!(read(&path, MAX_SECRET).unwrap().len(), MAX_SECRET);
+    std::fs::write(&path, vec![7; MAX_SECRET + 1]).unwrap();
+    let failure = read(&path, MAX_SECRET).unwrap_err().to_string();
+    assert!(failure.contains("longer than the 16384 bytes"), "{failure}");
+    let missing = read(&folder.path().join("none"), 1).unwrap_err().to_string();
+    assert!(missing.contains("cannot open"), "{missing}");
+    assert_eq!(hash(&path).unwrap()[..], Sha384::digest(vec![7; MAX_SECRET + 1])[..]);
+}

@@ -1,0 +1,86 @@
+//! Why the command failed, in words that name the cause and what to do.
+
+use core::fmt;
+use std::process::ExitCode;
+
+use dolmen_abi::Status;
+use dolmen_guest::Error;
+
+/// Why the command failed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    text: String,
+    code: u8,
+}
+
+impl Failure {
+    /// A failure that its own words explain.
+    pub(crate) fn plain(text: &impl ToString) -> Self {
+        Self { text: text.to_string(), code: 1 }
+    }
+
+    /// A failure with a file.
+    pub(crate) fn file(what: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
+        Self::plain(&format!("cannot {what} {}: {error}", path.display()))
+    }
+
+    /// The exit status that says so.
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.code)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl<E: fmt::Display> From<Error<E>> for Failure {
+    fn from(error: Error<E>) -> Self {
+        let remedy = match &error {
+            Error::Refused(status) => remedy(*status),
+            Error::Tpm(_) => Some("ask again; if it stays so, the machine's TPM needs a look"),
+            Error::Reply => Some("driver and hypervisor do not fit together: are they of one version?"),
+            Error::Transport(_) | Error::Length => None,
+        };
+        let code = if matches!(error, Error::Refused(Status::REFUSED)) { 3 } else { 1 };
+        let text = match remedy {
+            Some(remedy) => format!("{error} Hint: {remedy}"),
+            None => error.to_string(),
+        };
+        Self { text, code }
+    }
+}
+
+/// What to do about a status.
+fn remedy(status: Status) -> Option<&'static str> {
+    Some(match status {
+        Status::NOT_PERMITTED => "allow it with `hypercalls` in this guest's part of the manifest",
+        Status::NOT_LAUNCHED => {
+            "boot the machine so that the processor launches Dolmen (SKINIT); see its console"
+        }
+        Status::NO_SUCH_CALL => "the hypervisor is older than this command",
+        Status::BAD_BLOB => "give a whole file as `dolmen seal` wrote it",
+        Status::REFUSED => "check the label, and `dolmen registers` if the secret is bound to some",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blob_that_does_not_open_has_an_exit_status_of_its_own() {
+        let refused = Failure::from(Error::<String>::Refused(Status::REFUSED));
+        assert_eq!((refused.code, Failure::from(Error::<String>::Length).code), (3, 1));
+        assert!(refused.to_string().contains("Hint: check the label"), "{refused}");
+    }
+
+    #[test]
+    fn an_unknown_status_is_still_told() {
+        let failure = Failure::from(Error::<String>::Refused(Status(4711)));
+        assert!(failure.to_string().contains("4711"), "{failure}");
+    }
+}
