@@ -10,6 +10,7 @@ pub mod acpi;
 pub mod backend;
 pub mod board;
 pub mod cpuid;
+pub mod decode;
 pub mod device;
 pub mod exit;
 pub mod image;
