@@ -78,6 +78,26 @@ pub(crate) const LOADER_UEFI: Program = Program {
 /// A loader that lies, for the attack tests.
 pub(crate) const LOADER_HOSTILE: Program =
     Program { features: "hostile", what: "hostile loader", output: "loader-hostile.elf", ..LOADER_MULTIBOOT };
+/// A bare guest that looks at the hypervisor from the inside.
+pub(crate) const MICRO_GUEST: Program = Program {
+    what: "micro-guest",
+    package: "dolmen-micro-guest",
+    bin: "micro-guest",
+    target: BARE,
+    features: "",
+    built: "micro-guest",
+    output: "micro-guest.elf",
+};
+/// The relying party's verifier.
+const VERIFIER: Program = Program {
+    what: "verifier",
+    package: "dolmen-verify",
+    bin: "dolmen-verify",
+    target: "x86_64-unknown-linux-gnu",
+    features: "",
+    built: "dolmen-verify",
+    output: "dolmen-verify",
+};
 /// The guest's command.
 const COMMAND: Program = Program {
     what: "guest command",
@@ -112,6 +132,11 @@ impl Artifacts {
         self.file(CORE.output)
     }
 
+    /// The relying party's verifier.
+    pub(crate) fn verifier(&self) -> PathBuf {
+        self.file(VERIFIER.output)
+    }
+
     /// The Multiboot loader.
     pub(crate) fn loader_multiboot(&self) -> PathBuf {
         self.file(LOADER_MULTIBOOT.output)
@@ -132,6 +157,7 @@ pub(crate) fn build(tools: &Tools) -> Result<Artifacts> {
     place::make(&folder)?;
     hypervisor(&place::root(), &place::target(), &folder)?;
     guest(tools, &folder)?;
+    compile(&VERIFIER, &place::root(), &place::target(), &folder)?;
     Ok(Artifacts { folder })
 }
 

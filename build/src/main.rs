@@ -7,8 +7,10 @@
 
 mod artifact;
 mod cpio;
+mod demo;
 mod e2e;
 mod emulator;
+mod guest;
 mod image;
 mod initramfs;
 mod kernel;
@@ -20,6 +22,7 @@ mod measure;
 mod place;
 mod prepush;
 mod process;
+mod proof;
 mod reproduce;
 mod run;
 mod setup;
@@ -42,6 +45,8 @@ struct Line {
 /// What to do.
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Show the whole story on an emulated machine: launch, seal, quote, verify, attack.
+    Demo(demo::Options),
     /// Install what is missing on this machine: packages, toolchain parts, emulator, guest kernel.
     Setup,
     /// Build hypervisor, loader and guest into target/dolmen.
@@ -80,6 +85,7 @@ fn main() -> ExitCode {
 
 fn perform(task: Task) -> anyhow::Result<ExitCode> {
     match task {
+        Task::Demo(options) => return demo::run(&options),
         Task::Setup => {
             let tools = setup::ensure()?;
             ui::good(&format!(

@@ -39,6 +39,15 @@ pub(crate) fn note(text: &str) {
     mark(" ", "    ", text);
 }
 
+/// A detail below a remark.
+pub(crate) fn fact(text: &str) {
+    if on_terminal() {
+        println!("      \x1b[2m{text}\x1b[0m");
+    } else {
+        println!("       {text}");
+    }
+}
+
 fn mark(colour: &str, plain: &str, text: &str) {
     let sign = if on_terminal() { colour } else { plain };
     println!("{sign} {text}");

@@ -1,6 +1,6 @@
 //! End-to-end tests: the whole machine, its story, and attacks on it.
 
-mod launch;
+pub(crate) mod launch;
 
 use std::path::{Path, PathBuf};
 

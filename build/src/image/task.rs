@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::lab::Release;
-use crate::{artifact, place, setup, ui};
+use crate::{artifact, place, proof, setup, ui};
 
 /// What the user chose.
 #[derive(Clone, Debug, clap::Args)]
@@ -26,8 +26,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     super::write(&release.parts, &image)?;
     let reference = image.with_extension("reference.json");
     place::write(&reference, serde_json::to_string_pretty(&release.reference)?.as_bytes())?;
+    let policy = image.with_extension("policy.toml");
+    place::write(&policy, proof::policy_text(&release.reference)?.as_bytes())?;
     ui::good(&format!("{}: boots on UEFI firmware", image.display()));
     ui::good(&format!("{}: PCR 17, PCR 18 and each guest's identity", reference.display()));
+    ui::good(&format!(
+        "{}: a policy for dolmen-verify; `dolmen-verify enroll` adds the key",
+        policy.display()
+    ));
     ui::note(&format!("write it to a disk with: dd if={} of=/dev/DISK bs=4M conv=fsync", image.display()));
     Ok(())
 }

@@ -127,6 +127,14 @@ impl Machine {
         }
     }
 
+    /// Waits until the machine is off, or its log says `halted` instead.
+    pub(crate) fn wait_off_or(&mut self, limit: Duration, halted: &str) -> Result<()> {
+        if self.log.wait_for(halted, limit).is_ok() {
+            return Ok(());
+        }
+        self.wait_off(OPENING).map(drop)
+    }
+
     /// Cuts the machine's power at once; the TPM keeps its own, so that its registers can be read.
     pub(crate) fn cut_power(mut self) -> Result<Swtpm> {
         child::end(&mut self.qemu);

@@ -55,7 +55,7 @@ impl Shell {
 
     /// Runs a command line.
     pub(crate) fn run(&mut self, command: &str) -> Result<Answer> {
-        self.start(command, "")?;
+        self.start(command)?;
         self.finish(command)
     }
 
@@ -68,10 +68,14 @@ impl Shell {
         Ok(answer.text())
     }
 
-    /// Runs a command line that reads one frame, and sends it `content`.
-    pub(crate) fn send(&mut self, command: &str, name: &str, content: &[u8]) -> Result<()> {
-        self.start(command, &frame(name, content))?;
-        let answer = self.finish(command)?;
+    /// Sends `content` into the guest's file `path`.
+    pub(crate) fn send(&mut self, path: &str, content: &[u8]) -> Result<()> {
+        let command = format!("dolmen receive {path}");
+        self.start(&command)?;
+        // What arrives before it waits would be taken for a command line.
+        self.port.wait_for("dolmen: waiting for a frame", LIMIT)?;
+        self.port.send(frame("file", content).as_bytes())?;
+        let answer = self.finish(&command)?;
         if answer.status != 0 {
             bail!("in the guest, `{command}` ended with {}: {}", answer.status, answer.text());
         }
@@ -92,13 +96,15 @@ impl Shell {
         self.port.send(format!("{command}\n").as_bytes())
     }
 
-    fn start(&mut self, command: &str, input: &str) -> Result<()> {
+    fn start(&mut self, command: &str) -> Result<()> {
         self.commands = self.commands.saturating_add(1);
         let number = self.commands;
-        // The marks are put together by the shell, so that the echo of this very line is no mark.
-        let line = format!("echo @@\"\"begin {number}; {command}\necho @@\"\"end {number} $?\n");
-        let (first, last) = line.split_once('\n').context("a command line")?;
-        self.port.send(format!("{first}\n{input}{last}").as_bytes())
+        // The marks are put together by the shell, so that an echo of this very line is no mark.
+        let line = format!("echo @@\"\"begin {number}; {command}; echo @@\"\"end {number} $?\n");
+        self.port.send(line.as_bytes())?;
+        self.port.find(&format!("`{command}` to start"), LIMIT, |line| {
+            line.contains(&format!("@@begin {number}")).then_some(())
+        })
     }
 
     fn finish(&mut self, command: &str) -> Result<Answer> {

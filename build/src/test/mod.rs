@@ -2,6 +2,7 @@
 
 mod cargo;
 mod fuzz;
+mod guest;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -130,6 +131,7 @@ fn levels(options: &Options) -> Vec<Level> {
         level("Miri", options.miri, cargo::miri),
         level("fuzzing", options.fuzz, fuzz::run),
         level("reproducible build", options.reproduce, reproducible),
+        level("micro-guests", options.guest, guest::run),
         level("end to end", options.e2e, e2e::run),
     ]
 }

@@ -1,0 +1,202 @@
+//! The emulator's SKINIT does what the manual says: boots the image of `qemu/conformance` once per case.
+//!
+//! The image checks what a program can see and reports it on COM1. What only the outside can see is checked here: PCR 17
+//! as `tpm2-tools` read it after the machine's power is cut, and what became of the hostile device's accesses.
+
+mod attack;
+mod case;
+mod image;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use dolmen_drtm::digest::Algorithm;
+use dolmen_drtm::pcr;
+
+use crate::machine::profile::{Firmware, Profile};
+use crate::machine::relay::ToolTpm;
+use crate::machine::{ConsoleTo, Machine, Medium, Setting, swtpm};
+use crate::measure::bank_name;
+use crate::test::Tally;
+use crate::{place, ui};
+use case::{Case, Register};
+use image::Image;
+
+/// Longest time for one case.
+const LIMIT: Duration = Duration::from_secs(30);
+/// What the image asks for when the TPM is to die.
+const KILL: &str = "kill the TPM";
+
+/// Runs every case whose name contains `only`; prints a line for each.
+pub(crate) fn run(qemu: &Path, only: Option<&str>) -> Result<Tally> {
+    let folder = place::output().join("conformance");
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder).with_context(|| format!("cannot empty {}", folder.display()))?;
+    }
+    let source = place::root().join("qemu/conformance");
+    let image = Image::build(&source, &folder)?;
+    swtpm::manufacture(&folder.join("tpm"), "sha1,sha256,sha384,sha512")?;
+    let mut tally = Tally::default();
+    for (index, case) in case::load(&source.join("cases.toml"))?.iter().enumerate() {
+        if only.is_some_and(|only| !case.name.contains(only)) {
+            continue;
+        }
+        let bench = Bench { qemu, image: &image, folder: &folder, cycle: format!("case-{index:02}") };
+        let verdict = bench.run(case);
+        match &verdict {
+            Ok(()) => ui::good(&case.name),
+            Err(error) => {
+                ui::bad(&case.name);
+                ui::note(&format!("{error:#}"));
+            }
+        }
+        tally = tally.plus(Tally::one(verdict.is_ok()));
+    }
+    Ok(tally)
+}
+
+/// What one case runs on.
+struct Bench<'a> {
+    qemu: &'a Path,
+    image: &'a Image,
+    folder: &'a Path,
+    cycle: String,
+}
+
+impl Bench<'_> {
+    fn run(&self, case: &Case) -> Result<()> {
+        let report = self.folder.join(format!("{}-attack.log", self.cycle));
+        let profile = profile(case, &report)?;
+        let medium = Medium::Multiboot {
+            kernel: self.image.file.clone(),
+            modules: Vec::new(),
+            arguments: case.run.clone(),
+        };
+        let mut machine = Machine::start(&Setting {
+            qemu: self.qemu,
+            profile: &profile,
+            medium: &medium,
+            folder: self.folder,
+            cycle: &self.cycle,
+            more: &[],
+            console: ConsoleTo::Harness,
+        })?;
+        if case.kill_tpm {
+            machine.log.wait_for(KILL, LIMIT)?;
+            machine.kill_tpm()?;
+            machine.log.send(b"\n")?;
+        }
+        machine.log.wait_for("end", LIMIT)?;
+        let lines = machine.log.lines();
+        checks(&lines)?;
+        if let Some(last) = case.pcr17.last() {
+            self.inside(case, &lines)?;
+            let tpm = machine.cut_power()?;
+            let tools = ToolTpm::serve(tpm.attach()?)?;
+            self.outside(case, *last, &tools)?;
+        }
+        match &case.attack {
+            Some(expected) => attack::judge(expected, &report),
+            None => Ok(()),
+        }
+    }
+
+    /// What PCR 17 of a bank should hold.
+    fn value(&self, case: &Case, register: Register, algorithm: Algorithm) -> Result<String> {
+        let measured = match register {
+            Register::Nothing => Vec::new(),
+            Register::Measured | Register::Changed => self.image.measured(case.length()?)?,
+        };
+        Ok(hex::encode(pcr::launched(algorithm, algorithm.hash(&[&measured]).bytes()).bytes()))
+    }
+
+    /// Compares what the image reported from locality 2.
+    fn inside(&self, case: &Case, lines: &[String]) -> Result<()> {
+        for algorithm in Algorithm::ALL {
+            let prefix = format!("pcr 17 {} ", bank_name(algorithm));
+            let reported: Vec<&str> = lines.iter().filter_map(|line| line.strip_prefix(&prefix)).collect();
+            for (got, register) in reported.iter().zip(&case.pcr17) {
+                self.compare(case, *register, algorithm, got)
+                    .with_context(|| format!("the image reads PCR 17 ({})", bank_name(algorithm)))?;
+            }
+            if !reported.is_empty() && reported.len() != case.pcr17.len() {
+                bail!("the image reported PCR 17 {} times, not {}", reported.len(), case.pcr17.len());
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares what `tpm2_pcrread` shows; the registers that a launch resets are zero unless extended.
+    fn outside(&self, case: &Case, register: Register, tools: &ToolTpm) -> Result<()> {
+        for algorithm in Algorithm::ALL {
+            let bank = bank_name(algorithm);
+            self.compare(case, register, algorithm, &tools.pcr(bank, 17)?)
+                .with_context(|| format!("tpm2_pcrread shows PCR 17 ({bank})"))?;
+        }
+        for index in 18..=22 {
+            let value = tools.pcr("sha256", index)?;
+            if value.bytes().any(|digit| digit != b'0') {
+                bail!("tpm2_pcrread shows PCR {index} (sha256) = {value}, want zero");
+            }
+        }
+        Ok(())
+    }
+
+    fn compare(&self, case: &Case, register: Register, algorithm: Algorithm, got: &str) -> Result<()> {
+        let want = self.value(case, register, algorithm)?;
+        let nothing = self.value(case, Register::Nothing, algorithm)?;
+        match register {
+            Register::Measured | Register::Nothing if got != want => bail!("{got}, want {want}"),
+            Register::Changed if got == want => bail!("the value of the unchanged block"),
+            Register::Changed if got == nothing => bail!("the value of a launch that is not to be trusted"),
+            Register::Measured | Register::Nothing | Register::Changed => Ok(()),
+        }
+    }
+}
+
+/// The small machine of a case.
+fn profile(case: &Case, report: &Path) -> Result<Profile> {
+    let report = report.to_str().context("the target folder's name is not UTF-8")?.replace(',', ",,");
+    let mut devices: Vec<String> =
+        case.devices.iter().map(|device| device.replace("{report}", &report)).collect();
+    if devices.is_empty() {
+        devices.push("amd-sldev".to_owned());
+    }
+    Ok(Profile {
+        description: case.name.clone(),
+        machine: "q35".to_owned(),
+        cpu: case.cpu.clone(),
+        cpus: case.cpus,
+        memory_mib: 256,
+        firmware: Firmware::Bios,
+        tpm: case.tpm,
+        devices,
+        arguments: case.arguments.clone(),
+    })
+}
+
+/// Every check of the image is good, and there is at least one or a report.
+fn checks(lines: &[String]) -> Result<()> {
+    let failed: Vec<&str> = lines.iter().filter_map(|line| line.strip_prefix("check FAIL ")).collect();
+    if !failed.is_empty() {
+        bail!("{}", failed.join("; "));
+    }
+    if !lines.iter().any(|line| line.starts_with("check ok ") || line.starts_with("pcr ") || line == "end") {
+        bail!("the image checked nothing");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_failed_check_fails_the_case() {
+        let lines = ["check ok a", "check FAIL b: got 1, want 2", "end"].map(str::to_owned);
+        assert_eq!(checks(&lines).unwrap_err().to_string(), "b: got 1, want 2");
+        assert!(checks(&lines[..1]).is_ok());
+        assert!(checks(&["boot".to_owned()]).is_err());
+    }
+}

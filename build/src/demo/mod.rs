@@ -1,0 +1,67 @@
+//! `cargo xtask demo`: the whole story on one emulated machine, each claim checked as it is made.
+
+mod act;
+mod narrator;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::lab::{Lab, Release};
+use crate::machine::profile::Profile;
+use crate::proof::RelyingParty;
+use crate::{artifact, e2e, place, setup, ui};
+
+/// What the user chose.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Keep transcripts, evidence and TPM state in this folder.
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
+    /// The machine: a file of qemu/machines, without `.toml`.
+    #[arg(long, default_value = "uefi")]
+    machine: String,
+}
+
+/// Tells the story; success only if every part of it was so.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let tools = setup::ensure()?;
+    ui::heading("Building the hypervisor and its guest");
+    let artifacts = artifact::build(&tools)?;
+    let start = Instant::now();
+    let folder = match &options.keep {
+        Some(folder) => std::path::absolute(folder).context("the folder to keep things in")?,
+        None => place::output().join("demo"),
+    };
+    let release = Release::load(&artifacts, &place::root().join("dolmen.toml"))?;
+    let profile = Profile::load(&options.machine)?;
+    ui::heading("The machine");
+    ui::note(&format!("{} (emulated: no hardware virtualisation is needed)", profile.description));
+    ui::note(&format!("guest: Debian 12's kernel {}, unmodified", tools.kernel.version));
+    ui::note(&format!("the processor will measure {} bytes of launch image", release.reference.launch_bytes));
+    let bank = release.reference.bank("sha256")?;
+    ui::note("predicted from the files alone, before anything runs (SHA-256 bank):");
+    ui::fact(&format!("PCR 17 {}", bank.pcr17));
+    ui::fact(&format!("PCR 18 {}", bank.pcr18));
+    let lab = Lab::new(&tools, &artifacts, &options.machine, &folder, e2e::ALL_BANKS)?;
+    let party = RelyingParty::new(&artifacts, &release.reference, &folder.join("policy.toml"))?;
+    let told = act::Story::new(&lab, &release, party).tell();
+    let seconds = start.elapsed().as_secs();
+    match told {
+        Ok(()) => {
+            ui::heading("That was the story");
+            ui::good(&format!("every part of it was so ({seconds} s after set-up and build)"));
+            if options.keep.is_some() {
+                ui::note(&format!("transcripts and evidence: {}", folder.display()));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            ui::bad(&format!("{error:#}"));
+            ui::note(&format!("the story ends here; transcripts: {}", folder.display()));
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Turns the hypervisor's log into a story: a caption where a stage begins, its facts below.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::machine::stream::Stream;
+use crate::ui;
+
+/// Stages as their log lines begin, and what they mean.
+const STAGES: [(&str, &str); 7] = [
+    ("loader", "The loader, untrusted, puts everything in place and executes SKINIT"),
+    ("launch", "The processor has measured the launch image; now it alone runs"),
+    ("shield", "Shield: no device can write memory any more"),
+    ("measure", "Measure: core and configuration, hashed where nothing can change them"),
+    ("virtualise", "Virtualise: a box for the guest"),
+    ("serve", "Serve: the guest runs"),
+    ("stop", "The machine stops"),
+];
+/// Longest line shown; hash values are longer than a terminal is wide.
+const WIDTH: usize = 108;
+
+/// Shows the log lines of one power cycle as they come.
+#[derive(Debug, Default)]
+pub(crate) struct Narrator {
+    stage: Mutex<&'static str>,
+}
+
+impl Narrator {
+    /// Follows a log to its end, in the background.
+    pub(crate) fn follow(log: &Stream) {
+        let narrator = Arc::new(Self::default());
+        log.follow(move |line| narrator.tell(line));
+    }
+
+    fn tell(&self, line: &str) {
+        let Some((stage, caption, fact)) = stage_of(line) else { return };
+        let mut current = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        if *current != stage {
+            *current = stage;
+            ui::note(caption);
+        }
+        let shown: String = fact.chars().take(WIDTH).collect();
+        let more = if shown.len() < fact.len() { "…" } else { "" };
+        ui::fact(&format!("{shown}{more}"));
+    }
+}
+
+/// The stage that a line of the log belongs to, and its fact. Firmware's control characters may come before it.
+fn stage_of(line: &str) -> Option<(&'static str, &'static str, &str)> {
+    STAGES.iter().find_map(|(stage, caption)| {
+        let (before, fact) = line.split_once(&format!("{stage}: "))?;
+        let begins = !before.ends_with(|c: char| c.is_ascii_alphanumeric() || c == ' ');
+        begins.then_some((*stage, *caption, fact))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_a_stage_are_told_from_others() {
+        assert_eq!(
+            stage_of("shield: dma closed iommus=1").map(|s| (s.0, s.2)),
+            Some(("shield", "dma closed iommus=1"))
+        );
+        assert_eq!(stage_of("\x1b[2Jloader: reading").map(|s| s.0), Some("loader"));
+        assert_eq!(stage_of("BdsDxe: loading Boot0001"), None);
+        assert_eq!(stage_of("the loader: x"), None);
+    }
+}

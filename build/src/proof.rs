@@ -1,0 +1,203 @@
+//! Evidence in the relying party's hands: judged by `dolmen-verify` and by unmodified tpm2-tools.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::artifact::Artifacts;
+use crate::measure::Reference;
+use crate::{place, process};
+
+/// A relying party: its verifier and its policy file.
+#[derive(Clone, Debug)]
+pub(crate) struct RelyingParty {
+    verifier: PathBuf,
+    policy: PathBuf,
+}
+
+/// What a verifier says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Everything fits.
+    Trusted,
+    /// Something does not: short names of the checks that failed, and why, in sentences.
+    Refused(Vec<String>, String),
+}
+
+/// The verifier's report, as far as it matters here.
+#[derive(Debug, Deserialize)]
+struct Report {
+    verdict: String,
+    accepted: bool,
+    checks: Vec<Check>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Check {
+    id: String,
+    outcome: String,
+    text: String,
+}
+
+/// One piece of evidence in its own folder, and the nonce that it should be about.
+#[derive(Clone, Debug)]
+pub(crate) struct Proof {
+    folder: PathBuf,
+    nonce: String,
+}
+
+impl Proof {
+    /// Keeps `evidence`, which should be about `nonce`, in `folder`.
+    pub(crate) fn save(evidence: &[u8], nonce: &[u8], folder: &Path) -> Result<Self> {
+        let proof = Self { folder: folder.to_owned(), nonce: hex::encode(nonce) };
+        place::write(&proof.evidence(), evidence)?;
+        Ok(proof)
+    }
+
+    /// The same evidence, said to be about another nonce.
+    pub(crate) fn about(&self, nonce: &[u8]) -> Self {
+        Self { folder: self.folder.clone(), nonce: hex::encode(nonce) }
+    }
+
+    /// The file with the evidence.
+    pub(crate) fn evidence(&self) -> PathBuf {
+        self.folder.join("evidence.cbor")
+    }
+}
+
+impl RelyingParty {
+    /// A relying party that expects `reference` and has enrolled no key yet.
+    pub(crate) fn new(artifacts: &Artifacts, reference: &Reference, policy: &Path) -> Result<Self> {
+        place::write(policy, policy_text(reference)?.as_bytes())?;
+        Ok(Self { verifier: artifacts.verifier(), policy: policy.to_owned() })
+    }
+
+    /// Enrols the key of this evidence, which must be good in all else.
+    pub(crate) fn enrol(&self, proof: &Proof) -> Result<()> {
+        let entry = process::output(
+            Command::new(&self.verifier)
+                .arg("enroll")
+                .arg(proof.evidence())
+                .arg("--policy")
+                .arg(&self.policy)
+                .args(["--nonce", &proof.nonce]),
+        )?;
+        let mut text = std::fs::read_to_string(&self.policy).context("the policy is gone")?;
+        text.push_str(&entry);
+        place::write(&self.policy, text.as_bytes())
+    }
+
+    /// Judges evidence with `dolmen-verify`.
+    pub(crate) fn verify(&self, proof: &Proof) -> Result<Verdict> {
+        let done = Command::new(&self.verifier)
+            .arg("check")
+            .arg(proof.evidence())
+            .arg("--policy")
+            .arg(&self.policy)
+            .args(["--nonce", &proof.nonce, "--json"])
+            .output()
+            .context("cannot start dolmen-verify")?;
+        let report: Report = serde_json::from_slice(&done.stdout)
+            .with_context(|| format!("dolmen-verify: {}", String::from_utf8_lossy(&done.stderr).trim()))?;
+        if report.accepted != done.status.success() {
+            bail!("dolmen-verify's exit status is not what its report says");
+        }
+        if report.accepted && report.verdict == "TRUSTED" {
+            return Ok(Verdict::Trusted);
+        }
+        let failed = report.checks.iter().filter(|check| check.outcome == "fail");
+        let (names, texts): (Vec<String>, Vec<&str>) =
+            failed.map(|check| (check.id.clone(), check.text.as_str())).unzip();
+        if names.is_empty() {
+            return Ok(Verdict::Refused(Vec::new(), report.verdict));
+        }
+        Ok(Verdict::Refused(names, texts.join("; ")))
+    }
+
+    /// Takes the evidence apart into the files that tpm2-tools read, below its folder.
+    pub(crate) fn export(&self, proof: &Proof) -> Result<PathBuf> {
+        let folder = proof.folder.join("parts");
+        process::output(Command::new(&self.verifier).arg("export").arg(proof.evidence()).arg(&folder))?;
+        Ok(folder)
+    }
+
+    /// `tpm2_checkquote`: the key in `enrolled` signed exactly the predicted registers and this evidence's
+    /// binding, and the log replays to them.
+    pub(crate) fn checkquote(&self, proof: &Proof, enrolled: &Path, reference: &Reference) -> Result<()> {
+        let parts = self.export(proof)?;
+        let bank = reference.bank("sha256")?;
+        let expected = parts.join("expected.pcrs");
+        place::write(&expected, &[hex::decode(&bank.pcr17)?, hex::decode(&bank.pcr18)?].concat())?;
+        let binding = process::output(Command::new(&self.verifier).arg("binding").arg(proof.evidence()))?;
+        let mut command = Command::new("tpm2_checkquote");
+        command
+            .arg("--public")
+            .arg(enrolled)
+            .arg("--message")
+            .arg(parts.join("quote.msg"))
+            .arg("--signature")
+            .arg(parts.join("quote.sig"))
+            .args(["--hash-algorithm", "sha256", "--qualification", binding.trim()])
+            .args(["--pcr-list", "sha256:17,18", "--pcrs_format", "values"])
+            .arg("--pcr")
+            .arg(expected)
+            .arg("--eventlog")
+            .arg(parts.join("eventlog"));
+        process::output(&mut command).map(drop)
+    }
+
+    /// `tpm2_eventlog`: the number of events, which the tool replays to the predicted registers.
+    pub(crate) fn eventlog(&self, proof: &Proof, reference: &Reference) -> Result<usize> {
+        let parts = self.export(proof)?;
+        let printed = process::output(Command::new("tpm2_eventlog").arg(parts.join("eventlog")))?;
+        for bank in &reference.banks {
+            let replayed = section(&printed, bank.bank).with_context(|| format!("no bank {}", bank.bank))?;
+            for (index, want) in [("17", &bank.pcr17), ("18", &bank.pcr18)] {
+                if replayed.iter().find(|(name, _)| name == index).map(|(_, value)| value) != Some(want) {
+                    bail!("tpm2_eventlog replays PCR {index} of {} to something else", bank.bank);
+                }
+            }
+        }
+        Ok(printed.lines().filter(|line| line.contains("EventType:")).count())
+    }
+}
+
+/// A policy for `dolmen-verify` from reference values.
+pub(crate) fn policy_text(reference: &Reference) -> Result<String> {
+    let bank = reference.bank("sha256")?;
+    let mut text = format!("pcr17 = \"{}\"\npcr18 = \"{}\"\n", bank.pcr17, bank.pcr18);
+    for guest in &reference.guests {
+        write!(text, "\n[guests.{}]\ng0 = \"{}\"\n", guest.name, guest.g0).context("no memory")?;
+    }
+    text.push('\n');
+    Ok(text)
+}
+
+/// Registers of one bank in the summary that `tpm2_eventlog` prints after the events.
+fn section(printed: &str, bank: &str) -> Option<Vec<(String, String)>> {
+    let summary = printed.split_once("\npcrs:")?.1;
+    let mut lines = summary.lines().skip_while(|line| line.trim() != format!("{bank}:")).skip(1);
+    let mut registers = Vec::new();
+    for line in lines.by_ref() {
+        let Some((index, value)) = line.split_once(": 0x") else { break };
+        registers.push((index.trim().to_owned(), value.trim().to_lowercase()));
+    }
+    Some(registers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registers_are_found_in_the_summary_of_tpm2_eventlog() {
+        let printed =
+            "events:\n- a: 1\npcrs:\n  sha1:\n    17 : 0xAB\n  sha256:\n    17 : 0xCD\n    18 : 0xEF\n";
+        let want = vec![("17".to_owned(), "cd".to_owned()), ("18".to_owned(), "ef".to_owned())];
+        assert_eq!(section(printed, "sha256"), Some(want));
+        assert_eq!(section(printed, "sha384"), Some(vec![]));
+    }
+}

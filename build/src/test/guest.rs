@@ -1,0 +1,93 @@
+//! Micro-guests: one bare program as a guest of the whole hypervisor; it looks around, or it ends badly.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::{Bench, Tally};
+use crate::artifact::{self, MICRO_GUEST};
+use crate::e2e::ALL_BANKS;
+use crate::lab::{LAUNCH, Lab, Release};
+use crate::machine::Machine;
+use crate::{place, ui};
+
+/// Longest run of the guest's tests, and longest wait for an ending's verdict.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// Ways to end, and what the hypervisor's log must say of each.
+const ENDINGS: [(&str, &str); 5] = [
+    ("triple-fault", "stop: "),
+    ("halt", "stop: "),
+    ("tables", "stop: "),
+    ("reset", "stop: the guest resets the machine"),
+    ("exotic", "stop: "),
+];
+
+/// Runs the guest's own tests, then each ending.
+pub(super) fn run(bench: &Bench) -> Result<Tally> {
+    let folder = place::output().join("micro");
+    let kernel = artifact::compile(&MICRO_GUEST, &place::root(), &place::target(), &bench.artifacts.folder)?;
+    let mut tally = own_tests(bench, &folder.join("tests"), &kernel)?;
+    for (name, said) in ENDINGS {
+        let outcome = ending(bench, &folder.join(name), &kernel, name, said);
+        let shown = format!("a guest that ends by {name} is named, and nothing else happens");
+        match &outcome {
+            Ok(line) => ui::good(&format!("{shown}: {line}")),
+            Err(error) => ui::bad(&format!("{shown}: {error:#}")),
+        }
+        tally = tally.plus(Tally::one(outcome.is_ok()));
+    }
+    Ok(tally)
+}
+
+fn start(bench: &Bench, folder: &Path, kernel: &Path, command_line: &str) -> Result<Machine> {
+    let lab = Lab::new(&bench.tools, &bench.artifacts, "bios", folder, ALL_BANKS)?;
+    let manifest = folder.join("dolmen.toml");
+    let text = format!(
+        "[[guest]]\nname = \"micro\"\nmemory_mib = 64\nformat = \"pvh\"\nconsole = \"com2\"\n\
+         hypercalls = [\"random\", \"registers\", \"seal\", \"quote\", \"log\"]\non_reboot = \"reset\"\n\
+         kernel = \"{}\"\ncmdline = \"{command_line}\"\n",
+        kernel.display()
+    );
+    place::write(&manifest, text.as_bytes())?;
+    let mut release = Release::load(&bench.artifacts, &manifest)?;
+    release.parts.manifest = folder.join("manifest.bin");
+    place::write(&release.parts.manifest, &release.manifest.bytes)?;
+    lab.boot_with("run", &release.parts, None, &["-no-reboot".to_owned()])
+}
+
+/// The guest prints a line for each test and a sum at the end.
+fn own_tests(bench: &Bench, folder: &Path, kernel: &Path) -> Result<Tally> {
+    let mut machine = start(bench, folder, kernel, "")?;
+    machine.log.wait_for("serve: guest runs", LAUNCH)?;
+    let mut console = machine.console.take().context("no console")?;
+    let mut tally = Tally::default();
+    let sum = console.find("the micro-guest's sum", LIMIT, |line| {
+        if let Some(failure) = line.strip_prefix("FAIL ") {
+            ui::bad(failure);
+            tally.failed = tally.failed.saturating_add(1);
+        } else if line.starts_with("ok ") {
+            tally.passed = tally.passed.saturating_add(1);
+        }
+        line.starts_with("micro: ").then(|| line.to_owned())
+    })?;
+    if sum != format!("micro: {} passed, {} failed", tally.passed, tally.failed) {
+        bail!("the guest says `{sum}`, but {tally:?} were heard");
+    }
+    machine.wait_off_or(LIMIT, "stop: the guest switched its machine off")?;
+    Ok(tally)
+}
+
+fn ending(bench: &Bench, folder: &Path, kernel: &Path, name: &str, said: &str) -> Result<String> {
+    let mut machine = start(bench, folder, kernel, &format!("ends={name}"))?;
+    machine.log.wait_for("serve: guest runs", LAUNCH)?;
+    let console = machine.console.take().context("no console")?;
+    let line = machine.log.wait_for(said, LIMIT)?;
+    if console.lines().iter().any(|line| line.starts_with("FAIL")) {
+        bail!("the guest went on");
+    }
+    // Nothing of the guest's may be left: the way out says what it did.
+    machine.log.wait_for("memory wiped, PCR 17 and 18 capped", LIMIT)?;
+    Ok(line)
+}
