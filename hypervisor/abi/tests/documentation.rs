@@ -1,0 +1,143 @@
+//! Holds `docs/abi.md` to the code: its tables are what is generated here.
+//!
+//! `DOLMEN_BLESS=1 cargo test -p dolmen-abi --test documentation` writes them anew.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may fail loudly")]
+
+use core::fmt::Write;
+use std::path::Path;
+
+use dolmen_abi::{
+    Binding, BlobHeader, CALLS, CallGroup, EventLogReply, EventLogRequest, ExtendReply, ExtendRequest,
+    LaunchFacts, Layout, MAX_AK_PUBLIC, MAX_ATTEST, MAX_LABEL, MAX_LOG_WINDOW, MAX_PATH, MAX_RANDOM,
+    MAX_SECRET, MAX_SIGNATURE, MAX_WAITING, QuoteReply, QuoteRequest, RandomRequest, RegistersReply,
+    SealRequest, Status, TpmFailure, UnsealRequest, VersionReply,
+};
+
+/// A table for each mark in the document.
+fn tables() -> Vec<(&'static str, String)> {
+    vec![
+        ("calls", calls()),
+        ("statuses", statuses()),
+        (
+            "launch facts",
+            bits(LaunchFacts::ALL.iter().map(|(bit, name, meaning)| (bit.bits(), *name, *meaning))),
+        ),
+        (
+            "call groups",
+            bits(CallGroup::ALL.iter().map(|(bit, name, meaning)| (bit.bits(), *name, *meaning))),
+        ),
+        ("limits", limits()),
+        ("VersionReply", structure::<VersionReply>()),
+        ("RandomRequest", structure::<RandomRequest>()),
+        ("RegistersReply", structure::<RegistersReply>()),
+        ("ExtendRequest", structure::<ExtendRequest>()),
+        ("ExtendReply", structure::<ExtendReply>()),
+        ("SealRequest", structure::<SealRequest>()),
+        ("UnsealRequest", structure::<UnsealRequest>()),
+        ("BlobHeader", structure::<BlobHeader>()),
+        ("QuoteRequest", structure::<QuoteRequest>()),
+        ("QuoteReply", structure::<QuoteReply>()),
+        ("Binding", structure::<Binding>()),
+        ("EventLogRequest", structure::<EventLogRequest>()),
+        ("EventLogReply", structure::<EventLogReply>()),
+        ("TpmFailure", structure::<TpmFailure>()),
+    ]
+}
+
+fn calls() -> String {
+    let mut text =
+        "| number | call | group | request | reply | what |\n|---|---|---|---|---|---|\n".to_owned();
+    for call in CALLS {
+        let group =
+            CallGroup::ALL.iter().find(|entry| entry.0 == call.group).map_or("always", |entry| entry.1);
+        let length = |fixed: usize, data: usize| match (fixed, data) {
+            (0, 0) => "none".to_owned(),
+            (fixed, 0) => format!("{fixed}"),
+            (0, data) => format!("up to {data}"),
+            (fixed, data) => format!("{fixed} + up to {data}"),
+        };
+        let (request, reply) =
+            (length(call.request_bytes, call.request_data), length(call.reply_bytes, call.reply_data));
+        let (number, name, meaning) = (call.number, call.name, call.meaning.trim());
+        writeln!(text, "| {number:#010x} | {name} | {group} | {request} | {reply} | {meaning} |").unwrap();
+    }
+    text
+}
+
+fn statuses() -> String {
+    let mut text = "| value | status | meaning |\n|---|---|---|\n".to_owned();
+    for (status, name, meaning) in Status::ALL {
+        writeln!(text, "| {} | {name} | {} |", status.0.cast_signed(), meaning.trim()).unwrap();
+    }
+    text
+}
+
+fn bits<'a>(bits: impl Iterator<Item = (u32, &'a str, &'a str)>) -> String {
+    let mut text = "| bit | name | meaning |\n|---|---|---|\n".to_owned();
+    for (bit, name, meaning) in bits {
+        writeln!(text, "| {} | {name} | {meaning} |", bit.trailing_zeros()).unwrap();
+    }
+    text
+}
+
+fn limits() -> String {
+    let mut text = "| what | most |\n|---|---|\n".to_owned();
+    for (what, most) in [
+        ("random bytes in one call", MAX_RANDOM),
+        ("bytes of a label", MAX_LABEL),
+        ("bytes that one blob seals", MAX_SECRET),
+        ("bytes of the event log in one call", MAX_LOG_WINDOW),
+        ("bytes of the attestation key", MAX_AK_PUBLIC),
+        ("bytes of a quote (`TPMS_ATTEST`)", MAX_ATTEST),
+        ("bytes of its signature (`TPMT_SIGNATURE`)", MAX_SIGNATURE),
+        ("requests in one quote", MAX_WAITING),
+        ("siblings in a Merkle path", MAX_PATH),
+    ] {
+        writeln!(text, "| {what} | {most} |").unwrap();
+    }
+    text
+}
+
+fn structure<T: Layout>() -> String {
+    let mut text = format!("| {} | size | meaning |\n|---|---|---|\n", T::NAME);
+    for field in T::FIELDS {
+        writeln!(text, "| {} `{}` | {} | {} |", field.offset, field.name, field.size, field.meaning.trim())
+            .unwrap();
+    }
+    writeln!(text, "| {} | | end |", size_of::<T>()).unwrap();
+    text
+}
+
+/// The document with the table after `<!-- generated: name -->` replaced.
+fn replaced(document: &str, name: &str, table: &str) -> String {
+    let mark = format!("<!-- generated: {name} -->\n");
+    let (before, rest) = document.split_once(&mark).unwrap_or_else(|| panic!("no place for `{name}`"));
+    let (_, after) = rest.split_once("<!-- end -->").unwrap_or_else(|| panic!("no end of `{name}`"));
+    format!("{before}{mark}{table}<!-- end -->{after}")
+}
+
+#[test]
+fn the_tables_of_the_specification_are_those_of_the_code() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/abi.md");
+    let document = std::fs::read_to_string(&path).unwrap();
+    let want = tables().iter().fold(document.clone(), |text, (name, table)| replaced(&text, name, table));
+    if std::env::var_os("DOLMEN_BLESS").is_some() {
+        std::fs::write(&path, want).unwrap();
+        return;
+    }
+    for (old, new) in document.lines().zip(want.lines()) {
+        assert_eq!(old, new, "docs/abi.md differs from the code; DOLMEN_BLESS=1 writes it anew");
+    }
+    assert_eq!(document, want);
+}
+
+#[test]
+fn every_structure_of_the_interface_has_a_table() {
+    let names: Vec<&str> = tables().iter().map(|(name, _)| *name).collect();
+    let source = include_str!("../src/call.rs");
+    for line in source.lines().filter_map(|line| line.trim().strip_prefix("pub struct ")) {
+        let name = line.trim_end_matches([' ', '{', ';']);
+        let is_wire = line.ends_with('{') && name != "CallInfo" && !name.starts_with('$');
+        assert!(!is_wire || names.contains(&name), "{name} has no table");
+    }
+}
