@@ -6,6 +6,7 @@
 )]
 
 mod artifact;
+mod conformance;
 mod cpio;
 mod demo;
 mod e2e;

@@ -23,8 +23,10 @@ pub(super) fn judge(expected: &Attack, report: &Path) -> Result<()> {
 
 /// The newest line about `phase`.
 fn accesses(report: &str, phase: &str) -> Option<Accesses> {
-    let line =
-        report.lines().rev().find(|line| line.split(' ').any(|word| word.strip_prefix("phase=") == Some(phase)))?;
+    let line = report
+        .lines()
+        .rev()
+        .find(|line| line.split(' ').any(|word| word.strip_prefix("phase=") == Some(phase)))?;
     let count = |key: &str| -> Option<u64> {
         line.split(' ').find_map(|word| word.strip_prefix(key)?.strip_prefix('=')?.parse().ok())
     };

@@ -32,7 +32,8 @@ impl Narrator {
     }
 
     fn tell(&self, line: &str) {
-        let Some((stage, caption, fact)) = stage_of(line) else { return };
+        let line = plain(line);
+        let Some((stage, caption, fact)) = stage_of(&line) else { return };
         let mut current = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
         if *current != stage {
             *current = stage;
@@ -44,7 +45,19 @@ impl Narrator {
     }
 }
 
-/// The stage that a line of the log belongs to, and its fact. Firmware's control characters may come before it.
+/// A line without the control sequences that firmware sends to a terminal (ECMA-48, CSI).
+fn plain(line: &str) -> String {
+    let mut parts = line.split("\x1b[");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        text.push_str(
+            part.trim_start_matches(|c: char| !c.is_ascii_alphabetic()).get(1..).unwrap_or_default(),
+        );
+    }
+    text
+}
+
+/// The stage that a line of the log belongs to, and its fact.
 fn stage_of(line: &str) -> Option<(&'static str, &'static str, &str)> {
     STAGES.iter().find_map(|(stage, caption)| {
         let (before, fact) = line.split_once(&format!("{stage}: "))?;
@@ -63,7 +76,7 @@ mod tests {
             stage_of("shield: dma closed iommus=1").map(|s| (s.0, s.2)),
             Some(("shield", "dma closed iommus=1"))
         );
-        assert_eq!(stage_of("\x1b[2Jloader: reading").map(|s| s.0), Some("loader"));
+        assert_eq!(stage_of(&plain("\x1b[2J\x1b[01;01Hloader: reading")).map(|s| s.0), Some("loader"));
         assert_eq!(stage_of("BdsDxe: loading Boot0001"), None);
         assert_eq!(stage_of("the loader: x"), None);
     }

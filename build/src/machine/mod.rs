@@ -135,6 +135,11 @@ impl Machine {
         self.wait_off(OPENING).map(drop)
     }
 
+    /// Takes the TPM's power away under the running machine.
+    pub(crate) fn kill_tpm(&mut self) -> Result<()> {
+        self.tpm.take().map(drop).context("this machine has no TPM")
+    }
+
     /// Cuts the machine's power at once; the TPM keeps its own, so that its registers can be read.
     pub(crate) fn cut_power(mut self) -> Result<Swtpm> {
         child::end(&mut self.qemu);

@@ -132,8 +132,14 @@ fn levels(options: &Options) -> Vec<Level> {
         level("fuzzing", options.fuzz, fuzz::run),
         level("reproducible build", options.reproduce, reproducible),
         level("micro-guests", options.guest, guest::run),
+        level("SKINIT conformance", options.conformance, conformance),
         level("end to end", options.e2e, e2e::run),
     ]
+}
+
+/// The emulator does what the manual says.
+fn conformance(bench: &Bench) -> Result<Tally> {
+    crate::conformance::run(&bench.tools.qemu, bench.only.as_deref())
 }
 
 /// Runs one level and prints its line.
