@@ -1,0 +1,182 @@
+//! `dolmen-verify`: verdicts about evidence, on the command line.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::{Args, Parser, Subcommand};
+use dolmen_abi::evidence::{Evidence, MAX_EVIDENCE};
+use dolmen_tpm::attest::QuoteAttest;
+use dolmen_verify::{Expected, Policy, Verdict, check, explain, export, extra_data};
+
+/// Verifies evidence of guests of the Dolmen hypervisor.
+///
+/// Exit status: 0 if the evidence is accepted, 1 if it is refused, 2 if it could not be looked at.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Judge evidence by a policy.
+    Check(CheckArgs),
+    /// Print the extra data that the quote must have, for `tpm2_checkquote -q`.
+    Binding {
+        /// File with the evidence.
+        evidence: PathBuf,
+    },
+    /// Write the parts of the evidence as files for tpm2-tools.
+    Export {
+        /// File with the evidence.
+        evidence: PathBuf,
+        /// Folder for the files; made if it is not there.
+        folder: PathBuf,
+    },
+    /// Tell what the evidence claims, without judging it.
+    Explain {
+        /// File with the evidence.
+        evidence: PathBuf,
+    },
+    /// Print a policy entry for the key of this evidence, if everything else in it holds.
+    ///
+    /// This trusts the key on first use: only a credential for the TPM's endorsement key proves where it lives.
+    Enroll(CheckArgs),
+}
+
+#[derive(Args)]
+struct CheckArgs {
+    /// File with the evidence.
+    evidence: PathBuf,
+    /// File with the policy (TOML).
+    #[arg(long)]
+    policy: PathBuf,
+    /// Nonce that was given to the guest, in hex: up to 64 bytes.
+    #[arg(long, group = "bound")]
+    nonce: Option<String>,
+    /// All 64 bytes of report data, in hex.
+    #[arg(long, group = "bound")]
+    report_data: Option<String>,
+    /// Demand no report data: the evidence may be old.
+    #[arg(long, group = "bound")]
+    any_report_data: bool,
+    /// Print the verdict as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl CheckArgs {
+    fn expected(&self) -> Result<Expected> {
+        match (&self.nonce, &self.report_data) {
+            (Some(nonce), _) => {
+                let nonce = hex::decode(nonce).context("--nonce: expected hex digits")?;
+                Expected::nonce(&nonce).context("--nonce: expected 1 to 64 bytes")
+            }
+            (None, Some(data)) => {
+                let data = hex::decode(data).context("--report-data: expected hex digits")?;
+                let data =
+                    data.try_into().map_err(|_| anyhow!("--report-data: expected exactly 64 bytes"))?;
+                Ok(Expected::ReportData(data))
+            }
+            (None, None) if self.any_report_data => Ok(Expected::Anything),
+            (None, None) => {
+                bail!("give --nonce or --report-data, or --any-report-data if the evidence may be old")
+            }
+        }
+    }
+
+    fn policy(&self) -> Result<Policy> {
+        let text = fs::read_to_string(&self.policy)
+            .with_context(|| format!("cannot read {}", self.policy.display()))?;
+        Policy::parse(&text).with_context(|| format!("{} is no policy", self.policy.display()))
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("dolmen-verify: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<bool> {
+    match command {
+        Command::Check(args) => run_check(&args),
+        Command::Enroll(args) => run_enroll(&args),
+        Command::Binding { evidence } => {
+            let bytes = read(&evidence)?;
+            let decoded = decode(&bytes, &evidence)?;
+            let root = extra_data(&decoded).context("the Merkle path does not fit its place")?;
+            print(&format!("{}\n", hex::encode(root)))
+        }
+        Command::Explain { evidence } => {
+            let text = explain(&read(&evidence)?)
+                .with_context(|| format!("{} is no evidence", evidence.display()))?;
+            print(&text)
+        }
+        Command::Export { evidence, folder } => run_export(&evidence, &folder),
+    }
+}
+
+fn run_check(args: &CheckArgs) -> Result<bool> {
+    let report = check(&read(&args.evidence)?, &args.policy()?, &args.expected()?);
+    let text = if args.json { serde_json::to_string_pretty(&report)? } else { report.to_string() };
+    print(&format!("{text}\n"))?;
+    Ok(report.accepted)
+}
+
+fn run_enroll(args: &CheckArgs) -> Result<bool> {
+    let bytes = read(&args.evidence)?;
+    let mut policy = args.policy()?;
+    policy.keys.clear();
+    let report = check(&bytes, &policy, &args.expected()?);
+    if report.verdict == Verdict::Refused {
+        eprintln!("{report}");
+        return Ok(false);
+    }
+    let quote = QuoteAttest::parse(decode(&bytes, &args.evidence)?.attest);
+    let quote = quote.map_err(|error| anyhow!("what was signed is no quote ({error:?})"))?;
+    let name = report.key.unwrap_or_default();
+    let (resets, restarts) = (quote.reset_count, quote.restart_count);
+    print(&format!("[[keys]]\nname = \"{name}\"\nreset_count = {resets}\nrestart_count = {restarts}\n"))
+}
+
+fn run_export(evidence: &Path, folder: &Path) -> Result<bool> {
+    let export = export::export(&read(evidence)?)?;
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    for (name, content) in &export.files {
+        let path = folder.join(name);
+        fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    print(&format!(
+        "tpm2_checkquote -u ak.pem -m quote.msg -s quote.sig -f pcrs -g sha256 -q {}\ntpm2_eventlog eventlog\n",
+        export.extra_data
+    ))
+}
+
+fn print(text: &str) -> Result<bool> {
+    std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")?;
+    Ok(true)
+}
+
+/// Reads a file, but no more of it than evidence can have.
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let length = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
+    if usize::try_from(length).is_ok_and(|length| length <= MAX_EVIDENCE) {
+        fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+    } else {
+        bail!("{} has {length} bytes, but evidence has at most {MAX_EVIDENCE}", path.display())
+    }
+}
+
+fn decode<'b>(bytes: &'b [u8], path: &Path) -> Result<Evidence<'b>> {
+    Evidence::decode(bytes).with_context(|| format!("{} is no evidence", path.display()))
+}

@@ -1,0 +1,102 @@
+//! The command itself: exit status and output.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use crate::forge::{Forge, NONCE};
+
+struct Files {
+    folder: tempfile::TempDir,
+}
+
+impl Files {
+    fn of(forge: &Forge, policy: &str) -> Self {
+        let files = Self { folder: tempfile::tempdir().unwrap() };
+        std::fs::write(files.path("evidence"), forge.bytes()).unwrap();
+        std::fs::write(files.path("policy.toml"), policy).unwrap();
+        files
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn run(&self, arguments: &str) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_dolmen-verify"))
+            .args(arguments.split(' '))
+            .current_dir(self.folder.path())
+            .output()
+            .unwrap()
+    }
+
+    fn check(&self, arguments: &str) -> (Option<i32>, String) {
+        let nonce = hex::encode(NONCE);
+        let output = self.run(&format!("check evidence --policy policy.toml --nonce {nonce}{arguments}"));
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    }
+}
+
+#[test]
+fn trusted_evidence_ends_with_status_0_and_a_line_for_each_check() {
+    let honest = Forge::honest();
+    let (status, text) = Files::of(&honest, &honest.policy_text()).check("");
+    assert_eq!(status, Some(0), "{text}");
+    assert!(text.starts_with("✓ format ") && text.contains("\nTRUSTED: guest demo"), "{text}");
+}
+
+#[test]
+fn refused_evidence_ends_with_status_1_and_says_why() {
+    let mut forge = Forge::honest();
+    forge.events[1].2 = b"another core";
+    let (status, text) = Files::of(&forge, &Forge::honest().policy_text()).check("");
+    assert_eq!(status, Some(1), "{text}");
+    assert!(text.contains("✗ pcrs") && text.contains("another launch image or core runs"), "{text}");
+}
+
+#[test]
+fn json_has_the_same_verdict() {
+    let honest = Forge::honest();
+    let (status, text) = Files::of(&honest, &honest.policy_text()).check(" --json");
+    assert_eq!(status, Some(0));
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&json["verdict"], &json["accepted"]), (&"TRUSTED".into(), &true.into()));
+    assert_eq!(json["checks"][0]["outcome"], "pass");
+}
+
+#[test]
+fn what_cannot_be_looked_at_ends_with_status_2() {
+    let honest = Forge::honest();
+    let files = Files::of(&honest, "pcr17 = 3");
+    assert_eq!(files.check("").0, Some(2));
+    assert_eq!(files.run("check nothing --policy policy.toml --any-report-data").status.code(), Some(2));
+    let files = Files::of(&honest, &honest.policy_text());
+    let without = files.run("check evidence --policy policy.toml");
+    assert_eq!(without.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&without.stderr).contains("--nonce"));
+}
+
+#[test]
+fn an_enrolled_key_is_trusted_from_then_on() {
+    let honest = Forge::honest();
+    let text = honest.policy_text();
+    let (unenrolled, _) = text.split_once("[[keys]]").unwrap();
+    let files = Files::of(&honest, unenrolled);
+    assert_eq!(files.check("").0, Some(1));
+    let nonce = hex::encode(NONCE);
+    let entry = files.run(&format!("enroll evidence --policy policy.toml --nonce {nonce}"));
+    assert!(entry.status.success());
+    let enrolled = format!("{unenrolled}{}", String::from_utf8(entry.stdout).unwrap());
+    assert_eq!(Files::of(&honest, &enrolled).check("").0, Some(0));
+}
+
+#[test]
+fn binding_explain_and_export_say_the_same_extra_data() {
+    let honest = Forge::honest();
+    let files = Files::of(&honest, "");
+    let binding = String::from_utf8(files.run("binding evidence").stdout).unwrap();
+    let explained = String::from_utf8(files.run("explain evidence").stdout).unwrap();
+    assert!(explained.contains(binding.trim()), "{explained}");
+    let exported = files.run("export evidence parts");
+    assert!(String::from_utf8(exported.stdout).unwrap().contains(binding.trim()));
+    assert_eq!(std::fs::read_to_string(files.path("parts/extra-data")).unwrap(), binding);
+}
