@@ -1,13 +1,17 @@
-//! Gives the Multiboot program its layout; the UEFI program needs none.
+//! Link arguments: the Multiboot program's layout, and no time of day in the UEFI program.
 
 use std::{env, error::Error, path::PathBuf};
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=src/bin/multiboot/layout.ld");
-    if env::var("CARGO_CFG_TARGET_OS")? == "none" {
-        let layout = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("src/bin/multiboot/layout.ld");
-        println!("cargo::rustc-link-arg-bin=dolmen-loader-multiboot=-T{}", layout.display());
+    match env::var("CARGO_CFG_TARGET_OS")?.as_str() {
+        "none" => {
+            let layout = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("src/bin/multiboot/layout.ld");
+            println!("cargo::rustc-link-arg-bin=dolmen-loader-multiboot=-T{}", layout.display());
+        }
+        "uefi" => println!("cargo::rustc-link-arg-bin=dolmen-loader-uefi=/Brepro"),
+        _ => {}
     }
     Ok(())
 }
