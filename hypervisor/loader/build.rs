@@ -1,4 +1,4 @@
-//! Link arguments: the Multiboot program's layout, and no time of day in the UEFI program.
+//! Link arguments: the Multiboot program's layout, and a UEFI program that comes out the same each time.
 
 use std::{env, error::Error, path::PathBuf};
 
@@ -10,7 +10,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             let layout = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("src/bin/multiboot/layout.ld");
             println!("cargo::rustc-link-arg-bin=dolmen-loader-multiboot=-T{}", layout.display());
         }
-        "uefi" => println!("cargo::rustc-link-arg-bin=dolmen-loader-uefi=/Brepro"),
+        "uefi" => {
+            // Neither the time of day nor the path of a debug database gets into the program.
+            println!("cargo::rustc-link-arg-bin=dolmen-loader-uefi=/Brepro");
+            println!("cargo::rustc-link-arg-bin=dolmen-loader-uefi=/DEBUG:NONE");
+        }
         _ => {}
     }
     Ok(())
