@@ -55,11 +55,6 @@ impl<'a> Lab<'a> {
         &self.folder
     }
 
-    /// What the machine is made of; tests change it.
-    pub(crate) fn profile_mut(&mut self) -> &mut Profile {
-        &mut self.profile
-    }
-
     /// Switches the machine on with these parts.
     pub(crate) fn boot(&self, cycle: &str, parts: &Parts) -> Result<Machine> {
         self.boot_with(cycle, parts, None, &[])

@@ -62,6 +62,18 @@ impl Proof {
         Self { folder: self.folder.clone(), nonce: hex::encode(nonce) }
     }
 
+    /// The same evidence, said to be about the nonce of `other`.
+    pub(crate) fn about_that_of(&self, other: &Self) -> Self {
+        Self { folder: self.folder.clone(), nonce: other.nonce.clone() }
+    }
+
+    /// Other evidence, said to be about the same nonce.
+    pub(crate) fn with(&self, evidence: &[u8], folder: &Path) -> Result<Self> {
+        let proof = Self { folder: folder.to_owned(), nonce: self.nonce.clone() };
+        place::write(&proof.evidence(), evidence)?;
+        Ok(proof)
+    }
+
     /// The file with the evidence.
     pub(crate) fn evidence(&self) -> PathBuf {
         self.folder.join("evidence.cbor")

@@ -9,10 +9,13 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use crate::artifact::Artifacts;
 use crate::lab::{Lab, Release};
 use crate::machine::profile::Profile;
 use crate::proof::RelyingParty;
 use crate::{artifact, e2e, place, setup, ui};
+
+pub(crate) use act::nonce;
 
 /// What the user chose.
 #[derive(Clone, Debug, clap::Args)]
@@ -46,8 +49,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     ui::fact(&format!("PCR 17 {}", bank.pcr17));
     ui::fact(&format!("PCR 18 {}", bank.pcr18));
     let lab = Lab::new(&tools, &artifacts, &options.machine, &folder, e2e::ALL_BANKS)?;
-    let party = RelyingParty::new(&artifacts, &release.reference, &folder.join("policy.toml"))?;
-    let told = act::Story::new(&lab, &release, party).tell();
+    let told = tell(&lab, &artifacts, &release);
     let seconds = start.elapsed().as_secs();
     match told {
         Ok(()) => {
@@ -64,4 +66,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             Ok(ExitCode::FAILURE)
         }
     }
+}
+
+/// Tells the story on this machine.
+pub(crate) fn tell(lab: &Lab<'_>, artifacts: &Artifacts, release: &Release) -> Result<()> {
+    let party = RelyingParty::new(artifacts, &release.reference, &lab.folder().join("policy.toml"))?;
+    act::Story::new(lab, release, party).tell()
 }

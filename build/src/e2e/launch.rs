@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{Case, Scene};
 use crate::image::Parts;
-use crate::lab::{self, LAUNCH, Release};
+use crate::lab::{self, LAUNCH};
 use crate::machine::Machine;
 use crate::machine::relay::ToolTpm;
 use crate::measure::Reference;
@@ -55,31 +55,31 @@ fn measured_as(mut machine: Machine, want: &Reference, banks: &[&str]) -> Result
 }
 
 fn predicted(scene: &Scene<'_>) -> Result<()> {
-    let machine = scene.lab("bios")?.boot("one", &scene.release.parts)?;
-    measured_as(machine, &scene.release.reference, &["sha1", "sha256", "sha384", "sha512"])
+    let machine = scene.lab("bios")?.boot("one", &scene.micro.parts)?;
+    measured_as(machine, &scene.micro.reference, &["sha1", "sha256", "sha384", "sha512"])
 }
 
 fn four_processors(scene: &Scene<'_>) -> Result<()> {
-    let machine = scene.lab("smp")?.boot("one", &scene.release.parts)?;
-    measured_as(machine, &scene.release.reference, &["sha256"])
+    let machine = scene.lab("smp")?.boot("one", &scene.micro.parts)?;
+    measured_as(machine, &scene.micro.reference, &["sha256"])
 }
 
 fn strict(scene: &Scene<'_>) -> Result<()> {
-    let machine = scene.lab("strict")?.boot("one", &scene.release.parts)?;
-    measured_as(machine, &scene.release.reference, &["sha256"])
+    let machine = scene.lab("strict")?.boot("one", &scene.micro.parts)?;
+    measured_as(machine, &scene.micro.reference, &["sha256"])
 }
 
 fn sha256_alone(scene: &Scene<'_>) -> Result<()> {
-    let machine = scene.lab_with_banks("bios", "sha256")?.boot("one", &scene.release.parts)?;
-    measured_as(machine, &scene.release.reference, &["sha256"])
+    let machine = scene.lab_with_banks("bios", "sha256")?.boot("one", &scene.micro.parts)?;
+    measured_as(machine, &scene.micro.reference, &["sha256"])
 }
 
 /// The launch image may not even run with a byte changed: what counts is what the TPM holds.
 fn flipped_launch(scene: &Scene<'_>) -> Result<()> {
-    let mut parts = scene.release.parts.clone();
+    let mut parts = scene.micro.parts.clone();
     parts.launch = scene.folder.join("launch.bin");
     // The last measured byte: the code before it still runs.
-    lab::flipped(&scene.release.parts.launch, &parts.launch, |bytes| {
+    lab::flipped(&scene.micro.parts.launch, &parts.launch, |bytes| {
         let length: [u8; 2] = bytes.get(2..4)?.try_into().ok()?;
         usize::from(u16::from_le_bytes(length)).checked_sub(1)
     })?;
@@ -101,40 +101,34 @@ fn first(bytes: &[u8], text: &[u8]) -> Option<usize> {
 }
 
 fn flipped_core(scene: &Scene<'_>) -> Result<()> {
-    let parts = flip_core(&scene.release.parts, &scene.folder)?;
+    let parts = flip_core(&scene.micro.parts, &scene.folder)?;
     changed_as_predicted(scene, &parts, 17)
 }
 
 fn flipped_kernel(scene: &Scene<'_>) -> Result<()> {
-    let mut release = scene.release.clone();
+    let mut release = scene.micro.clone();
     let file =
         release.manifest.guests.first_mut().and_then(|guest| guest.files.first_mut()).context("no kernel")?;
-    let kernel = scene.folder.join("vmlinuz");
-    // The last byte of a bzImage is part of its signature, which nobody reads here.
+    let kernel = scene.folder.join("kernel.elf");
+    // The last byte of an ELF file is in its tables of names, which nobody reads here.
     lab::flipped(&file.path, &kernel, |bytes| bytes.len().checked_sub(1))?;
     file.path = kernel;
     release.parts.components = release.manifest.files();
     let reference = crate::measure::reference(&release.parts, &release.manifest)?;
-    expect_difference(&reference, &scene.release.reference, 18)?;
+    expect_difference(&reference, &scene.micro.reference, 18)?;
     measured_as(scene.lab("bios")?.boot("one", &release.parts)?, &reference, &["sha256"])
 }
 
 fn changed_manifest(scene: &Scene<'_>) -> Result<()> {
-    let text = std::fs::read_to_string(crate::place::root().join("dolmen.toml"))?;
-    let path = scene.folder.join("dolmen.toml");
-    crate::place::write(&path, text.replace("name = \"debian\"", "name = \"debiax\"").as_bytes())?;
-    let mut release = Release::load(&scene.bench.artifacts, &path)?;
-    release.parts.manifest = scene.folder.join("manifest.bin");
-    crate::place::write(&release.parts.manifest, &release.manifest.bytes)?;
-    // The usual bytes go back to where the other tests expect them.
-    crate::place::write(&scene.release.parts.manifest, &scene.release.manifest.bytes)?;
-    expect_difference(&release.reference, &scene.release.reference, 18)?;
-    measured_as(scene.lab("bios")?.boot("one", &release.parts)?, &release.reference, &["sha256"])
+    let kernel = scene.micro.parts.components.first().context("no kernel")?;
+    let other = super::small_guest(scene.bench, &scene.folder.join("other"), kernel, "quiet")?;
+    expect_difference(&other.reference, &scene.micro.reference, 18)?;
+    measured_as(scene.lab("bios")?.boot("one", &other.parts)?, &other.reference, &["sha256"])
 }
 
 fn changed_as_predicted(scene: &Scene<'_>, parts: &Parts, register: u32) -> Result<()> {
-    let reference = crate::measure::reference(parts, &scene.release.manifest)?;
-    expect_difference(&reference, &scene.release.reference, register)?;
+    let reference = crate::measure::reference(parts, &scene.micro.manifest)?;
+    expect_difference(&reference, &scene.micro.reference, register)?;
     measured_as(scene.lab("bios")?.boot("one", parts)?, &reference, &["sha256"])
 }
 
@@ -158,7 +152,7 @@ fn differs(scene: &Scene<'_>, parts: &Parts, register: u32) -> Result<()> {
     drop(machine.log.wait_for(MEASURED, Duration::from_secs(10)));
     let (_power, tpm) = lab::autopsy(machine)?;
     let held = tpm.pcr("sha256", register)?;
-    let bank = scene.release.reference.bank("sha256")?;
+    let bank = scene.micro.reference.bank("sha256")?;
     if held == bank.pcr17 || held.chars().all(|digit| digit == 'f') {
         bail!("PCR {register} is {held}: the launch did not happen, or nobody noticed the change");
     }
@@ -167,7 +161,7 @@ fn differs(scene: &Scene<'_>, parts: &Parts, register: u32) -> Result<()> {
 
 /// The machine says why it does not go on.
 fn refused(scene: &Scene<'_>, machine: &str, banks: &str, because: &str) -> Result<()> {
-    let mut machine = scene.lab_with_banks(machine, banks)?.boot("one", &scene.release.parts)?;
+    let mut machine = scene.lab_with_banks(machine, banks)?.boot("one", &scene.micro.parts)?;
     let line = machine.log.wait_for("stop: ", REFUSAL)?;
     // Where several things are missing, the lines before say which.
     if !machine.log.lines().iter().any(|line| line.to_lowercase().contains(because)) {

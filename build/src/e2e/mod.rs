@@ -1,14 +1,21 @@
 //! End-to-end tests: the whole machine, its story, and attacks on it.
 
+mod dma;
+mod hostile;
 pub(crate) mod launch;
+mod locality;
+mod trust;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
+use crate::artifact::{self, MICRO_GUEST};
+use crate::image::Parts;
 use crate::lab::{Lab, Release};
+use crate::manifest::Manifest;
 use crate::test::{Bench, Tally};
-use crate::{place, ui};
+use crate::{measure, place, ui};
 
 /// All banks that swtpm has.
 pub(crate) const ALL_BANKS: &str = "sha1,sha256,sha384,sha512";
@@ -20,6 +27,8 @@ pub(crate) struct Scene<'a> {
     pub(crate) bench: &'a Bench,
     /// The demo's manifest and files.
     pub(crate) release: Release,
+    /// The same hypervisor with a small bare guest, where a guest's size only costs time.
+    pub(crate) micro: Release,
     /// Folder of this test alone.
     pub(crate) folder: PathBuf,
 }
@@ -55,17 +64,50 @@ impl std::fmt::Debug for Case {
 pub(crate) fn run(bench: &Bench) -> Result<Tally> {
     let release = Release::load(&bench.artifacts, &place::root().join("dolmen.toml"))?;
     let top = place::output().join("e2e");
+    let micro = micro(bench, &top)?;
     let chosen = |case: &&Case| bench.only.as_ref().is_none_or(|only| case.name.contains(only.as_str()));
-    let cases: Vec<Case> = launch::CASES.iter().filter(chosen).copied().collect();
+    let all = [launch::CASES, hostile::CASES, dma::CASES, locality::CASES, trust::CASES];
+    let cases: Vec<Case> = all.into_iter().flatten().filter(chosen).copied().collect();
     if cases.is_empty() {
         bail!("no end-to-end test has such a name");
     }
     let mut tally = Tally::default();
     for case in cases {
-        let scene = Scene { bench, release: release.clone(), folder: top.join(case.name) };
+        let scene =
+            Scene { bench, release: release.clone(), micro: micro.clone(), folder: top.join(case.name) };
         tally = tally.plus(perform(&case, &scene));
     }
     Ok(tally)
+}
+
+/// A release whose guest is the micro-guest.
+pub(crate) fn micro(bench: &Bench, folder: &Path) -> Result<Release> {
+    let artifacts = &bench.artifacts;
+    let kernel = artifact::compile(&MICRO_GUEST, &place::root(), &place::target(), &artifacts.folder)?;
+    small_guest(bench, &folder.join("micro"), &kernel, "")
+}
+
+/// A release whose guest is a bare program with a command line.
+pub(crate) fn small_guest(
+    bench: &Bench,
+    folder: &Path,
+    kernel: &Path,
+    command_line: &str,
+) -> Result<Release> {
+    let path = folder.join("dolmen.toml");
+    let text = format!(
+        "[[guest]]\nname = \"micro\"\nmemory_mib = 64\nformat = \"pvh\"\nconsole = \"com2\"\n\
+         hypercalls = [\"random\", \"registers\", \"seal\", \"quote\", \"log\"]\non_reboot = \"reset\"\n\
+         kernel = \"{}\"\ncmdline = \"{command_line}\"\n",
+        kernel.display()
+    );
+    place::write(&path, text.as_bytes())?;
+    let manifest = Manifest::load(&path)?;
+    let mut parts = Parts::collect(&bench.artifacts, &manifest)?;
+    parts.manifest = folder.join("manifest.bin");
+    place::write(&parts.manifest, &manifest.bytes)?;
+    let reference = measure::reference(&parts, &manifest)?;
+    Ok(Release { manifest, parts, reference })
 }
 
 fn perform(case: &Case, scene: &Scene<'_>) -> Tally {

@@ -91,9 +91,10 @@ impl Shell {
         unframe(&answer.lines).with_context(|| format!("`{command}` in the guest"))
     }
 
-    /// Types a command line after which the guest is gone.
-    pub(crate) fn leave(&mut self, command: &str) -> Result<()> {
-        self.port.send(format!("{command}\n").as_bytes())
+    /// Types a command line after which the guest is gone; its port is left.
+    pub(crate) fn leave(mut self, command: &str) -> Result<Stream> {
+        self.port.send(format!("{command}\n").as_bytes())?;
+        Ok(self.port)
     }
 
     fn start(&mut self, command: &str) -> Result<()> {

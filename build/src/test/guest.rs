@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail};
 
 use super::{Bench, Tally};
 use crate::artifact::{self, MICRO_GUEST};
-use crate::e2e::ALL_BANKS;
-use crate::lab::{LAUNCH, Lab, Release};
+use crate::e2e::{self, ALL_BANKS};
+use crate::lab::{LAUNCH, Lab};
 use crate::machine::Machine;
 use crate::{place, ui};
 
@@ -43,17 +43,7 @@ pub(super) fn run(bench: &Bench) -> Result<Tally> {
 
 fn start(bench: &Bench, folder: &Path, kernel: &Path, command_line: &str) -> Result<Machine> {
     let lab = Lab::new(&bench.tools, &bench.artifacts, "bios", folder, ALL_BANKS)?;
-    let manifest = folder.join("dolmen.toml");
-    let text = format!(
-        "[[guest]]\nname = \"micro\"\nmemory_mib = 64\nformat = \"pvh\"\nconsole = \"com2\"\n\
-         hypercalls = [\"random\", \"registers\", \"seal\", \"quote\", \"log\"]\non_reboot = \"reset\"\n\
-         kernel = \"{}\"\ncmdline = \"{command_line}\"\n",
-        kernel.display()
-    );
-    place::write(&manifest, text.as_bytes())?;
-    let mut release = Release::load(&bench.artifacts, &manifest)?;
-    release.parts.manifest = folder.join("manifest.bin");
-    place::write(&release.parts.manifest, &release.manifest.bytes)?;
+    let release = e2e::small_guest(bench, folder, kernel, command_line)?;
     lab.boot_with("run", &release.parts, None, &["-no-reboot".to_owned()])
 }
 

@@ -1,0 +1,131 @@
+//! A loader that lies: whatever it says, the launch either stops or is what was predicted.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use super::launch::{self, MEASURED};
+use super::{Case, Scene};
+use crate::artifact::{self, LOADER_HOSTILE};
+use crate::lab;
+use crate::{place, ui};
+
+/// Longest wait for the one or the other.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What must come of a lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// The launch stops and says why.
+    Stop,
+    /// The launch stops, or it is exactly what was predicted.
+    StopOrSame,
+}
+
+/// Lies that the hostile loader knows (`hypervisor/loader/src/hostile.rs`), and what must come of them.
+const LIES: &[(&str, &str, Fate)] = &[
+    ("magic", "bios", Fate::Stop),
+    ("version", "bios", Fate::Stop),
+    ("reserved", "bios", Fate::Stop),
+    ("count-huge", "bios", Fate::Stop),
+    ("memory-count-huge", "bios", Fate::Stop),
+    ("core-at-mmio", "bios", Fate::Stop),
+    ("core-overlaps-slb", "bios", Fate::Stop),
+    ("core-wraps", "bios", Fate::Stop),
+    ("core-empty", "bios", Fate::Stop),
+    ("length-huge", "bios", Fate::Stop),
+    ("manifest-in-slb", "bios", Fate::Stop),
+    ("manifest-in-region", "bios", Fate::Stop),
+    ("region-is-apic", "bios", Fate::Stop),
+    ("region-unaligned", "bios", Fate::Stop),
+    ("region-overlaps-core", "bios", Fate::Stop),
+    ("region-overlaps-slb", "bios", Fate::Stop),
+    ("region-high", "bios", Fate::Stop),
+    ("region-small", "bios", Fate::Stop),
+    ("pool-overlaps-region", "bios", Fate::Stop),
+    ("pool-at-mmio", "bios", Fate::Stop),
+    ("pool-overlaps-core", "bios", Fate::StopOrSame),
+    ("component-at-tseg", "bios", Fate::Stop),
+    ("component-at-iommu", "bios", Fate::Stop),
+    ("component-overlaps-region", "bios", Fate::Stop),
+    ("map-without-core", "bios", Fate::StopOrSame),
+    ("map-all-ram", "bios", Fate::Stop),
+    ("map-empty", "bios", Fate::StopOrSame),
+    ("rsdp-wild", "bios", Fate::StopOrSame),
+    ("aps-not-parked", "smp", Fate::Stop),
+    ("skip-tpm-startup", "bios", Fate::StopOrSame),
+    ("locality-held", "bios", Fate::StopOrSame),
+    ("iommu-base-moved", "bios", Fate::Stop),
+    ("iommu-off", "bios", Fate::Stop),
+];
+
+/// The tests of this file.
+pub(super) const CASES: &[Case] = &[
+    Case { name: "a_loader_that_lies_can_only_make_the_launch_stop", run: lies },
+    Case { name: "another_launch_image_gives_another_pcr_17", run: evil_launch },
+];
+
+fn lies(scene: &Scene<'_>) -> Result<()> {
+    let bench = scene.bench;
+    artifact::compile(&LOADER_HOSTILE, &place::root(), &place::target(), &bench.artifacts.folder)?;
+    let mut failed = Vec::new();
+    for (word, machine, fate) in LIES {
+        match lie(scene, word, machine, *fate) {
+            Ok(line) => ui::fact(&format!("{word}: {line}")),
+            Err(error) => failed.push(format!("{word}: {error:#}")),
+        }
+    }
+    if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("\n     ")) }
+}
+
+fn lie(scene: &Scene<'_>, word: &str, machine: &str, fate: Fate) -> Result<String> {
+    let lab = scene.lab(machine)?;
+    let loader = scene.bench.artifacts.file("loader-hostile.elf");
+    let arguments = format!("attack={word}");
+    let mut machine = lab.boot_with(word, &scene.micro.parts, Some((&loader, &arguments)), &[])?;
+    let start = Instant::now();
+    let line = machine.log.find("a stop or the end of measuring", LIMIT, |line| {
+        (line.contains("stop: ") || line.contains(MEASURED)).then(|| line.to_owned())
+    })?;
+    let stopped = line.contains("stop: ");
+    if fate == Fate::Stop && !stopped {
+        bail!("the launch goes on");
+    }
+    if stopped {
+        // Time to cap the registers; a stop that leaves them as they should be for a guest is no stop.
+        let left = LIMIT.saturating_sub(start.elapsed()).min(Duration::from_secs(3));
+        drop(machine.log.wait_for("capped", left));
+    }
+    let (_power, tpm) = lab::autopsy(machine)?;
+    let same = launch::check(&tpm, &scene.micro.reference, &["sha256"]);
+    match (stopped, same) {
+        (true, Ok(())) => bail!("it stopped, but the registers are those of a good launch: {line}"),
+        (true, Err(_)) => Ok(line),
+        (false, Ok(())) => Ok("no effect: measured as predicted".to_owned()),
+        (false, Err(error)) => Err(error.context("it goes on")),
+    }
+}
+
+/// The loader launches another image in place of ours: it may do what it likes, but not be ours.
+fn evil_launch(scene: &Scene<'_>) -> Result<()> {
+    let bench = scene.bench;
+    let loader =
+        artifact::compile(&LOADER_HOSTILE, &place::root(), &place::target(), &bench.artifacts.folder)?;
+    let evil = scene.folder.join("evil-launch.bin");
+    lab::flipped(&scene.micro.parts.launch, &evil, |bytes| {
+        let length: [u8; 2] = bytes.get(2..4)?.try_into().ok()?;
+        usize::from(u16::from_le_bytes(length)).checked_sub(1)
+    })?;
+    let mut parts = scene.micro.parts.clone();
+    parts.components.push(evil);
+    let lab = scene.lab("bios")?;
+    let mut machine = lab.boot_with("evil", &parts, Some((&loader, "attack=evil-launch")), &[])?;
+    machine.log.wait_for("loader: skinit", LIMIT)?;
+    drop(machine.log.wait_for("stop: ", Duration::from_secs(10)));
+    let (_power, tpm) = lab::autopsy(machine)?;
+    let held = tpm.pcr("sha256", 17)?;
+    if held == scene.micro.reference.bank("sha256")?.pcr17 || held.chars().all(|digit| digit == 'f') {
+        bail!("PCR 17 is {held}");
+    }
+    Ok(())
+}
