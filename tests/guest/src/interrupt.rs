@@ -58,10 +58,10 @@ fn halt() -> Verdict {
 }
 
 fn shadow() -> Verdict {
-    for round in 0..500u32 {
+    for round in 0..2000u32 {
         let before = fault::ticks();
         // Short and different each time, so that the interrupt comes before, in and after the pair.
-        apic::start_timer(1 + round % 97 * 211);
+        apic::start_timer(1 + round % 997 * 211);
         let after = cpu::wait_for_interrupt();
         check(fault::ticks() == before + 1, "woke without its interrupt")?;
         check(fault::interrupted_at() == after, "the interrupt came between STI and HLT")?;
