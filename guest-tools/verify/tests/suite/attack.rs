@@ -274,3 +274,24 @@ fn a_reserved_field_that_is_set_is_refused() {
     forge.binding.reserved = 1;
     refuses_only(&judge(&forge), "binding");
 }
+
+#[test]
+fn every_check_stands_in_the_documentation() {
+    let documentation = include_str!("../../../../docs/evidence.md");
+    let honest = Forge::honest();
+    let mut policy = honest.policy();
+    policy.max_launches = Some(1);
+    for made in check(&honest.bytes(), &policy, &Expected::nonce(NONCE).unwrap()).checks {
+        assert!(documentation.contains(&format!("\n| `{}` |", made.id)), "{}", made.id);
+    }
+}
+
+#[test]
+fn the_defaults_in_the_documentation_are_those_of_the_code() {
+    let documentation = include_str!("../../../../docs/evidence.md");
+    let policy = documentation.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let (_, facts) = policy.split_once("[facts]").unwrap();
+    let honest = Forge::honest().policy_text();
+    let written = dolmen_verify::Policy::parse(&format!("{honest}[facts]{facts}")).unwrap();
+    assert_eq!(written.facts, dolmen_verify::FactRules::default());
+}
