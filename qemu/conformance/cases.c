@@ -9,6 +9,11 @@
 
 void (*volatile after_launch)(void);
 
+static uint32_t block(uint32_t offset)
+{
+    return (uint32_t)slb + offset;
+}
+
 void launch(void (*then)(void))
 {
     uint32_t length = option_number("length", 0);
@@ -231,10 +236,31 @@ static void case_guard(void)
     if (option_number("map", 0)) {
         map_dma();
     }
-    dma_target = (uint32_t)slb + DATA;
+    dma_target = block(DATA);
     check("before the launch the device can write", dma_write());
     check("and read", dma_read());
     launch(refused_until_released);
+}
+
+/* The disk takes 50 ms; the emulator holds a pointer to its target. */
+static void disk_is_done_or_shut_out(void)
+{
+    bool done = disk_read_done();
+    uint8_t at_entry = *at8(dma_target);
+
+    check("a read in flight is over when the loader starts",
+          done && at_entry == 0);
+    fill((void *)dma_target, 0xee, 512);
+    wait_microseconds(100000);
+    check("and writes nothing later", *at8(dma_target) == 0xee);
+}
+
+static void case_disk(void)
+{
+    dma_target = block(DATA);
+    fill((void *)dma_target, 0xee, 512);
+    check("a read is under way", disk_start_read() && !disk_read_done());
+    launch(disk_is_done_or_shut_out);
 }
 
 /* ---- AMD-Vi's own accesses ---- */
@@ -247,11 +273,6 @@ static uint32_t scratch[64];
 
 static const uint32_t in_commands = 0xa000, in_tables = 0xb000,
                       in_pages = 0xd000, in_log = 0xe000, in_store = 0xf000;
-
-static uint32_t block(uint32_t offset)
-{
-    return (uint32_t)slb + offset;
-}
 
 static bool completes(uint32_t buffer, uint32_t to)
 {
@@ -356,6 +377,7 @@ static const struct {
     { "ap-init-held", case_ap_init_held },
     { "ap-launches", case_ap_launches },
     { "guard", case_guard },
+    { "disk", case_disk },
     { "iommu", case_iommu },
     { "attacked", case_attacked },
 };

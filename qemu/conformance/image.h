@@ -104,6 +104,8 @@ bool dma_write(void); /* a device writes to dma_target; did memory change? */
 bool dma_read(void);  /* a device reads dma_target; did it see memory? */
 uint32_t config_read(uint32_t bdf, uint32_t offset);
 void config_write(uint32_t bdf, uint32_t offset, uint32_t value);
+bool disk_start_read(void); /* of a sector of zeroes into dma_target */
+bool disk_read_done(void);
 void map_dma(void);   /* program AMD-Vi: identity for every device */
 uint32_t iommu_command_in(uint32_t buffer, uint32_t store_at);
 uint32_t iommu_status(void);
