@@ -8,6 +8,12 @@ fn request(fill: u8) -> Vec<u8> {
     QuoteRequest { flags: 0, reserved: 0, report_data: [fill; 64] }.as_bytes().to_vec()
 }
 
+/// The binding of a guest with the test's configuration, but for registers and report data.
+fn binding_of_config() -> Binding {
+    let (name, facts) = (config().name, config().facts.bits());
+    Binding { name, facts, reserved: 0, registers: [[0; 48]; 8], report_data: [0; 64] }
+}
+
 /// Repeats a request until the answer is another than AGAIN.
 fn repeat(rig: &mut Rig, request: &[u8]) -> (Status, Vec<u8>) {
     for _ in 0..20 {
@@ -43,13 +49,8 @@ fn a_quote_takes_repeated_calls_and_binds_the_guest() {
     assert_eq!(rig.bytes::<Quote>(&request(9)), (Status::AGAIN, Vec::new()));
     assert_eq!(rig.bytes::<Quote>(&request(9)), (Status::AGAIN, Vec::new()));
     let reply = quoted(repeat(&mut rig, &request(9)));
-    let want = Binding {
-        name: config().name,
-        facts: config().facts.bits(),
-        reserved: 0,
-        registers: *rig.service.registers(),
-        report_data: [9; 64],
-    };
+    let registers = *rig.service.registers();
+    let want = Binding { registers, report_data: [9; 64], ..binding_of_config() };
     assert_eq!(reply.binding, want);
     assert_eq!((reply.index, reply.count, reply.path_length), (0, 1, 0));
     assert_eq!(signed_root(&reply), desk::leaf(&want));
@@ -196,6 +197,33 @@ fn all_that_wait_share_the_next_quote() {
     }
     assert!(open.is_empty(), "{open:?} have no quote");
     assert_eq!(tpm.started, 2);
+}
+
+#[test]
+fn an_inner_node_is_the_documented_hash() {
+    use sha2::{Digest, Sha256};
+    let (mut rigs, mut tpm) = machine(2);
+    tpm.is_free = false;
+    for rig in &mut rigs {
+        assert_eq!(call_as(rig, &mut tpm, &request(1)).0, Status::AGAIN);
+    }
+    tpm.is_free = true;
+    assert_eq!(call_as(&mut rigs[0], &mut tpm, &request(1)).0, Status::AGAIN);
+    let leaf = |data: [u8; 64]| {
+        let binding =
+            Binding { report_data: data, registers: *rigs[0].service.registers(), ..binding_of_config() };
+        Sha256::digest([&[0], b"dolmen-quote-1".as_slice(), binding.as_bytes()].concat())
+    };
+    let node = Sha256::digest([&[1], leaf([1; 64]).as_slice(), leaf([1; 64]).as_slice()].concat());
+    assert_eq!(tpm.in_flight, Some(node.into()));
+}
+
+#[test]
+fn a_delivered_quote_is_forgotten() {
+    let mut rig = Rig::new();
+    assert_eq!(repeat(&mut rig, &request(1)).0, Status::OK);
+    let slot = rig.tpm.desk().slot(slot(0));
+    assert_eq!((slot.progress, slot.quote.attest().len()), (desk::Progress::Free, 0));
 }
 
 #[test]
