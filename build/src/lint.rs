@@ -106,7 +106,9 @@ fn complaints_about(source: &Source) -> Vec<String> {
         complaints
             .push(format!("{path}: unsafe code belongs into `machine`, the loader or the guest client"));
     }
-    if open && unsafe_count(&source.text) > 0 && reason(&source.text).is_none() {
+    // The micro-guest opens it for the whole program, in its root.
+    let whole = source.path.starts_with("tests/guest");
+    if open && !whole && unsafe_count(&source.text) > 0 && reason(&source.text).is_none() {
         complaints.push(format!("{path}: opens unsafe code without `#![expect(unsafe_code, reason = …)]`"));
     }
     for (number, line) in source.text.lines().enumerate() {
@@ -157,7 +159,7 @@ fn ledger(sources: &[Source]) -> Result<String> {
     let (mut blocks, mut lines) = (0_usize, 0_usize);
     for source in sources {
         let (count, code) = (unsafe_count(&source.text), code_lines(&source.text));
-        if count > 0 {
+        if count > 0 && !source.path.starts_with("tests") {
             blocks = blocks.saturating_add(count);
             lines = lines.saturating_add(code);
             let why = reason(&source.text).unwrap_or_default();

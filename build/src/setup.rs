@@ -48,10 +48,15 @@ const TARGETS: &[&str] = &["x86_64-unknown-none", "x86_64-unknown-uefi", "x86_64
 /// Components of the pinned toolchain.
 const COMPONENTS: &[&str] = &["rustfmt", "clippy"];
 
-/// Makes this machine ready; says what it changes.
-pub(crate) fn ensure() -> Result<Tools> {
+/// Installs packages and toolchain parts; says what it changes.
+pub(crate) fn host() -> Result<()> {
     packages()?;
-    toolchain()?;
+    toolchain()
+}
+
+/// Makes this machine ready for everything: besides the host's parts, guest kernel and emulator.
+pub(crate) fn ensure() -> Result<Tools> {
+    host()?;
     let kernel = kernel::ensure()?;
     let qemu = emulator::ensure()?.qemu;
     Ok(Tools { qemu, kernel })

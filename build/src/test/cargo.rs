@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::{Bench, Tally};
+use super::Tally;
 use crate::{place, process, ui};
 
 /// Longest run of one cargo command.
@@ -17,9 +17,10 @@ pub(crate) const NIGHTLY: &str = "nightly-2026-10-15";
 const MIRI: [&str; 6] =
     ["dolmen-memory", "dolmen-platform", "dolmen-drtm", "dolmen-abi", "dolmen-tpm", "dolmen-vm"];
 /// Programs that only exist on their own target.
-const BARE: [(&str, &str); 5] = [
+const BARE: [(&str, &str); 6] = [
     ("dolmen-launch", "x86_64-unknown-none"),
     ("dolmen-core", "x86_64-unknown-none"),
+    ("dolmen-micro-guest", "x86_64-unknown-none"),
     ("dolmen-loader", "x86_64-unknown-none"),
     ("dolmen-loader", "x86_64-unknown-uefi"),
     ("dolmen-cli", "x86_64-unknown-linux-musl"),
@@ -48,12 +49,12 @@ pub(super) fn succeeds(what: &str, mut command: Command) -> Result<Tally> {
 }
 
 /// Formatting.
-pub(super) fn format(_: &Bench) -> Result<Tally> {
+pub(super) fn format() -> Result<Tally> {
     succeeds("cargo fmt --check", cargo(&["fmt", "--all", "--check"]))
 }
 
 /// Clippy on the host and on each bare target; a warning is a failure.
-pub(super) fn lints(_: &Bench) -> Result<Tally> {
+pub(super) fn lints() -> Result<Tally> {
     let deny = ["--", "-D", "warnings"];
     let mut host = cargo(&["clippy", "--locked", "--quiet", "--all-targets"]);
     host.args(deny);
@@ -70,12 +71,12 @@ pub(super) fn lints(_: &Bench) -> Result<Tally> {
 }
 
 /// Unit and property tests of everything that runs on the host.
-pub(super) fn unit(_: &Bench) -> Result<Tally> {
+pub(super) fn unit() -> Result<Tally> {
     count("unit and property tests", cargo(&["test", "--locked", "--no-fail-fast"]))
 }
 
 /// A bounded run of the pure crates' tests under Miri.
-pub(super) fn miri(_: &Bench) -> Result<Tally> {
+pub(super) fn miri() -> Result<Tally> {
     nightly(&["miri", "rust-src"])?;
     let mut command = Command::new("rustup");
     command

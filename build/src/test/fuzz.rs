@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 
-use super::{Bench, Tally};
+use super::Tally;
 use crate::{place, process, ui};
 
 /// Time for each target.
@@ -26,7 +26,7 @@ const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer
 const HOST: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds all targets and runs each for [`SECONDS`].
-pub(super) fn run(_: &Bench) -> Result<Tally> {
+pub(super) fn run() -> Result<Tally> {
     let folder = place::root().join("tests/fuzz");
     let built = place::target().join("fuzz");
     process::run(
