@@ -29,6 +29,8 @@ impl Vector {
     pub const PF: Self = Self(14);
     /// Alignment check.
     pub const AC: Self = Self(17);
+    /// Machine check.
+    pub const MC: Self = Self(18);
 
     /// Whether the processor pushes an error code with this exception (APM vol. 2, table 8-1).
     pub const fn has_error_code(self) -> bool {

@@ -89,6 +89,8 @@ pub enum VmExit {
     InterruptWindow,
     /// The one instruction that an interrupt shadow covers is done, or needs service itself.
     Stepped,
+    /// The guest is about to return from its NMI handler, which ends the blocking of further NMIs.
+    NmiReturn,
     /// An exception that was intercepted, with its error code and, for #PF, address.
     Exception {
         /// Which.

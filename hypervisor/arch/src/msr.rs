@@ -40,6 +40,7 @@ pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
 pub const TSC_AUX: u32 = 0xc000_0103;
 pub const SYSCFG: u32 = 0xc001_0010;
 pub const HWCR: u32 = 0xc001_0015;
+pub const NB_CFG: u32 = 0xc001_001f;
 pub const VM_CR: u32 = 0xc001_0114;
 pub const IGNNE: u32 = 0xc001_0115;
 pub const SMM_CTL: u32 = 0xc001_0116;

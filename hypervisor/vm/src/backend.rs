@@ -105,6 +105,9 @@ pub trait Backend {
     /// What the guest can take now.
     fn readiness(&self) -> Readiness;
 
+    /// Whether the guest takes a non-maskable interrupt now: none is being handled, nothing else is on its way.
+    fn accepts_nmi(&self) -> bool;
+
     /// Delivers `event` at the next entry.
     fn inject(&mut self, event: Event);
 

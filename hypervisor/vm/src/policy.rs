@@ -102,12 +102,17 @@ pub enum StopReason {
         /// Its bytes, as far as they can be read.
         bytes: [u8; 15],
     },
+    /// A machine check while it ran: the host's memory or processor can no longer be trusted.
+    MachineCheck,
     /// An exit that was never asked for.
     UnexpectedExit(u64),
 }
 
 /// HWCR.TscFreqSel: the time-stamp counter runs at a constant rate. Kernels warn of firmware bugs without it.
 const HWCR_TSC_CONSTANT: u64 = 1 << 24;
+
+/// NB_CFG.EnableCf8ExtCfg: kernels set it on every processor, unless it is set.
+const NB_CFG_EXTENDED: u64 = 1 << 46;
 
 /// The rule for an MSR. Default: absent.
 pub const fn msr_rule(index: u32) -> MsrRule {
@@ -123,6 +128,9 @@ pub const fn msr_rule(index: u32) -> MsrRule {
         | msr::KVM_WALL_CLOCK_OLD
         | msr::KVM_SYSTEM_TIME_OLD => MsrRule::Board,
         msr::HWCR => MsrRule::Constant(HWCR_TSC_CONSTANT),
+        msr::NB_CFG => MsrRule::Constant(NB_CFG_EXTENDED),
+        // Machine checks exist, with no banks to report anything.
+        msr::MCG_CAP | msr::MCG_STATUS => MsrRule::Constant(0),
         // Kernels read these without looking at CPUID first.
         msr::PATCH_LEVEL | msr::SYSCFG => MsrRule::Constant(0),
         _ => MsrRule::Absent,
@@ -133,7 +141,8 @@ pub const fn msr_rule(index: u32) -> MsrRule {
 pub const fn decide(exit: VmExit) -> Action {
     match exit {
         VmExit::HostInterrupt | VmExit::HostNmi | VmExit::HostSmi | VmExit::HostInit => Action::ServeHost,
-        VmExit::InterruptWindow | VmExit::Stepped | VmExit::Pause => Action::Resume,
+        VmExit::InterruptWindow | VmExit::Stepped | VmExit::NmiReturn | VmExit::Pause => Action::Resume,
+        VmExit::Exception { vector: Vector::MC, .. } => Action::Stop(StopReason::MachineCheck),
         VmExit::Exception { vector, error_code, address } => Action::Reflect { vector, error_code, address },
         VmExit::Cpuid { leaf, subleaf } => Action::AnswerCpuid { leaf, subleaf },
         VmExit::ReadMsr { msr } => Action::ReadMsr(msr, msr_rule(msr)),
@@ -181,7 +190,12 @@ mod tests {
             (VmExit::HostInit, Action::ServeHost),
             (VmExit::InterruptWindow, Action::Resume),
             (VmExit::Stepped, Action::Resume),
+            (VmExit::NmiReturn, Action::Resume),
             (VmExit::Pause, Action::Resume),
+            (
+                VmExit::Exception { vector: Vector::MC, error_code: 0, address: 0 },
+                Action::Stop(StopReason::MachineCheck),
+            ),
             (
                 VmExit::Exception { vector: Vector::PF, error_code: 2, address: 7 },
                 Action::Reflect { vector: Vector::PF, error_code: 2, address: 7 },
@@ -224,8 +238,6 @@ mod tests {
             msr::PRED_CMD,
             msr::MTRR_CAP,
             msr::MTRR_DEF_TYPE,
-            msr::MCG_CAP,
-            msr::MCG_STATUS,
             msr::MCG_CTL,
             msr::MISC_ENABLE,
             msr::DEBUG_CTL,

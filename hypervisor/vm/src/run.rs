@@ -133,7 +133,7 @@ impl<'a, B: Backend, M: GuestMemory, H: Host> Guest<'a, B, M, H> {
         self.board.advance(self.host.now());
         self.bound_turn();
         let readiness = self.backend.readiness();
-        if self.board.pending_nmi() && matches!(readiness, Readiness::Ready | Readiness::Masked) {
+        if self.board.pending_nmi() && self.backend.accepts_nmi() {
             self.board.acknowledge_nmi();
             self.backend.inject(Event::Nmi);
             return;

@@ -62,12 +62,17 @@ pub(crate) fn start_timer(ticks: u32) {
     write(Register::INITIAL_COUNT, ticks);
 }
 
-/// Sends this processor an interrupt or, with `nmi`, an NMI.
+/// Sends this processor what `command` says.
 pub(crate) fn send_self(command: u32) {
     if !has_x2apic() {
         write(Register::COMMAND_HIGH, 0);
     }
     write(Register::COMMAND, 1 << 18 | command);
+}
+
+/// Sends this processor an NMI.
+pub(crate) fn send_nmi_to_self() {
+    send_self(4 << 8);
 }
 
 /// Ends the interrupt in service.

@@ -53,6 +53,9 @@ static INTERRUPTED: AtomicU64 = AtomicU64::new(0);
 /// Interrupts seen, by use.
 static TICKS: AtomicU64 = AtomicU64::new(0);
 static NMIS: AtomicU64 = AtomicU64::new(0);
+static NMI_DEPTH: AtomicU64 = AtomicU64::new(0);
+static NMIS_NESTED: AtomicU64 = AtomicU64::new(0);
+static NMI_SENDS_ANOTHER: AtomicU64 = AtomicU64::new(0);
 static STEPS: AtomicU64 = AtomicU64::new(0);
 
 /// Vector of the local APIC timer and of interrupts that the guest sends itself.
@@ -176,9 +179,7 @@ pub(crate) fn install() {
 
 extern "C" fn on_interrupt(frame: &mut Frame) {
     match frame.vector {
-        NMI => {
-            NMIS.fetch_add(1, Ordering::Relaxed);
-        }
+        NMI => on_nmi(),
         DB => {
             STEPS.fetch_add(1, Ordering::Relaxed);
         }
@@ -191,6 +192,30 @@ extern "C" fn on_interrupt(frame: &mut Frame) {
             crate::apic::end_of_interrupt();
         }
     }
+}
+
+/// Counts; the first of a pair sends the second, which must wait until the first is done.
+fn on_nmi() {
+    NMIS.fetch_add(1, Ordering::Relaxed);
+    if NMI_DEPTH.fetch_add(1, Ordering::Relaxed) > 0 {
+        NMIS_NESTED.fetch_add(1, Ordering::Relaxed);
+    }
+    if NMI_SENDS_ANOTHER.swap(0, Ordering::Relaxed) != 0 {
+        crate::apic::send_nmi_to_self();
+        crate::cpu::cpuid(0, 0);
+    }
+    NMI_DEPTH.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// Lets the next NMI's handler send another; answers how many were ever taken inside of another.
+pub(crate) fn pair_nmis() -> u64 {
+    NMI_SENDS_ANOTHER.store(1, Ordering::Relaxed);
+    nested_nmis()
+}
+
+/// NMIs that were taken while another was being handled.
+pub(crate) fn nested_nmis() -> u64 {
+    NMIS_NESTED.load(Ordering::Relaxed)
 }
 
 fn on_fault(frame: &mut Frame) {

@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("sti_covers_one_instruction", sti_shadow),
     ("the_timer_interrupts_a_loop", busy_loop),
     ("an_nmi_arrives_once", nmi),
+    ("an_nmi_waits_for_the_end_of_another", paired_nmis),
 ];
 
 fn self_interrupt() -> Verdict {
@@ -99,7 +100,18 @@ fn busy_loop() -> Verdict {
 
 fn nmi() -> Verdict {
     let before = fault::nmis();
-    apic::send_self(4 << 8);
+    apic::send_nmi_to_self();
     cpu::cpuid(0, 0);
     check(fault::nmis() == before + 1, "it did not, or more than once")
+}
+
+fn paired_nmis() -> Verdict {
+    let (before, nested) = (fault::nmis(), fault::pair_nmis());
+    apic::send_nmi_to_self();
+    let start = cpu::read_tsc();
+    while fault::nmis() < before + 2 && cpu::read_tsc() - start < 2_000_000_000 {
+        cpu::cpuid(0, 0);
+    }
+    check(fault::nested_nmis() == nested, "the second came inside of the first")?;
+    check(fault::nmis() == before + 2, "one is missing, or one too many")
 }

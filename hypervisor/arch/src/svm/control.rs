@@ -195,6 +195,14 @@ impl ControlArea {
         self.dirty(Clean::TPR.union(Clean::INTERCEPTS));
     }
 
+    /// Makes IRET exit, or no longer.
+    pub fn set_return_intercept(&mut self, wanted: bool) {
+        let iret = super::intercept::General::IRET.bits();
+        self.intercept_general =
+            if wanted { self.intercept_general | iret } else { self.intercept_general & !iret };
+        self.dirty(Clean::INTERCEPTS);
+    }
+
     /// Whether the next instruction stands in an interrupt shadow (APM vol. 2, 15.21.5).
     pub const fn is_shadowed(&self) -> bool {
         self.interrupt_state & SHADOW != 0

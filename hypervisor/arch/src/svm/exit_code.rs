@@ -23,6 +23,7 @@ impl ExitCode {
     pub const RDPMC: Self = Self(0x6f);
     pub const CPUID: Self = Self(0x72);
     pub const RSM: Self = Self(0x73);
+    pub const IRET: Self = Self(0x74);
     pub const INVD: Self = Self(0x76);
     pub const PAUSE: Self = Self(0x77);
     pub const HLT: Self = Self(0x78);

@@ -36,6 +36,8 @@ bitflags! {
         const CPUID = 1 << 18;
         /// RSM.
         const RSM = 1 << 19;
+        /// IRET.
+        const IRET = 1 << 20;
         /// INVD.
         const INVD = 1 << 22;
         /// PAUSE.
@@ -120,10 +122,14 @@ pub struct Intercepts {
 }
 
 impl Intercepts {
+    /// Exceptions that always exit: #DB and #AC, which a guest can make the processor raise without end while
+    /// nothing interrupts it, and #MC, which is the host's.
+    pub const EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
+
     /// The base set: physical events, everything the guest must not have, everything that is emulated.
     pub const GUEST: Self = Self {
         control: ControlAccess::READ_CR8.union(ControlAccess::WRITE_CR4).union(ControlAccess::WRITE_CR8),
-        exceptions: 0,
+        exceptions: Self::EXCEPTIONS,
         general: General::INTR
             .union(General::NMI)
             .union(General::SMI)

@@ -93,9 +93,12 @@ impl Vmcb {
 
     /// Clears what a guest may have set that no processor accepts at entry although it let the guest set it:
     /// the upper halves of DR6 and DR7 (APM vol. 2, 15.5.1).
-    pub const fn sanitise_debug(&mut self) {
-        self.save.dr6 &= 0xffff_ffff;
-        self.save.dr7 &= 0xffff_ffff;
+    pub fn sanitise_debug(&mut self) {
+        if (self.save.dr6 | self.save.dr7) >> 32 != 0 {
+            self.save.dr6 &= 0xffff_ffff;
+            self.save.dr7 &= 0xffff_ffff;
+            self.control.dirty_save(Clean::DRX);
+        }
     }
 }
 

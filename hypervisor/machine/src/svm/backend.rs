@@ -121,8 +121,16 @@ impl Backend for Svm {
         }
     }
 
+    fn accepts_nmi(&self) -> bool {
+        self.is_open_for_nmi()
+    }
+
     fn inject(&mut self, event: Event) {
         self.end_watch();
+        self.end_shadow();
+        if event == Event::Nmi {
+            self.begin_nmi();
+        }
         self.vmcb.get_mut().control.inject(event);
     }
 

@@ -35,6 +35,18 @@ const STEP_STATUS: u64 = 1 << 14;
 /// a frame that the guest pushes would single-step it for ever after.
 const STEP_EXCEPTIONS: u32 = !(1 << 3 | 1 << 4);
 
+/// Where the guest stands with non-maskable interrupts. One being handled blocks the next until IRET is done
+/// (APM vol. 2, 8.2.3); the processor does not keep that for injected ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NmiState {
+    /// It takes one.
+    Open,
+    /// It handles one; IRET exits.
+    Handling,
+    /// It is at the IRET of this address.
+    Returning(u64),
+}
+
 /// A virtual processor on SVM.
 #[derive(Debug)]
 pub struct Svm {
@@ -46,6 +58,7 @@ pub struct Svm {
     watch: Watch,
     /// Where the guest stood in an interrupt shadow at an exit that changed nothing.
     shadow_at: Option<u64>,
+    nmi: NmiState,
 }
 
 impl Svm {
@@ -65,6 +78,7 @@ impl Svm {
             features,
             watch: Watch::Off,
             shadow_at: None,
+            nmi: NmiState::Open,
         };
         svm.flush_translations();
         svm
@@ -106,6 +120,7 @@ impl Svm {
         (self.gprs.rax, self.gprs.rsp) = (vmcb.save().rax, vmcb.save().rsp);
         let exit = svm::decode(self.vmcb.get(), &self.gprs);
         self.track_shadow(exit);
+        self.track_nmi(exit);
         match self.watch {
             Watch::Off => exit,
             Watch::Window => {
@@ -134,6 +149,29 @@ impl Svm {
         }
     }
 
+    fn track_nmi(&mut self, exit: VmExit) {
+        let vmcb = self.vmcb.get_mut();
+        let rip = vmcb.save().rip;
+        match self.nmi {
+            NmiState::Handling if exit == VmExit::NmiReturn => {
+                vmcb.control.set_return_intercept(false);
+                self.nmi = NmiState::Returning(rip);
+            }
+            NmiState::Returning(at) if at != rip => self.nmi = NmiState::Open,
+            NmiState::Open | NmiState::Handling | NmiState::Returning(_) => {}
+        }
+    }
+
+    pub(super) fn begin_nmi(&mut self) {
+        self.nmi = NmiState::Handling;
+        self.vmcb.get_mut().control.set_return_intercept(true);
+    }
+
+    pub(super) fn is_open_for_nmi(&self) -> bool {
+        let control = &self.vmcb.get().control;
+        self.nmi == NmiState::Open && !control.is_injecting() && !control.is_shadowed()
+    }
+
     /// Whether the guest stands in an interrupt shadow.
     pub(super) const fn is_shadowed(vmcb: &Vmcb) -> bool {
         vmcb.control.is_shadowed()
@@ -148,7 +186,7 @@ impl Svm {
     pub(super) fn begin_watch(&mut self) {
         let vmcb = self.vmcb.get_mut();
         let flags = Rflags::from_bits_retain(vmcb.save().rflags);
-        if Self::is_shadowed(vmcb) && flags.contains(Rflags::IF) {
+        if Self::is_shadowed(vmcb) && flags.contains(Rflags::IF) && !vmcb.control.is_injecting() {
             if !matches!(self.watch, Watch::Step(_)) {
                 vmcb.control.set_interrupt_window(false);
                 vmcb.control.set_exceptions(STEP_EXCEPTIONS);
@@ -176,7 +214,7 @@ impl Svm {
     /// Takes the trap flag back.
     fn hide_step(&mut self, step: Step) {
         let vmcb = self.vmcb.get_mut();
-        vmcb.control.set_exceptions(0);
+        vmcb.control.set_exceptions(Intercepts::EXCEPTIONS);
         if !step.had_trap_flag {
             vmcb.save_mut(Clean::empty()).rflags &= !Rflags::TF.bits();
         }
