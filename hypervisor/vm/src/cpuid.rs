@@ -2,7 +2,7 @@
 //!
 //! A pure function from the host's answers to the guest's, by allow-list: a leaf that is not named here reads
 //! zero, and of the named ones only the bits in the masks below come through. What needs model-specific
-//! registers that a guest does not get (machine checks, MTRRs, performance counters, speculation control,
+//! registers that a guest does not get (MTRRs, performance counters, speculation control,
 //! SVM) is hidden; what the board has (x2APIC, the TSC deadline) is shown whatever the host has.
 //! Leaves: APM vol. 3, appendix E.
 
@@ -36,9 +36,9 @@ const EDX_87_INVARIANT_TSC: u32 = 1 << 8;
 /// Leaf 1 ECX: SSE3, PCLMULQDQ, SSSE3, FMA, CMPXCHG16B, PCID, SSE4.1, SSE4.2, MOVBE, POPCNT, AES, XSAVE, AVX,
 /// F16C, RDRAND.
 const ECX1: u32 = bits(&[0, 1, 9, 12, 13, 17, 19, 20, 22, 23, 25, 26, 28, 29, 30]);
-/// Leaf 1 EDX: FPU, VME, DE, PSE, TSC, MSR, PAE, CX8, APIC, SEP, PGE, CMOV, PAT, PSE36, CLFLUSH, MMX, FXSR, SSE,
+/// Leaf 1 EDX: FPU, VME, DE, PSE, TSC, MSR, PAE, MCE, CX8, APIC, SEP, PGE, MCA, CMOV, PAT, PSE36, CLFLUSH, MMX, FXSR, SSE,
 /// SSE2.
-const EDX1: u32 = bits(&[0, 1, 2, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16, 17, 19, 23, 24, 25, 26]);
+const EDX1: u32 = bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26]);
 /// Leaf 7 EBX: FSGSBASE, BMI1, AVX2, SMEP, BMI2, ERMS, INVPCID, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB, SHA.
 const EBX7: u32 = bits(&[0, 3, 5, 7, 8, 9, 10, 18, 19, 20, 23, 24, 29]);
 /// Leaf 7 ECX: UMIP, VAES, VPCLMULQDQ, RDPID.
@@ -48,7 +48,7 @@ const EDX7: u32 = bits(&[4]);
 /// Leaf 8000_0001h ECX: LAHF, alternate CR8, LZCNT, SSE4A, misaligned SSE, PREFETCH.
 const ECX81: u32 = bits(&[0, 4, 5, 6, 7, 8]);
 /// Leaf 8000_0001h EDX: what [`EDX1`] has of it, SYSCALL, NX, MMX extensions, 1 GiB pages, RDTSCP, long mode.
-const EDX81: u32 = bits(&[0, 1, 2, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16, 17, 20, 22, 23, 24, 26, 27, 29]);
+const EDX81: u32 = bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 14, 15, 16, 17, 20, 22, 23, 24, 26, 27, 29]);
 /// Leaf 8000_0008h EAX: physical and linear address bits.
 const EAX88: u32 = 0xffff;
 /// Leaf 8000_0008h EBX: CLZERO, error pointers always restored, WBNOINVD.

@@ -13,6 +13,8 @@ pub const HIGH_RAM_START: u64 = 0x1_0000_0000;
 pub const CONVENTIONAL_END: u64 = 0x9_fc00;
 /// RAM that the ACPI tables may take.
 pub const ACPI_TABLES: Range<u64> = 0xe_0000..0xf_0000;
+/// Where a processor starts after reset, in the legacy area.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// I/O APIC registers.
 pub const IO_APIC_BASE: u64 = 0xfec0_0000;
 /// Local APIC registers after reset.

@@ -10,8 +10,9 @@ pub const DATA: u16 = 0xcfc;
 pub const LAST_DATA: u16 = 0xcff;
 
 const ENABLE: u32 = 1 << 31;
-/// Bits of the address register that exist: enable, bus, device, function, register.
-const ADDRESS_BITS: u32 = 0x80ff_fffc;
+/// Bits of the address register that exist: enable, AMD's upper bits of the register, bus, device, function,
+/// register.
+const ADDRESS_BITS: u32 = 0x8fff_fffc;
 /// Generic host bridge of a virtual machine; its vendor reserves the number for that use.
 const HOST_BRIDGE_ID: u32 = 0x0008_1b36;
 const HOST_BRIDGE_CLASS: u32 = 0x0600_0000;
@@ -41,7 +42,7 @@ impl Pci {
 
     /// The configuration register that the address register selects; all ones where no device is.
     const fn register(&self) -> u32 {
-        if self.address & ENABLE == 0 || self.address & 0x00ff_ff00 != 0 {
+        if self.address & ENABLE == 0 || self.address & 0x0fff_ff00 != 0 {
             return u32::MAX;
         }
         match self.address & 0xfc {
@@ -71,7 +72,7 @@ mod tests {
 
     #[test]
     fn elsewhere_the_bus_floats() {
-        for address in [0x0000_0000, 0x8000_0100, 0x8000_0800, 0x8001_0000] {
+        for address in [0x0000_0000, 0x8000_0100, 0x8000_0800, 0x8001_0000, 0x8100_0000] {
             assert_eq!(read(address), u32::MAX, "{address:#x}");
         }
     }

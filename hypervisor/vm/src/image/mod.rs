@@ -210,6 +210,7 @@ pub fn load(
     if boot.files.len() >= MAX_COMPONENTS {
         return Err(ImageError::TooManyFiles);
     }
+    place::write_reset_vector(memory)?;
     let mut placement = Placement::new(boot.ram);
     let start: StartState = match format {
         Format::Linux => linux::load(kernel, boot, &mut placement, memory)?,

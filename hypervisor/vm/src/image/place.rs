@@ -5,7 +5,8 @@ use dolmen_memory::{Gpa, GuestMemory, OutsideRam, PAGE_SIZE};
 
 use super::{Boot, File, ImageError};
 use crate::backend::{StartMode, StartState};
-use crate::layout::{CONVENTIONAL_END, IO_APIC_BASE, LOCAL_APIC_BASE, RamLayout};
+use crate::device::power;
+use crate::layout::{CONVENTIONAL_END, IO_APIC_BASE, LOCAL_APIC_BASE, RESET_VECTOR, RamLayout};
 
 /// Images and modules lie above; below are the structures of the boot protocols and the ACPI tables.
 const FIRST_FREE: u64 = 0x10_0000;
@@ -173,6 +174,18 @@ impl Placement {
         let taken = self.taken.get(..self.taken_count).unwrap_or_default();
         taken.iter().copied().find(|taken| taken.start < end && start < taken.end)
     }
+}
+
+/// Writes what a guest finds that jumps to the firmware's reset vector, as Linux does to restart a machine with
+/// hardware-reduced ACPI: 16-bit code that resets through the port.
+pub(super) fn write_reset_vector(memory: &mut impl GuestMemory) -> Result<(), OutsideRam> {
+    let [port_low, port_high] = power::RESET_CONTROL.to_le_bytes();
+    let code = [
+        [0xba, port_low, port_high],      // mov dx, port
+        [0xb0, power::RESET_VALUE, 0xee], // mov al, value; out dx, al
+        [0xf4, 0xeb, 0xfd],               // hlt; jmp back to it
+    ];
+    memory.write(Gpa::new(RESET_VECTOR), code.as_flattened())
 }
 
 /// Writes the command line with its terminator.

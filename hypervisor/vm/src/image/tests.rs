@@ -93,6 +93,17 @@ fn a_bzimage_starts_at_its_64_bit_entry_with_the_zero_page_in_rsi() {
 }
 
 #[test]
+fn the_reset_vector_of_every_guest_resets() {
+    for (format, image) in
+        [(Format::Linux, bzimage()), (Format::Pvh, pvh_elf()), (Format::Multiboot, multiboot_elf())]
+    {
+        let mut ram = ram();
+        load(format, &image[..], &boot(&[], b""), &mut ram).unwrap();
+        assert_eq!(ram.bytes(0xf_fff0, 6), [0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee]);
+    }
+}
+
+#[test]
 fn the_zero_page_maps_memory_without_the_legacy_hole() {
     let mut ram = ram();
     let plan = load(Format::Linux, &bzimage()[..], &boot(&[], b""), &mut ram).unwrap();

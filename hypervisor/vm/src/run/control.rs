@@ -36,6 +36,7 @@ pub(super) fn cr4_mask(cpuid: &GuestCpuid) -> Cr4 {
     let state = CpuidState { cr4: 0, xcr0: 1 };
     let (one, seven) = (cpuid.answer(1, 0, state), cpuid.answer(7, 0, state));
     [
+        (one.edx, 7, Cr4::MCE),
         (one.ecx, 17, Cr4::PCIDE),
         (one.ecx, 26, Cr4::OSXSAVE),
         (seven.ebx, 0, Cr4::FSGSBASE),
