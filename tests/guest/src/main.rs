@@ -2,7 +2,8 @@
 //!
 //! Each test prints `ok <name>` or `FAIL <name> <why>` on the console, the last line is
 //! `micro: N passed, M failed`, then the guest switches itself off. With `ends=<name>` on its command line
-//! it instead does the one thing of that name, which ends it; the verdict is then the hypervisor's log.
+//! it instead does the one thing of that name, which ends it; the verdict is then the hypervisor's log. With
+//! `bench` it measures what things cost.
 #![no_std]
 #![no_main]
 #![expect(clippy::macro_metavars_in_unsafe, reason = "`attempt!` is for assembly")]
@@ -15,6 +16,7 @@
 )]
 
 mod apic;
+mod bench;
 mod console;
 mod cpu;
 mod device;
@@ -48,6 +50,9 @@ extern "C" fn guest_main(start: u64) -> ! {
     let command_line = start::command_line(start, &mut command_line);
     if let Some(name) = command_line.strip_prefix(b"ends=") {
         ending::end(name);
+    }
+    if command_line == b"bench" {
+        bench::run();
     }
     let groups =
         [instruction::TESTS, register::TESTS, hidden::TESTS, device::TESTS, interrupt::TESTS, user::TESTS];

@@ -1,0 +1,153 @@
+//! Costs, in ticks of the time-stamp counter: what `cargo xtask bench` prints.
+//!
+//! Under `-icount shift=0` one tick is one executed instruction, the loop around the operation included.
+
+use core::arch::asm;
+
+use dolmen_abi::{
+    BlobHeader, Call, Quote, QuoteReply, QuoteRequest, Random, RandomRequest, Seal, SealRequest, Status,
+    Unseal, UnsealRequest, Version,
+};
+
+use crate::{cpu, say};
+
+/// Measurements of each operation.
+const RUNS: usize = 64;
+/// Bytes of the secret that is sealed.
+const SECRET: usize = 32;
+/// Requests of a quote before the guest gives up.
+const PATIENCE: u32 = 50_000_000;
+/// APIC_BASE.
+const MSR_APIC_BASE: u32 = 0x1b;
+
+/// What a seal request with its secret looks like in memory.
+#[repr(C)]
+struct SealCall {
+    head: [u32; 4],
+    secret: [u8; SECRET],
+}
+
+/// What an unseal request with its blob looks like in memory.
+#[repr(C)]
+struct UnsealCall {
+    head: [u32; 4],
+    blob: [u8; BLOB],
+}
+
+const BLOB: usize = size_of::<BlobHeader>() + SECRET + 16;
+
+const _: () = assert!(size_of::<SealRequest>() == 16 && size_of::<UnsealRequest>() == 16);
+
+/// Makes one call; status and length of the reply.
+fn call(number: u32, request: (u64, u64), reply: (u64, u64)) -> (u64, u64) {
+    let (status, length);
+    // SAFETY: the service writes only where the reply points: buffers of the callers.
+    unsafe {
+        asm!("vmmcall", inout("rax") u64::from(number) => status, in("rdi") request.0, in("rsi") request.1,
+             inout("rdx") reply.0 => length, in("rcx") reply.1, options(nostack));
+    }
+    (status, length)
+}
+
+/// Where a value is, and its bytes.
+fn place<T>(value: &T) -> (u64, u64) {
+    ((&raw const *value).addr() as u64, size_of::<T>() as u64)
+}
+
+fn place_mut<T>(value: &mut T) -> (u64, u64) {
+    ((&raw mut *value).addr() as u64, size_of::<T>() as u64)
+}
+
+/// Prints the least and the middle cost of an operation.
+fn cost(name: &str, mut operation: impl FnMut()) {
+    let mut ticks = [0u64; RUNS];
+    for slot in &mut ticks {
+        let start = cpu::read_tsc();
+        operation();
+        *slot = cpu::read_tsc() - start;
+    }
+    ticks.sort_unstable();
+    say!("cost {name} min={} median={}", ticks[0], ticks[RUNS / 2]);
+}
+
+/// Measures everything and switches off.
+pub(crate) fn run() -> ! {
+    cost("nothing", || ());
+    cost("cpuid", || {
+        cpu::cpuid(0, 0);
+    });
+    cost("rdmsr-apic-base", || {
+        cpu::read_msr(MSR_APIC_BASE).unwrap_or(0);
+    });
+    cost("in-0x21", || {
+        cpu::read_port8(0x21);
+    });
+    cost("in-unused-port", || {
+        cpu::read_port8(0x2e8);
+    });
+    cost("out-0x80", || cpu::write_port8(0x80, 0));
+    cost("unknown-hypercall", || {
+        call(0, (0, 0), (0, 0));
+    });
+    version();
+    random();
+    seal();
+    quote();
+    say!("cost done");
+    cpu::power_off()
+}
+
+fn version() {
+    let mut reply = [0u64; 16];
+    let at = place_mut(&mut reply);
+    cost("hypercall-version", || {
+        call(Version::NUMBER, (0, 0), at);
+    });
+}
+
+fn random() {
+    let request = RandomRequest { length: 32, reserved: 0 };
+    let mut reply = [0u8; 32];
+    let (from, to) = (place(&request), place_mut(&mut reply));
+    cost("hypercall-random-32", || {
+        call(Random::NUMBER, from, to);
+    });
+}
+
+fn seal() {
+    let request = SealCall { head: [1, 0, SECRET as u32, 0], secret: [7; SECRET] };
+    let mut again = UnsealCall { head: [0, BLOB as u32, 0, 0], blob: [0; BLOB] };
+    let mut status = 0;
+    let (from, to) = (place(&request), place_mut(&mut again.blob));
+    cost("seal-32", || status = call(Seal::NUMBER, from, to).0);
+    say_status("seal", status);
+    let mut secret = [0u8; SECRET];
+    let (from, to) = (place(&again), place_mut(&mut secret));
+    cost("unseal-32", || status = call(Unseal::NUMBER, from, to).0);
+    say_status("unseal", status);
+    if secret != [7; SECRET] {
+        say!("FAIL unseal gives something else");
+    }
+}
+
+fn quote() {
+    let request = QuoteRequest { flags: 0, reserved: 0, report_data: [9; 64] };
+    let mut reply = [0u8; size_of::<QuoteReply>()];
+    let (from, to) = (place(&request), place_mut(&mut reply));
+    let (mut requests, start) = (0u32, cpu::read_tsc());
+    let status = loop {
+        let (status, _) = call(Quote::NUMBER, from, to);
+        requests += 1;
+        if status != Status::AGAIN.to_rax() || requests == PATIENCE {
+            break status;
+        }
+    };
+    say!("cost quote requests={requests} min={0} median={0}", cpu::read_tsc() - start);
+    say_status("quote", status);
+}
+
+fn say_status(what: &str, status: u64) {
+    if status != Status::OK.to_rax() {
+        say!("FAIL {what} ended with status {status}");
+    }
+}
