@@ -6,6 +6,7 @@
 )]
 
 mod artifact;
+mod bench;
 mod conformance;
 mod cpio;
 mod demo;
@@ -60,6 +61,8 @@ enum Task {
     Image(image::task::Options),
     /// Run every level of tests, or those chosen, and count.
     Test(test::Options),
+    /// Count bytes, lines and executed instructions, beside those of KVM and Xen.
+    Bench,
     /// Build twice in two folders and compare.
     Reproduce,
     /// Run what must hold before a change is pushed.
@@ -104,6 +107,7 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
         Task::Image(options) => image::task::run(&options)?,
         Task::Prepush => return prepush::run(),
         Task::Test(options) => return test::run(&options),
+        Task::Bench => bench::run()?,
         Task::Reproduce => reproduce::run()?,
         Task::Lint => lint::run()?,
         Task::TpmRelay { socket } => machine::relay::pass_bytes(&socket)?,
