@@ -88,7 +88,9 @@ static void case_relaunch(void)
 
 /* ---- other processors ---- */
 
-static volatile uint32_t ap_vm_cr, ap_counter, ap_vector;
+#define NOT_YET 0xff
+static volatile uint32_t ap_vm_cr, ap_counter, ap_vector = NOT_YET;
+static volatile bool ap_holds, ap_may_open;
 
 static void spin(void)
 {
@@ -99,28 +101,37 @@ static void spin(void)
 
 static void started_after_launch(void)
 {
-    uint32_t i;
-
     ap_vm_cr = read_msr(MSR_VM_CR);
-    for (i = 0; i < 100; i++) {
-        wait_microseconds(500);
+    while (!ap_may_open) {
         ap_counter++;
     }
     ap_vector = try_call(do_stgi, 0);
 }
 
+/* Does the other processor still count? */
+static bool ap_is_alive(void)
+{
+    uint32_t before = ap_counter, i;
+
+    for (i = 0; i < 1000 && ap_counter == before; i++) {
+        wait_microseconds(1000);
+    }
+    return ap_counter != before;
+}
+
 static void start_the_other(void)
 {
-    uint32_t before;
+    uint32_t i;
 
-    check("the parked processor starts", start_ap(started_after_launch));
-    wait_microseconds(5000);
+    check("the parked processor starts",
+          start_ap(started_after_launch) && ap_is_alive());
     send_init(1);
     wait_microseconds(5000);
-    before = ap_counter;
-    wait_microseconds(10000);
-    check("INIT to it is held", ap_counter != before);
-    wait_microseconds(100000);
+    check("INIT to it is held", ap_is_alive());
+    ap_may_open = true;
+    for (i = 0; i < 1000 && ap_vector == NOT_YET; i++) {
+        wait_microseconds(1000);
+    }
     check_equal("its VM_CR", ap_vm_cr, 7);
     check_equal("its STGI lets the INIT in as #SX", ap_vector, 30);
     report_pcrs();
@@ -154,6 +165,7 @@ static void hold_init(void)
 {
     write_msr(MSR_EFER, EFER_SVME);
     do_clgi(0);
+    ap_holds = true;
     spin();
 }
 
@@ -170,9 +182,9 @@ static void case_ap_init_held(void)
 
     park_ap();
     check("the other processor starts", start_ap(gif ? hold_init : divert_init));
-    wait_microseconds(5000);
+    while (!ap_holds) {
+    }
     send_init(1);
-    wait_microseconds(5000);
     launch(report_pcrs);
 }
 
@@ -190,7 +202,7 @@ static void launch_here(void)
 static void case_ap_launches(void)
 {
     park_ap();
-    check("the other processor starts", start_ap(launch_here));
+    start_ap(launch_here); /* from here on the serial line is its own */
     for (;;) {
         asm volatile("pause");
     }
@@ -242,7 +254,7 @@ static void case_guard(void)
     launch(refused_until_released);
 }
 
-/* The disk takes 50 ms; the emulator holds a pointer to its target. */
+/* The disk takes half a second; the emulator holds a pointer to its target. */
 static void disk_is_done_or_shut_out(void)
 {
     bool done = disk_read_done();

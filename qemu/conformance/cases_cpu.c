@@ -150,10 +150,20 @@ void case_init(void)
     check_equal("#SX is contributory to #DF", try_call(init_self, 3000), DF);
 }
 
+static volatile bool bsp_ready;
+
 static void init_the_bsp(void)
 {
+    while (!bsp_ready) {
+    }
     wait_microseconds(30000);
     send_init(0);
+}
+
+static void get_ready_and_halt(uint32_t unused)
+{
+    bsp_ready = true;
+    do_halt(unused);
 }
 
 void case_halted(void)
@@ -163,13 +173,17 @@ void case_halted(void)
     write_vm_cr(VM_CR_R_INIT);
     park_ap();
     check("the second processor starts", start_ap(init_the_bsp));
-    check_equal("a redirected INIT ends HLT", try_call(do_halt, 0), SX);
+    check_equal("a redirected INIT ends HLT", try_call(get_ready_and_halt, 0),
+                SX);
     asm volatile("cli");
 
     park_ap();
+    bsp_ready = false;
     guest = new_guest(guest_halt, 0);
     intercept(guest, INTERCEPT_3, 3);
     check("the second processor starts again", start_ap(init_the_bsp));
+    do_clgi(0); /* until VMRUN */
+    bsp_ready = true;
     check_equal("an intercepted INIT ends a guest's HLT", run_guest(guest),
                 0x63);
 }

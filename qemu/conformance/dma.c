@@ -145,7 +145,7 @@ static bool virtio_rng_write(void)
     *at32(ring + 12) = 2; /* the device writes */
     *at32(ring + in16(port + 12) * 16) = 1 << 16;
     out16(port + 16, 0);
-    for (i = 0; i < 100 && !*used; i++) {
+    for (i = 0; i < 300 && !*used; i++) {
         wait_microseconds(1000);
     }
     for (i = 0; i < 32; i++) {
@@ -174,9 +174,9 @@ static bool virtio_ring_write(void)
     *at32(ring + 12) = 2;
     *at32(ring + in16(port + 12) * 16) = 1 << 16;
     out16(port + 16, 0);
-    wait_microseconds(50000);
-    for (i = 0; i < 32; i++) {
-        changed |= *at8(data + i) != 0xee;
+    for (i = 0; i < 300 && !changed; i++) {
+        wait_microseconds(1000);
+        changed = *at8(data) != 0xee || *at8(data + 1) != 0xee;
     }
     return changed || *at32(ring + 4096) != 0;
 }
@@ -257,7 +257,8 @@ static bool nvme_write(void)
     nvme_submission[6] = dma_target;
     nvme_submission[10] = 1;
     *at32(bar + 0x1000) = 1;
-    for (i = 0; i < 100 && !((volatile uint32_t *)nvme_completion)[3]; i++) {
+    for (i = 0; i < PATIENCE && !((volatile uint32_t *)nvme_completion)[3];
+         i++) {
         wait_microseconds(1000);
     }
     for (i = 0; i < 64; i++) {
@@ -284,7 +285,7 @@ static bool e1000e_write(void)
     *at32(dma_target + 8) = 64 | 0x0b000000; /* EOP, IFCS, RS */
     *at32(bar + 0x400) = 2;
     *at32(bar + 0x3818) = 1;
-    for (i = 0; i < 50 && !(*at32(dma_target + 12) & 1); i++) {
+    for (i = 0; i < 300 && !(*at32(dma_target + 12) & 1); i++) {
         wait_microseconds(1000);
     }
     return *at32(dma_target + 12) & 1;
@@ -359,7 +360,9 @@ static bool floppy_write(void)
             return false;
         }
     }
-    wait_microseconds(100000);
+    for (i = 0; i < PATIENCE && (in8(0x3f4) & 0xc0) != 0xc0; i++) {
+        wait_microseconds(1000);
+    }
     for (i = 0; i < 7 && (in8(0x3f4) & 0xc0) == 0xc0; i++) {
         in8(0x3f5);
     }

@@ -87,7 +87,7 @@ impl Bench<'_> {
             machine.kill_tpm()?;
             machine.log.send(b"\n")?;
         }
-        machine.log.wait_for("end", LIMIT)?;
+        machine.log.find("the end of the case", LIMIT, |line| (line == "end").then_some(()))?;
         let lines = machine.log.lines();
         checks(&lines)?;
         if let Some(last) = case.pcr17.last() {
@@ -120,7 +120,7 @@ impl Bench<'_> {
                 self.compare(case, *register, algorithm, got)
                     .with_context(|| format!("the image reads PCR 17 ({})", bank_name(algorithm)))?;
             }
-            if !reported.is_empty() && reported.len() != case.pcr17.len() {
+            if reported.len() != case.pcr17.len() && !case.is_silent() {
                 bail!("the image reported PCR 17 {} times, not {}", reported.len(), case.pcr17.len());
             }
         }
@@ -176,14 +176,14 @@ fn profile(case: &Case, report: &Path) -> Result<Profile> {
     })
 }
 
-/// Every check of the image is good, and there is at least one or a report.
+/// Every check of the image is good, and it came to its end.
 fn checks(lines: &[String]) -> Result<()> {
     let failed: Vec<&str> = lines.iter().filter_map(|line| line.strip_prefix("check FAIL ")).collect();
     if !failed.is_empty() {
         bail!("{}", failed.join("; "));
     }
-    if !lines.iter().any(|line| line.starts_with("check ok ") || line.starts_with("pcr ") || line == "end") {
-        bail!("the image checked nothing");
+    if !lines.iter().any(|line| line == "end") {
+        bail!("the image did not come to its end");
     }
     Ok(())
 }
@@ -196,7 +196,7 @@ mod tests {
     fn one_failed_check_fails_the_case() {
         let lines = ["check ok a", "check FAIL b: got 1, want 2", "end"].map(str::to_owned);
         assert_eq!(checks(&lines).unwrap_err().to_string(), "b: got 1, want 2");
-        assert!(checks(&lines[..1]).is_ok());
-        assert!(checks(&["boot".to_owned()]).is_err());
+        assert!(checks(&lines[..1]).is_err());
+        assert!(checks(&lines[2..]).is_ok());
     }
 }
