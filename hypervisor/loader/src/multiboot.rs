@@ -186,7 +186,8 @@ fn parse_2(memory: &impl Physical, boot: &mut BootInfo, map: &mut MemoryMap) -> 
     let mut at = boot.info.base.saturating_add(8);
     while at < end {
         let [tag, size] = words(memory, at);
-        if size < 8 {
+        let next = at.saturating_add(u64::from(size).next_multiple_of(8));
+        if size < 8 || next > end {
             return Err(malformed);
         }
         match tag {
@@ -199,7 +200,7 @@ fn parse_2(memory: &impl Physical, boot: &mut BootInfo, map: &mut MemoryMap) -> 
             MEMORY_MAP => entries_2(memory, at, size, map)?,
             _ => {}
         }
-        at = at.saturating_add(u64::from(size).next_multiple_of(8));
+        at = next;
     }
     Err(malformed)
 }

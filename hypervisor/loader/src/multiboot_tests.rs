@@ -90,6 +90,14 @@ fn a_tag_of_length_zero_cannot_loop_forever() {
     assert_eq!(error, MultibootError::Malformed("information"));
 }
 
+#[test]
+fn a_tag_may_not_reach_out_of_the_information() {
+    let mut fake = Fake(vec![0; 0x1000]);
+    fake.put(0x100, &[0x20, 0, 6, 0xffff_fff0, 24, 0]);
+    let error = parse(&fake, MAGIC_2, 0x100, &mut MemoryMap::new()).unwrap_err();
+    assert_eq!(error, MultibootError::Malformed("information"));
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_read_or_refused(
