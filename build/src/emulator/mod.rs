@@ -18,6 +18,8 @@ use apt::Sources;
 
 /// The program's name, in QEMU's build and in the cache.
 const PROGRAM: &str = "qemu-system-x86_64";
+/// How names of work folders begin.
+const WORK: &str = "work-";
 /// The release of QEMU that the series is for.
 const SERIES: &str = "7.2.";
 /// Longest wait for another process that builds.
@@ -117,10 +119,22 @@ fn lock(cache: &Path) -> Result<File> {
     bail!("another process holds {} for too long; end it, then run this again", path.display())
 }
 
+/// Removes what interrupted builds have left. Whoever holds the lock is the only one that builds.
+fn sweep(cache: &Path) -> Result<()> {
+    for entry in cache.read_dir().with_context(|| format!("cannot list {}", cache.display()))? {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(WORK)) {
+            std::fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
 fn build(recipe: &Recipe, cache: &Path, home: &Path) -> Result<()> {
     ui::heading("Building the emulator (once; a few minutes)");
+    sweep(cache)?;
     let work =
-        tempfile::Builder::new().prefix("work-").tempdir_in(cache).context("cannot make a work folder")?;
+        tempfile::Builder::new().prefix(WORK).tempdir_in(cache).context("cannot make a work folder")?;
     let version = fetch(work.path())?;
     let source = work.path().join("source");
     check_release(&source, &version)?;
