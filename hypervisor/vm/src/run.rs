@@ -56,7 +56,8 @@ pub struct Guest<'a, B, M, H> {
     cpuid: &'a GuestCpuid,
     /// CR4 bits that belong to features the guest is told of.
     cr4_mask: Cr4,
-    deadline: Option<Tsc>,
+    /// What the host was told last; `None` if it must be told anew.
+    deadline: Option<Option<Tsc>>,
 }
 
 /// What a step of the loop leads to.
@@ -152,8 +153,8 @@ impl<'a, B: Backend, M: GuestMemory, H: Host> Guest<'a, B, M, H> {
 
     fn bound_turn(&mut self) {
         let deadline = self.board.next_deadline();
-        if deadline != self.deadline {
-            self.deadline = deadline;
+        if self.deadline != Some(deadline) {
+            self.deadline = Some(deadline);
             self.host.set_deadline(deadline);
         }
     }
@@ -162,7 +163,7 @@ impl<'a, B: Backend, M: GuestMemory, H: Host> Guest<'a, B, M, H> {
         self.host.take_interrupts();
         self.host.work();
         self.take_console_input();
-        // What interrupted may have been the deadline itself: it is set anew if it still stands.
+        // What interrupted may have been the deadline itself, which has passed or still stands.
         self.deadline = None;
     }
 
