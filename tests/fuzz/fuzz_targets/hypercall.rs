@@ -1,0 +1,6 @@
+//! Hypercalls: no request, address, length or order of calls makes the service panic or write too much.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|script: &[u8]| {
+    dolmen_vm::service::fake::run_script(script);
+});
