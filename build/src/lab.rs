@@ -21,6 +21,9 @@ pub(crate) const LAUNCH: Duration = Duration::from_secs(120);
 /// Longest wait for the guest's shell after that.
 pub(crate) const GUEST: Duration = Duration::from_secs(240);
 
+/// A machine that resets or switches itself off stands still instead, and its TPM keeps what it holds.
+pub(crate) const STANDS_STILL: [&str; 3] = ["-no-reboot", "-action", "shutdown=pause"];
+
 /// One machine that lives through several power cycles.
 #[derive(Clone, Debug)]
 pub(crate) struct Lab<'a> {
@@ -55,9 +58,9 @@ impl<'a> Lab<'a> {
         &self.folder
     }
 
-    /// Switches the machine on with these parts.
+    /// Switches the machine on with these parts; where it would reset, it stands still.
     pub(crate) fn boot(&self, cycle: &str, parts: &Parts) -> Result<Machine> {
-        self.boot_with(cycle, parts, None, &[])
+        self.boot_with(cycle, parts, None, &STANDS_STILL.map(str::to_owned))
     }
 
     /// Switches the machine on with these parts, another loader with arguments, and more QEMU arguments.

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use super::launch::{self, MEASURED};
 use super::{Case, Scene};
 use crate::artifact::{self, LOADER_HOSTILE};
-use crate::lab;
+use crate::lab::{self, STANDS_STILL};
 use crate::{place, ui};
 
 /// Longest wait for the one or the other.
@@ -82,7 +82,12 @@ fn lie(scene: &Scene<'_>, word: &str, machine: &str, fate: Fate) -> Result<Strin
     let lab = scene.lab(machine)?;
     let loader = scene.bench.artifacts.file("loader-hostile.elf");
     let arguments = format!("attack={word}");
-    let mut machine = lab.boot_with(word, &scene.micro.parts, Some((&loader, &arguments)), &[])?;
+    let mut machine = lab.boot_with(
+        word,
+        &scene.micro.parts,
+        Some((&loader, &arguments)),
+        &STANDS_STILL.map(str::to_owned),
+    )?;
     let start = Instant::now();
     let line = machine.log.find("a stop or the end of measuring", LIMIT, |line| {
         (line.contains("stop: ") || line.contains(MEASURED)).then(|| line.to_owned())
@@ -119,7 +124,12 @@ fn evil_launch(scene: &Scene<'_>) -> Result<()> {
     let mut parts = scene.micro.parts.clone();
     parts.components.push(evil);
     let lab = scene.lab("bios")?;
-    let mut machine = lab.boot_with("evil", &parts, Some((&loader, "attack=evil-launch")), &[])?;
+    let mut machine = lab.boot_with(
+        "evil",
+        &parts,
+        Some((&loader, "attack=evil-launch")),
+        &STANDS_STILL.map(str::to_owned),
+    )?;
     machine.log.wait_for("loader: skinit", LIMIT)?;
     drop(machine.log.wait_for("stop: ", Duration::from_secs(10)));
     let (_power, tpm) = lab::autopsy(machine)?;

@@ -160,7 +160,9 @@ pub(super) fn variant(scene: &Scene<'_>, name: &str, manifest: &str) -> Result<R
 
 fn reboot(scene: &Scene<'_>) -> Result<()> {
     let lab = scene.lab("bios")?;
-    let (mut machine, mut before) = shell(&lab, "one", &scene.release)?;
+    let mut machine = lab.boot_with("one", &scene.release.parts, None, &[])?;
+    machine.log.wait_for(MEASURED, LAUNCH)?;
+    let mut before = lab::shell(&mut machine)?;
     let blob = guest::seal(&mut before, LABEL, SECRET)?;
     let console = before.leave("reboot -f")?;
     machine.log.wait_for("stop: the guest resets the machine", END)?;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use super::{Bench, Tally};
 use crate::artifact::{self, MICRO_GUEST};
 use crate::e2e::{self, ALL_BANKS};
-use crate::lab::{LAUNCH, Lab};
+use crate::lab::{LAUNCH, Lab, STANDS_STILL};
 use crate::machine::Machine;
 use crate::{place, ui};
 
@@ -44,7 +44,7 @@ pub(super) fn run(bench: &Bench) -> Result<Tally> {
 fn start(bench: &Bench, folder: &Path, kernel: &Path, command_line: &str) -> Result<Machine> {
     let lab = Lab::new(&bench.tools, &bench.artifacts, "bios", folder, ALL_BANKS)?;
     let release = e2e::small_guest(bench, folder, kernel, command_line)?;
-    lab.boot_with("run", &release.parts, None, &["-no-reboot".to_owned()])
+    lab.boot_with("run", &release.parts, None, &STANDS_STILL.map(str::to_owned))
 }
 
 /// The guest prints a line for each test and a sum at the end.
