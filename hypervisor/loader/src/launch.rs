@@ -91,6 +91,9 @@ pub fn is_complete(machine: &Machine, mut show: impl FnMut(Missing)) -> bool {
         count = count.saturating_add(1);
     }
     if count == 0 {
+        for unit in pci::iommus() {
+            fact(format_args!("iommu registers={:#x} enabled={}", unit.registers(), unit.is_enabled()));
+        }
         fact(format_args!("machine complete iommus={}", machine.iommus));
         return true;
     }

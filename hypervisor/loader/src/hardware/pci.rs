@@ -28,6 +28,12 @@ impl Iommu {
         u64::from(high) << 32 | u64::from(low & !0x3fff)
     }
 
+    /// Whether firmware has enabled the register window. The launch image refuses a unit without.
+    #[must_use]
+    pub fn is_enabled(self) -> bool {
+        read(self.function, self.capability.wrapping_add(4)) & 1 != 0
+    }
+
     /// Writes the low half of the base register.
     #[cfg(feature = "hostile")]
     pub fn write_base(self, low: u32) {
