@@ -20,6 +20,15 @@ mod device;
 mod msr;
 mod port;
 
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod port_tests;
+#[cfg(test)]
+mod register_tests;
+#[cfg(test)]
+mod tests;
+
 /// What lies outside the guest.
 pub trait Host {
     /// The guest's time-stamp counter.
@@ -117,9 +126,9 @@ impl<'a, B: Backend, M: GuestMemory, H: Host> Guest<'a, B, M, H> {
             Action::ReadControl(register) => self.read_control(register),
             Action::WriteXcr { index, value } => self.write_xcr(index, value),
             Action::ServeCall => self.serve_call(),
-            Action::StepOver => self.step_over(|found| {
-                matches!(found, Instruction::Invd | Instruction::Wbinvd)
-            }),
+            Action::StepOver => {
+                self.step_over(|found| matches!(found, Instruction::Invd | Instruction::Wbinvd))
+            }
             Action::Inject(event) => self.backend.inject(event),
             Action::Reflect { vector, error_code, address } => self.reflect(vector, error_code, address),
             Action::EmulateDevice(gpa) => return self.emulate_device(gpa),

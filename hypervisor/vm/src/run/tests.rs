@@ -1,0 +1,305 @@
+use dolmen_arch::Gpr;
+use dolmen_arch::instruction;
+use dolmen_arch::register::Efer;
+use dolmen_arch::segment::{Attributes, Segment};
+use dolmen_memory::Gpa;
+use proptest::prelude::*;
+
+use super::fake::{CODE, Exit, Scene, WAIT};
+use crate::backend::{Backend, Readiness, Register};
+use crate::exit::{ControlRegister, Direction, Event, FaultAccess, PortAccess, Vector, VmExit, Width};
+use crate::policy::StopReason;
+
+const CPUID: &[u8] = &[0x0f, 0xa2];
+const HLT: &[u8] = &[0xf4];
+const VMMCALL: &[u8] = &[0x0f, 0x01, 0xd9];
+const GP: Event = Event::GENERAL_PROTECTION;
+
+#[test]
+fn cpuid_is_answered_and_stepped_over() {
+    let mut scene = Scene::new(CPUID);
+    scene.processor.gprs.rax = u64::MAX;
+    let stop = scene.exits(&[VmExit::Cpuid { leaf: 0x4000_0000, subleaf: 0 }]);
+    assert_eq!(stop, StopReason::TripleFault);
+    assert_eq!(scene.processor.skipped, [2]);
+    assert_eq!(scene.processor.gprs.rax, 0x4000_0001, "the upper half is cleared");
+    assert_eq!(scene.processor.gprs.rbx as u32, u32::from_le_bytes(*b"Dolm"));
+}
+
+#[test]
+fn a_processor_that_tells_lengths_is_believed() {
+    let mut scene = Scene::new(&[0x90]);
+    scene.processor.length = Some(7);
+    scene.exits(&[VmExit::Cpuid { leaf: 0, subleaf: 0 }]);
+    assert_eq!(scene.processor.skipped, [7]);
+}
+
+#[test]
+fn other_bytes_than_those_that_exited_are_run_again() {
+    let mut scene = Scene::new(&[0x90, 0x90]);
+    scene.processor.gprs.rax = 77;
+    scene.exits(&[VmExit::Cpuid { leaf: 0, subleaf: 0 }, VmExit::Hypercall, VmExit::Halt]);
+    assert!(scene.processor.skipped.is_empty());
+    assert_eq!(scene.processor.gprs.rax, 77);
+    assert_eq!(scene.processor.flushes, 3, "a stale translation is dropped");
+    assert!(scene.world.calls.is_empty());
+}
+
+#[test]
+fn a_halted_guest_wakes_with_its_timer() {
+    let mut scene = Scene::new(HLT);
+    scene.enable_apic();
+    scene.write_register(0x832, 0x40); // one-shot, vector 40h
+    scene.write_register(0x83e, 0b1011);
+    scene.write_register(0x838, 3_000_000);
+    scene.exits(&[VmExit::Halt]);
+    assert_eq!(scene.processor.skipped, [1]);
+    assert!(scene.world.waits >= 1 && scene.world.now >= WAIT, "time passed");
+    assert_eq!(scene.processor.delivered, [Event::Interrupt(0x40)]);
+    assert!(scene.world.deadlines.iter().any(Option::is_some), "the host knew when");
+}
+
+#[test]
+fn a_guest_that_nothing_can_wake_stops() {
+    let mut scene = Scene::new(HLT);
+    scene.processor.readiness = Readiness::Masked;
+    assert_eq!(scene.exits(&[VmExit::Halt]), StopReason::HaltedForEver);
+}
+
+#[test]
+fn console_input_wakes_a_halted_guest() {
+    let mut scene = Scene::new(HLT);
+    scene.enable_apic();
+    // I/O APIC pin 4 to vector 34h; the UART's receive interrupt on.
+    for (gpa, value) in [(0xfec0_0000u64, 0x18u64), (0xfec0_0010, 0x34)] {
+        let effect = scene.board.mmio_write(Gpa::new(gpa), 4, value, 0);
+        assert_eq!(effect, Some(crate::board::Effect::None));
+    }
+    for (number, value) in [(0x3f9, 1), (0x3fc, 8)] {
+        assert_eq!(scene.board.port_write(number, 1, value, 0), crate::board::Effect::None);
+    }
+    scene.world.input.push_back(b'x');
+    scene.exits(&[VmExit::Halt]);
+    assert_eq!(scene.processor.delivered, [Event::Interrupt(0x34)]);
+}
+
+#[test]
+fn an_interrupt_is_offered_as_the_guest_can_take_it() {
+    for (readiness, delivered, windows) in [
+        (Readiness::Ready, &[Event::Interrupt(0x41)][..], 0),
+        (Readiness::Masked, &[], 2),
+        (Readiness::Shadowed, &[], 2),
+    ] {
+        let mut scene = Scene::new(&[]);
+        scene.raise(0x41);
+        scene.processor.readiness = readiness;
+        scene.exits(&[VmExit::Pause]);
+        assert_eq!(scene.processor.delivered, delivered, "{readiness:?}");
+        assert_eq!(scene.processor.windows, windows, "{readiness:?}");
+    }
+}
+
+#[test]
+fn an_interrupt_waits_behind_an_exception() {
+    let mut scene = Scene::new(&[]);
+    scene.processor.script.push_back(VmExit::Virtualisation.into());
+    scene.processor.script.push_back(VmExit::InterruptWindow.into());
+    scene.raise(0x41);
+    scene.processor.readiness = Readiness::Masked;
+    scene.run();
+    assert_eq!(scene.processor.delivered, [Event::INVALID_OPCODE]);
+    assert_eq!(scene.processor.windows, 3);
+}
+
+#[test]
+fn an_nmi_needs_no_if() {
+    let mut scene = Scene::new(&[]);
+    scene.enable_apic();
+    scene.write_register(0x830, 1 << 18 | 4 << 8);
+    scene.processor.readiness = Readiness::Masked;
+    scene.exits(&[VmExit::Pause]);
+    assert_eq!(scene.processor.delivered, [Event::Nmi]);
+}
+
+#[test]
+fn a_delivery_cut_short_is_repeated_unless_the_guest_repeats_it_itself() {
+    let breakpoint = Event::Exception { vector: Vector::BP, error_code: 0 };
+    for (event, repeated) in [
+        (Event::Interrupt(0x50), true),
+        (Event::Nmi, true),
+        (GP, true),
+        (Event::SoftwareInterrupt(0x80), false),
+        (breakpoint, false),
+    ] {
+        let mut scene = Scene::new(&[]);
+        let exit = Exit { exit: VmExit::HostInterrupt, interrupted: Some(event) };
+        scene.processor.script.push_back(exit);
+        scene.run();
+        assert_eq!(scene.processor.delivered == [event], repeated, "{event:?}");
+        assert_eq!(scene.world.interrupts, 1);
+    }
+}
+
+#[test]
+fn delivery_through_device_memory_stops_the_guest() {
+    let mut scene = Scene::new(&[]);
+    let gpa = Gpa::new(0xfee0_0000);
+    let exit = VmExit::NestedFault { gpa, access: FaultAccess::Write };
+    scene.processor.script.push_back(Exit { exit, interrupted: Some(Event::Interrupt(0x50)) });
+    assert_eq!(scene.run(), StopReason::TablesOutsideRam(gpa));
+}
+
+#[test]
+fn exceptions_that_exit_reach_the_guest() {
+    let mut scene = Scene::new(&[]);
+    scene.exits(&[
+        VmExit::Exception { vector: Vector::PF, error_code: 2, address: 0x1234 },
+        VmExit::Exception { vector: Vector::DB, error_code: 0, address: 0x99 },
+    ]);
+    assert_eq!(
+        scene.processor.delivered,
+        [
+            Event::Exception { vector: Vector::PF, error_code: 2 },
+            Event::Exception { vector: Vector::DB, error_code: 0 }
+        ]
+    );
+    assert_eq!(scene.processor.read(Register::Cr2), 0x1234);
+}
+
+#[test]
+fn hypercalls_tell_who_asks() {
+    for (cpl, attributes, privileged) in
+        [(0, Attributes::CODE64, true), (3, Attributes::CODE64, false), (0, Attributes::CODE32, false)]
+    {
+        let mut scene = Scene::new(VMMCALL);
+        scene.processor.cpl = cpl;
+        scene.processor.segments[1] = Segment::flat(8, attributes);
+        scene.processor.gprs.rax = 0xffff_ffff_444c_0007;
+        scene.processor.gprs.rdi = 1;
+        scene.exits(&[VmExit::Hypercall]);
+        let (number, args, asked) = scene.world.calls[0];
+        assert_eq!((number, args.rdi, asked), (0x444c_0007, 1, privileged));
+        assert_eq!((scene.processor.gprs.rax, scene.processor.gprs.rdx), (0x1234, 0x5678));
+        assert_eq!(scene.processor.skipped, [3]);
+    }
+}
+
+#[test]
+fn caches_are_no_business_of_the_guests() {
+    for code in [&[0x0f, 0x09][..], &[0x0f, 0x08]] {
+        let mut scene = Scene::new(code);
+        scene.exits(&[VmExit::CacheFlush]);
+        assert_eq!(scene.processor.skipped, [2]);
+    }
+}
+
+#[test]
+fn a_device_is_read_by_the_instruction_at_rip() {
+    let gpa = Gpa::new(0xfee0_0030);
+    let mut scene = Scene::new(&[0x8b, 0x07]); // mov eax, [rdi]
+    scene.processor.gprs.rax = u64::MAX;
+    scene.exits(&[VmExit::NestedFault { gpa, access: FaultAccess::Read }]);
+    assert_eq!(scene.processor.skipped, [2]);
+    assert_ne!(scene.processor.gprs.rax, u64::MAX, "the APIC's version");
+    let mut scene = Scene::new(&[0x8b, 0x07]);
+    let nobody = Gpa::new(0xfed4_0000);
+    scene.exits(&[VmExit::NestedFault { gpa: nobody, access: FaultAccess::Read }]);
+    assert_eq!(scene.processor.gprs.rax, 0xffff_ffff, "the TPM's page is nobody's");
+}
+
+#[test]
+fn an_instruction_that_is_not_emulated_is_named() {
+    let gpa = Gpa::new(0xfee0_0030);
+    let mut scene = Scene::new(&[0x0f, 0x0b, 0xaa]);
+    let stop = scene.exits(&[VmExit::NestedFault { gpa, access: FaultAccess::Write }]);
+    let mut bytes = [0; instruction::MAX_LENGTH];
+    bytes[..3].copy_from_slice(&[0x0f, 0x0b, 0xaa]);
+    assert_eq!(stop, StopReason::UnknownInstruction { gpa, bytes });
+}
+
+#[test]
+fn what_cannot_go_on_stops_with_its_reason() {
+    let gpa = Gpa::new(0xd000_0000);
+    for (exit, want) in [
+        (VmExit::Shutdown, StopReason::TripleFault),
+        (VmExit::Unknown { code: 0x999 }, StopReason::UnexpectedExit(0x999)),
+        (VmExit::NestedFault { gpa, access: FaultAccess::TableWalk }, StopReason::TablesOutsideRam(gpa)),
+        (VmExit::Exception { vector: Vector::MC, error_code: 0, address: 0 }, StopReason::MachineCheck),
+    ] {
+        assert_eq!(Scene::new(&[]).exits(&[exit]), want);
+    }
+}
+
+#[test]
+fn the_host_is_asked_once_for_each_deadline() {
+    let mut scene = Scene::new(&[]);
+    scene.enable_apic();
+    scene.write_register(0x832, 0x40);
+    scene.write_register(0x838, 1_000_000);
+    scene.exits(&[VmExit::Pause, VmExit::Pause, VmExit::Pause]);
+    assert_eq!(scene.world.deadlines.len(), 1);
+}
+
+fn any_exit() -> impl Strategy<Value = VmExit> {
+    let width = prop_oneof![Just(Width::Byte), Just(Width::Word), Just(Width::Double)];
+    let direction = prop_oneof![Just(Direction::In), Just(Direction::Out)];
+    let control = prop_oneof![
+        Just(ControlRegister::Cr0),
+        Just(ControlRegister::Cr3),
+        Just(ControlRegister::Cr4),
+        Just(ControlRegister::Cr8)
+    ];
+    let access = prop_oneof![
+        Just(FaultAccess::Read),
+        Just(FaultAccess::Write),
+        Just(FaultAccess::Fetch),
+        Just(FaultAccess::TableWalk)
+    ];
+    prop_oneof![
+        (any::<u32>(), any::<u32>()).prop_map(|(leaf, subleaf)| VmExit::Cpuid { leaf, subleaf }),
+        any::<u32>().prop_map(|msr| VmExit::ReadMsr { msr }),
+        (prop_oneof![any::<u32>(), 0x800..0x840u32], any::<u64>())
+            .prop_map(|(msr, value)| VmExit::WriteMsr { msr, value }),
+        (any::<u16>(), width, direction, any::<bool>()).prop_map(|(port, width, direction, string)| {
+            VmExit::Port(PortAccess { port, width, direction, string })
+        }),
+        control.clone().prop_map(VmExit::WriteControl),
+        control.prop_map(VmExit::ReadControl),
+        (any::<u64>(), access).prop_map(|(gpa, access)| VmExit::NestedFault { gpa: Gpa::new(gpa), access }),
+        (0..2u32, any::<u64>()).prop_map(|(index, value)| VmExit::WriteXcr { index, value }),
+        Just(VmExit::Hypercall),
+        Just(VmExit::HostInterrupt),
+        Just(VmExit::Virtualisation),
+        Just(VmExit::InvalidState),
+        Just(VmExit::CacheFlush),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn no_guest_makes_the_loop_panic_or_run_for_ever(
+        exits in prop::collection::vec(any_exit(), 1..40),
+        code in prop::collection::vec(any::<u8>(), 0..64),
+        gprs in any::<[u64; 16]>(),
+        registers in any::<[u64; 4]>(),
+        (attributes, cpl, length) in (any::<u16>(), 0..4u8, prop::option::of(0..20u64)),
+    ) {
+        let mut scene = Scene::new(&code);
+        for (number, value) in (0..16).zip(gprs) {
+            scene.processor.gprs.write(Gpr::from_encoding(number), value);
+        }
+        let [rip, cr0, cr3, efer] = registers;
+        scene.processor.write(Register::Rip, CODE + rip % 80);
+        scene.processor.write(Register::Cr0, cr0);
+        scene.processor.write(Register::Cr3, cr3 & 0xf_ffff);
+        scene.processor.write(Register::Efer, efer);
+        scene.processor.segments[1].attributes = attributes;
+        scene.processor.cpl = cpl;
+        scene.processor.length = length;
+        let most = exits.len() + 1;
+        scene.exits(&exits);
+        prop_assert!(scene.processor.entries <= most);
+        let kept = scene.processor.read(Register::Efer) ^ efer;
+        prop_assert_eq!(kept & Efer::SVME.bits(), 0, "no exit gives the guest SVM");
+    }
+}
