@@ -22,6 +22,8 @@ pub struct Machine {
     pub is_boot_processor: bool,
     /// AMD-Vi units found in PCI configuration space.
     pub iommus: u32,
+    /// Those of them whose registers firmware has not enabled.
+    pub iommus_off: u32,
     /// What answers at the TPM's address.
     pub tpm: Tpm,
 }
@@ -81,6 +83,8 @@ pub enum Missing {
     BootProcessor,
     /// No IOMMU.
     Iommu,
+    /// An IOMMU that firmware has not enabled.
+    IommuOff,
     /// No TPM.
     Tpm,
     /// Only a TPM 1.2.
@@ -102,6 +106,7 @@ impl Missing {
             Self::GibPages => "1gib-pages",
             Self::BootProcessor => "boot-processor",
             Self::Iommu => "iommu",
+            Self::IommuOff => "iommu-enabled",
             Self::Tpm => "tpm",
             Self::Tpm2 => "tpm2",
             Self::Fifo => "tpm-fifo",
@@ -135,6 +140,10 @@ impl fmt::Display for Missing {
                 "there is no IOMMU (AMD-Vi), so devices could not be kept out of memory; enable \"IOMMU\" in the \
                  firmware's set-up, under Advanced, AMD CBS or North Bridge (not \"Auto\")"
             }
+            Self::IommuOff => {
+                "an IOMMU (AMD-Vi) is there, but switched off; enable \"IOMMU\" in the firmware's set-up, under \
+                 Advanced, AMD CBS or North Bridge (not \"Auto\")"
+            }
             Self::Tpm => {
                 "there is no TPM; enable \"Security Device Support\", \"TPM\" or \"fTPM\" in the firmware's set-up, or \
                  fit a discrete TPM 2.0"
@@ -162,6 +171,7 @@ impl Machine {
             (amd && !self.has_gib_pages, Missing::GibPages),
             (!self.is_boot_processor, Missing::BootProcessor),
             (self.iommus == 0, Missing::Iommu),
+            (self.iommus_off > 0, Missing::IommuOff),
             (self.tpm == Tpm::Absent, Missing::Tpm),
             (self.tpm == Tpm::Family1, Missing::Tpm2),
             (self.tpm == Tpm::Crb, Missing::Fifo),
@@ -185,6 +195,7 @@ mod tests {
         svm_disabled: false,
         is_boot_processor: true,
         iommus: 1,
+        iommus_off: 0,
         tpm: Tpm::Fifo,
     };
 
@@ -204,6 +215,7 @@ mod tests {
             (Machine { has_gib_pages: false, ..GOOD }, Missing::GibPages),
             (Machine { is_boot_processor: false, ..GOOD }, Missing::BootProcessor),
             (Machine { iommus: 0, ..GOOD }, Missing::Iommu),
+            (Machine { iommus: 2, iommus_off: 1, ..GOOD }, Missing::IommuOff),
             (Machine { tpm: Tpm::Absent, ..GOOD }, Missing::Tpm),
             (Machine { tpm: Tpm::Family1, ..GOOD }, Missing::Tpm2),
             (Machine { tpm: Tpm::Crb, ..GOOD }, Missing::Fifo),

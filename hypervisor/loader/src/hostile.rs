@@ -37,6 +37,10 @@
 //! | `iommu-off` | the enable bit of the IOMMU's base register is cleared |
 //! | `evil-launch` | the *last* module is launched in place of the launch image; everything else as always |
 //! | `skinit-twice` | the *last* module is launched from a block of its own; `rsdp` of its hand-off is the base of the good block, filled as always, so that it can launch that one |
+//!
+//! `iommu-base-moved` and `iommu-off` are void where the base register is locked, as it is on machines whose
+//! firmware enabled it: the line `loader: iommu registers=… enabled=…` after the attack shows what it did.
+//! `skip-tpm-startup` needs firmware that does not start the TPM itself.
 #![forbid(unsafe_code)]
 #![expect(clippy::wildcard_enum_match_arm, reason = "each attack changes one thing and leaves the rest")]
 

@@ -77,9 +77,14 @@ pub fn probe() -> Machine {
         has_nested_paging: p.has_nested_paging,
         svm_disabled: p.svm_disabled,
         is_boot_processor: p.is_boot_processor,
-        iommus: pci::iommus().fold(0, |count, _| count.saturating_add(1)),
+        iommus: count(pci::iommus()),
+        iommus_off: count(pci::iommus().filter(|unit| !unit.is_enabled())),
         tpm: tpm::probe(),
     }
+}
+
+fn count(units: impl Iterator<Item = pci::Iommu>) -> u32 {
+    units.fold(0, |count, _| count.saturating_add(1))
 }
 
 /// Logs what the machine lacks, and shows each lack to `show`; false if something is missing.
@@ -92,7 +97,7 @@ pub fn is_complete(machine: &Machine, mut show: impl FnMut(Missing)) -> bool {
     }
     if count == 0 {
         for unit in pci::iommus() {
-            fact(format_args!("iommu registers={:#x} enabled={}", unit.registers(), unit.is_enabled()));
+            fact(format_args!("iommu registers={:#x}", unit.registers()));
         }
         fact(format_args!("machine complete iommus={}", machine.iommus));
         return true;
@@ -196,10 +201,8 @@ impl Launch<'_> {
         let around = Surroundings { slb: plan.slb, tseg: processor::tseg_base() };
         attack.corrupt(&mut block.handoff, around);
         match attack {
-            Attack::IommuBaseMoved => {
-                pci::iommus().for_each(|unit| unit.write_base(low_half(plan.guest_pool.base) | 1))
-            }
-            Attack::IommuOff => pci::iommus().for_each(|unit| unit.write_base(low_half(unit.registers()))),
+            Attack::IommuBaseMoved => rewrite_bases(|_| low_half(plan.guest_pool.base) | 1),
+            Attack::IommuOff => rewrite_bases(|unit| low_half(unit.registers())),
             Attack::LocalityHeld => {
                 let held = tpm::hold_locality();
                 fact(format_args!("locality 0 held ok={}", held.is_ok()));
@@ -222,6 +225,16 @@ impl Launch<'_> {
     #[cfg(feature = "hostile")]
     fn last_file(&self) -> Extent {
         self.staged.files().last().copied().unwrap_or_default()
+    }
+}
+
+/// Writes base registers, and logs what stands there then: where firmware has locked them, the attack is void,
+/// and a test must know.
+#[cfg(feature = "hostile")]
+fn rewrite_bases(low: impl Fn(pci::Iommu) -> u32) {
+    for unit in pci::iommus() {
+        unit.write_base(low(unit));
+        fact(format_args!("iommu registers={:#x} enabled={}", unit.registers(), unit.is_enabled()));
     }
 }
 
