@@ -22,7 +22,8 @@ const SCRATCH: u16 = 7;
 
 const DLAB: u8 = 0x80;
 const EIGHT_BITS: u8 = 0x03;
-const FIFO_ENABLE_AND_CLEAR: u8 = 0x07;
+/// With the trigger level at 14 bytes: some ports take no more than that many before they are read.
+const FIFO_ENABLE_AND_CLEAR: u8 = 0xc7;
 const DTR_RTS: u8 = 0x03;
 const DATA_READY: u8 = 0x01;
 const TRANSMITTER_EMPTY: u8 = 0x20;
