@@ -25,7 +25,8 @@ pub const fn cap() -> [u8; MAX_DIGEST] {
 }
 
 /// Bytes of a digest of `algorithm`, for every hash that the TCG has registered.
-const fn size_of_algorithm(algorithm: u16) -> Option<u16> {
+#[must_use]
+pub const fn size_of_algorithm(algorithm: u16) -> Option<u16> {
     match algorithm {
         0x04 => Some(20),
         0x0b | 0x12 | 0x27 => Some(32), // SHA-256, SM3-256, SHA3-256
@@ -159,16 +160,23 @@ impl DigestSet {
         set
     }
 
-    /// This PCR after an extend with `event`. Banks that cannot be computed stay as they are: their value is
-    /// nobody's reference.
+    /// Extends this PCR with `event`. Banks that cannot be computed stay as they are: their value is nobody's
+    /// reference.
+    pub fn extend(&mut self, event: &Self) {
+        for ((slot, bank), new) in self.values.iter_mut().zip(self.banks.list()).zip(event.iter()) {
+            if let Some(algorithm) = Algorithm::from_id(bank.algorithm) {
+                let old = slot.get(..algorithm.size()).unwrap_or(&[]);
+                let value = algorithm.hash(&[old, new.1]);
+                put(slot, &value);
+            }
+        }
+    }
+
+    /// This PCR after an extend with `event`.
     #[must_use]
     pub fn extended(&self, event: &Self) -> Self {
         let mut next = *self;
-        for ((slot, old), (algorithm, new)) in next.values.iter_mut().zip(self.iter()).zip(event.iter()) {
-            if let Some(algorithm) = Algorithm::from_id(algorithm) {
-                put(slot, &algorithm.hash(&[old.1, new]));
-            }
-        }
+        next.extend(event);
         next
     }
 
@@ -199,6 +207,7 @@ impl DigestSet {
     }
 }
 
+#[inline(never)]
 fn put(slot: &mut [u8; MAX_DIGEST], digest: &Digest) {
     for (to, from) in slot.iter_mut().zip(digest.bytes()) {
         *to = *from;

@@ -69,36 +69,20 @@ pub enum CheckError {
     Overlap(Part, Part),
 }
 
-/// A hand-off that can be worked with: its extents are RAM and disjoint. Made by [`check`] alone, and not to
-/// be copied: who has it, has the RAM.
+/// A hand-off that can be worked with: its extents are RAM and disjoint. Made by [`check`] alone.
 #[derive(Debug)]
-pub struct CheckedHandoff {
+pub struct CheckedHandoff<'a> {
     slb: Extent,
-    handoff: Handoff,
+    handoff: &'a Handoff,
     components: usize,
     ranges: usize,
 }
 
-impl CheckedHandoff {
+impl<'a> CheckedHandoff<'a> {
     /// The secure loader block.
     #[must_use]
     pub const fn slb(&self) -> Extent {
         self.slb
-    }
-    /// The core's file, as staged.
-    #[must_use]
-    pub const fn core(&self) -> Extent {
-        self.handoff.core
-    }
-    /// The manifest, as staged.
-    #[must_use]
-    pub const fn manifest(&self) -> Extent {
-        self.handoff.manifest
-    }
-    /// The region.
-    #[must_use]
-    pub const fn region(&self) -> Extent {
-        self.handoff.region
     }
     /// RAM for guests.
     #[must_use]
@@ -112,53 +96,137 @@ impl CheckedHandoff {
     }
     /// Guest components, in manifest order.
     #[must_use]
-    pub fn components(&self) -> &[Extent] {
+    pub fn components(&self) -> &'a [Extent] {
         self.handoff.components.get(..self.components).unwrap_or(&[])
     }
     /// The firmware's memory map: still hostile.
     #[must_use]
-    pub fn memory(&self) -> &[MemoryRange] {
+    pub fn memory(&self) -> &'a [MemoryRange] {
         self.handoff.memory.get(..self.ranges).unwrap_or(&[])
+    }
+    /// Takes what the launch image works on; the rest stays readable.
+    #[must_use]
+    pub const fn claim(self) -> (Claims, Passed<'a>) {
+        let Handoff { core, manifest, region, .. } = *self.handoff;
+        (Claims { core, manifest, region }, Passed(self))
+    }
+}
+
+/// What the launch image passes on to the core.
+#[derive(Debug)]
+pub struct Passed<'a>(CheckedHandoff<'a>);
+
+impl<'a> core::ops::Deref for Passed<'a> {
+    type Target = CheckedHandoff<'a>;
+    fn deref(&self) -> &CheckedHandoff<'a> {
+        &self.0
+    }
+}
+
+/// Proof that these extents are RAM, disjoint from each other and from everything else of a checked hand-off.
+/// Not to be copied: who has it, has the RAM.
+#[derive(Debug)]
+pub struct Claims {
+    core: Extent,
+    manifest: Extent,
+    region: Extent,
+}
+
+impl Claims {
+    /// The core's file, as staged.
+    #[must_use]
+    pub const fn core(&self) -> Extent {
+        self.core
+    }
+    /// The manifest, as staged.
+    #[must_use]
+    pub const fn manifest(&self) -> Extent {
+        self.manifest
+    }
+    /// The region.
+    #[must_use]
+    pub const fn region(&self) -> Extent {
+        self.region
     }
 }
 
 /// What a part must be like.
+#[derive(Clone, Copy)]
 struct Rule {
-    part: Part,
-    extent: Extent,
     align: u64,
     min: u64,
     max: u64,
     is_low: bool,
 }
 
-/// Checks `handoff`, the launch image's own copy, which was found in the secure loader block at `slb`, against
-/// the registers in `map` and the register windows in `devices`.
+impl Part {
+    /// The parts that every hand-off has.
+    const FIXED: [Self; 5] = [Self::Slb, Self::Core, Self::Manifest, Self::Region, Self::GuestPool];
+
+    const fn rule(self) -> Rule {
+        const CORE_MIN: u64 = 32;
+        const _: () = assert!(size_of::<CoreHeader>() == 32);
+        let (align, min, max, is_low) = match self {
+            Self::Slb => (SLB_SIZE, SLB_SIZE, SLB_SIZE, true),
+            Self::Core => (1, CORE_MIN, MAX_CORE, false),
+            Self::Manifest => (1, 1, MAX_MANIFEST, false),
+            Self::Region => (REGION_ALIGN, MIN_REGION, MAX_REGION, true),
+            Self::GuestPool => (REGION_ALIGN, REGION_ALIGN, u64::MAX, false),
+            Self::Component(_) | Self::Device(_) => (PAGE, 1, MAX_COMPONENT, false),
+        };
+        Rule { align, min, max, is_low }
+    }
+}
+
+/// Checks `handoff`, which nobody else can write, and which was found in the secure loader block at `slb`,
+/// against the registers in `map` and the register windows in `devices`.
 ///
 /// # Errors
 /// [`CheckError`] for the first thing that is wrong.
-pub fn check(
-    handoff: &Handoff,
+pub fn check<'a>(
+    handoff: &'a Handoff,
     map: &Map,
     slb: u64,
     devices: &[Extent],
-) -> Result<CheckedHandoff, CheckError> {
+) -> Result<CheckedHandoff<'a>, CheckError> {
     check_head(handoff)?;
     let components = count(handoff.component_count, MAX_COMPONENTS, CheckError::Components)?;
     let ranges = count(handoff.memory_count, MAX_RANGES, CheckError::Ranges)?;
     let slb = Extent { base: slb, length: SLB_SIZE };
-    let checked = CheckedHandoff { slb, handoff: *handoff, components, ranges };
-    rules(&checked).try_for_each(|rule| check_one(&rule, map))?;
-    for rule in rules(&checked) {
-        let others = rules(&checked).map(|other| (other.part, other.extent));
-        let windows = devices.iter().enumerate().map(|(index, window)| (Part::Device(index), *window));
-        for (part, extent) in others.chain(windows) {
-            if part != rule.part && extent.meets(rule.extent) {
-                return Err(CheckError::Overlap(rule.part, part));
+    let checked = CheckedHandoff { slb, handoff, components, ranges };
+    let total = Part::FIXED.len().saturating_add(components);
+    let part_at = |index: usize| part(&checked, devices, index);
+    for index in 0..total {
+        let (part, extent) = part_at(index);
+        check_one(part, extent, map)?;
+    }
+    for index in 0..total {
+        let (one, extent) = part_at(index);
+        for other in index.saturating_add(1)..total.saturating_add(devices.len()) {
+            let (other, other_extent) = part_at(other);
+            if extent.meets(other_extent) {
+                return Err(CheckError::Overlap(one, other));
             }
         }
     }
     Ok(checked)
+}
+
+/// The parts in one row: those that every hand-off has, the components, the devices.
+#[inline(never)]
+fn part(checked: &CheckedHandoff<'_>, devices: &[Extent], index: usize) -> (Part, Extent) {
+    let Handoff { core, manifest, region, guest_pool, .. } = checked.handoff;
+    let fixed = [&checked.slb, core, manifest, region, guest_pool];
+    let in_components = index.saturating_sub(fixed.len());
+    let in_devices = in_components.saturating_sub(checked.components);
+    let (part, extent) = match (Part::FIXED.get(index), fixed.get(index)) {
+        (Some(part), Some(extent)) => (*part, Some(*extent)),
+        _ => match checked.components().get(in_components) {
+            Some(extent) => (Part::Component(in_components), Some(extent)),
+            None => (Part::Device(in_devices), devices.get(in_devices)),
+        },
+    };
+    (part, extent.copied().unwrap_or_default())
 }
 
 fn check_head(handoff: &Handoff) -> Result<(), CheckError> {
@@ -175,25 +243,8 @@ fn count(told: u32, most: usize, error: fn(u32) -> CheckError) -> Result<usize, 
     usize::try_from(told).ok().filter(|count| *count <= most).ok_or_else(|| error(told))
 }
 
-fn rules(checked: &CheckedHandoff) -> impl Iterator<Item = Rule> + '_ {
-    let core_min = u64::try_from(size_of::<CoreHeader>()).unwrap_or(u64::MAX);
-    let rule = |part, extent, align, min, max, is_low| Rule { part, extent, align, min, max, is_low };
-    let fixed = [
-        rule(Part::Slb, checked.slb, SLB_SIZE, SLB_SIZE, SLB_SIZE, true),
-        rule(Part::Core, checked.core(), 1, core_min, MAX_CORE, false),
-        rule(Part::Manifest, checked.manifest(), 1, 1, MAX_MANIFEST, false),
-        rule(Part::Region, checked.region(), REGION_ALIGN, MIN_REGION, MAX_REGION, true),
-        rule(Part::GuestPool, checked.guest_pool(), REGION_ALIGN, REGION_ALIGN, u64::MAX, false),
-    ];
-    let components = checked.components().iter().enumerate();
-    fixed.into_iter().chain(
-        components
-            .map(move |(index, extent)| rule(Part::Component(index), *extent, PAGE, 1, MAX_COMPONENT, false)),
-    )
-}
-
-fn check_one(rule: &Rule, map: &Map) -> Result<(), CheckError> {
-    let Rule { part, extent, .. } = *rule;
+fn check_one(part: Part, extent: Extent, map: &Map) -> Result<(), CheckError> {
+    let rule = part.rule();
     // The two that are mapped in large pages must be of whole ones.
     let mapped = if rule.align == REGION_ALIGN { extent.base | extent.length } else { extent.base };
     if mapped & rule.align.wrapping_sub(1) != 0 {
@@ -211,12 +262,12 @@ fn check_one(rule: &Rule, map: &Map) -> Result<(), CheckError> {
     map.ram(extent).map(|_| ()).map_err(|error| CheckError::NotRam(part, error))
 }
 
-/// The hand-off in a copy of the secure loader block's last page, whatever it says: for [`check`] and for
-/// fuzzing.
+/// Reads `bytes` as a hand-off, whatever they say, and checks it: for fuzzing.
 #[must_use]
-pub fn read(page: &[u8]) -> Option<Handoff> {
+pub fn check_bytes(bytes: &[u8], map: &Map, slb: u64, devices: &[Extent]) -> Option<bool> {
     use zerocopy::FromBytes;
-    Handoff::read_from_prefix(page).ok().map(|(handoff, _)| handoff)
+    let (handoff, _) = Handoff::read_from_prefix(bytes).ok()?;
+    Some(check(&handoff, map, slb, devices).is_ok())
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 use proptest::prelude::*;
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::*;
 use crate::map::{BaseMask, DramRegisters};
@@ -53,12 +53,15 @@ fn good() -> Handoff {
 
 #[test]
 fn an_honest_hand_off_is_taken_as_it_is() {
-    let checked = check(&good(), &map(), SLB, &[TPM]).unwrap();
+    let handoff = good();
+    let checked = check(&handoff, &map(), SLB, &[TPM]).unwrap();
     assert_eq!(checked.slb(), extent(SLB, SLB_SIZE));
-    assert_eq!(checked.core(), good().core);
     assert_eq!(checked.components(), &good().components[..2]);
     assert_eq!(checked.memory().len(), 1);
     assert_eq!(checked.rsdp(), 0xf_52a0);
+    let (claims, passed) = checked.claim();
+    assert_eq!(passed.memory().len(), 1);
+    assert_eq!((claims.core(), claims.region()), (good().core, good().region));
 }
 
 #[test]
@@ -182,9 +185,9 @@ proptest! {
             bytes[at] = value;
         }
         let bytes = if is_noise { noise } else { bytes };
-        let Some(handoff) = read(&bytes) else { panic!("long enough") };
+        let handoff = Handoff::read_from_bytes(&bytes).unwrap();
         if let Ok(checked) = check(&handoff, &map(), SLB, &[TPM]) {
-            let mut all = vec![checked.slb(), checked.core(), checked.manifest(), checked.region()];
+            let mut all = vec![checked.slb(), handoff.core, handoff.manifest, handoff.region];
             all.push(checked.guest_pool());
             all.extend(checked.components());
             for (index, one) in all.iter().enumerate() {

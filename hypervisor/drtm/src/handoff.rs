@@ -11,8 +11,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const SLB_SIZE: u64 = 0x1_0000;
 /// Offset of the loader's [`Handoff`] in the secure loader block: its last page, never measured.
 pub const HANDOFF_OFFSET: u64 = 0xf000;
-/// Where the launch image is linked: it maps its own 64 KiB here, wherever they lie physically.
-pub const LAUNCH_VA: u64 = 0xffff_ffff_8000_0000;
+/// Where the launch image is linked: it maps its own 64 KiB here, wherever they lie physically. The address has
+/// other indices into each level of the page tables, so that one page can be the three lower tables at once.
+pub const LAUNCH_VA: u64 = 0xffff_ffff_80a2_0000;
 /// Where the core is linked: byte `n` of the region is mapped at `CORE_VA + n`.
 pub const CORE_VA: u64 = 0xffff_ffff_c000_0000;
 /// Alignment of the region and of the guest pool, in bytes.

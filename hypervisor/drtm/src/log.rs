@@ -109,6 +109,7 @@ impl<'a> LogWriter<'a> {
         self.buf.get(..self.len).unwrap_or(&[])
     }
 
+    #[inline(never)]
     fn put(&mut self, bytes: &[u8]) -> Result<(), LogFull> {
         let end = self.len.checked_add(bytes.len()).ok_or(LogFull)?;
         self.buf.get_mut(self.len..end).ok_or(LogFull)?.copy_from_slice(bytes);
@@ -123,6 +124,7 @@ fn fill(header: &mut [u8], at: usize, bytes: &[u8]) {
     }
 }
 
+#[inline(never)]
 fn narrow(value: usize) -> Result<u32, LogFull> {
     u32::try_from(value).map_err(|_| LogFull)
 }

@@ -127,6 +127,15 @@ impl Device {
     pub const fn extent(&self) -> Extent {
         self.0
     }
+
+    /// Whole pages of it, by offset; `None` outside.
+    #[must_use]
+    pub fn part(&self, offset: u64, length: u64) -> Option<Self> {
+        let is_inside = offset.checked_add(length).is_some_and(|end| end <= self.0.length);
+        let is_paged = (offset | length) & 0xfff == 0 && length != 0;
+        let base = self.0.base.checked_add(offset)?;
+        (is_inside && is_paged).then_some(Self(Extent { base, length }))
+    }
 }
 
 impl Firmware {
@@ -173,6 +182,21 @@ impl Map {
     /// [`MapError::Segments`] if it has more than one segment, or why it cannot be a device.
     pub fn config_space(&self) -> Result<Option<Device>, MapError> {
         self.config_space_extent()?.map(|extent| self.not_ram(extent)).transpose()
+    }
+
+    /// A window that the host bridge's own base register claims: what lies there is decoded by the bridge,
+    /// whatever type the range registers give it (emulated firmware leaves write-back there). The caller keeps
+    /// all memory clear of it.
+    ///
+    /// # Errors
+    /// [`MapError::NotDevice`] for parts of pages and below 1 MiB; the window of another device.
+    pub fn bridge_window(&self, extent: Extent) -> Result<Device, MapError> {
+        let end = self.end_of(extent)?;
+        if (extent.base | end) & 0xfff != 0 || extent.base < MIB {
+            return Err(MapError::NotDevice);
+        }
+        self.clear_of_windows(extent)?;
+        Ok(Device(extent))
     }
 
     /// Checks that reading `extent` has no side effect: ACPI tables are in RAM or in the BIOS area.

@@ -10,6 +10,17 @@ pub mod port;
 pub mod serial;
 pub mod tpm_mmio;
 
+#[cfg(feature = "launch")]
+mod entry_launch;
+#[cfg(feature = "launch")]
+pub mod iommu;
+#[cfg(feature = "launch")]
+pub mod launch;
+#[cfg(feature = "launch")]
+pub mod msr;
+#[cfg(feature = "launch")]
+pub mod pci;
+
 #[cfg(feature = "core")]
 pub mod apic;
 #[cfg(feature = "core")]

@@ -59,6 +59,31 @@ pub fn read_pcr(
     decode_pcr_read(received(&response, size)?, algorithm, pcr)
 }
 
+/// Whether `pcr` is `want` in the bank of `algorithm`: as [`read_pcr`], but compares the answer as it comes, which
+/// is a fraction of the code. A bank that is not there answers otherwise, so it is no.
+///
+/// # Errors
+/// As [`read_banks`].
+pub fn is_pcr(
+    tpm: &mut impl Transport,
+    algorithm: u16,
+    pcr: PcrIndex,
+    want: &[u8],
+) -> Result<bool, TpmError> {
+    /// Bytes of a command's header: what follows is the selection, which the answer repeats.
+    const HEADER: usize = 10;
+    let (mut buffer, mut response) = ([0; 32], [0; 128]);
+    let command = pcr_read(&mut buffer, algorithm, pcr)?;
+    let size = tpm.transmit(command, &mut response)?;
+    let mut r = Response::plain(received(&response, size)?)?;
+    r.u32()?; // the update counter
+    let selection = command.get(HEADER..).unwrap_or(&[]);
+    let is_asked = r.take(selection.len())? == selection;
+    // The list of one digest: count and size, then the digest.
+    let is_one = r.u32()? == 1;
+    Ok(is_asked && is_one && r.tpm2b()? == want && r.finish().is_ok())
+}
+
 /// Reads `pcr` in every active bank that holds it and gives each value to `each`.
 ///
 /// # Errors

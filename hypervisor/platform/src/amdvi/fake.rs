@@ -202,7 +202,7 @@ pub(super) const BLOCK: u64 = 0x100_0000;
 pub(super) const fn tables() -> Tables {
     Tables {
         block: BLOCK,
-        inner: BLOCK + 0xf000,
+        probe: BLOCK + 0xabc0,
         devices: 0x400_0000,
         commands: 0x420_0000,
         events: 0x420_1000,

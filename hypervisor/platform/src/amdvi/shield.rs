@@ -2,11 +2,12 @@
 //!
 //! The order is what makes it hold against a device that writes to memory all the while:
 //!
-//! 1. [`arm`], for every unit: stopped, exclusion range off, then enabled with a small deny table in the secure
-//!    loader block, whose memory no device can write; caches dropped; completion seen. Where SL_DEV denies the
-//!    unit's own fetches from the block (a probe tells), the table is then the block itself: no entry of it
-//!    can be fetched, so no request passes.
-//! 2. [`build_deny_table`] outside: no device can reach it any more. Read again and compared.
+//! 1. [`build_deny_table`], read again and compared. Then [`arm`], for every unit: stopped, exclusion range off,
+//!    enabled; a probe tells whether SL_DEV denies the unit's own fetches from the secure loader block. If so,
+//!    its device table is then the block itself: no entry of it can be fetched, so no request passes. If not,
+//!    it is the deny table, and what a device wrote into it before this moment is a race that the launch
+//!    facts show. Caches dropped; completion seen.
+//! 2. [`build_deny_table`] once more: no device can reach it now. Read again and compared.
 //! 3. [`enforce`], for every unit: switched to that table, caches dropped, completion seen with a fresh random
 //!    value, table compared again, completion seen again, and no event but refusals logged in between.
 //!
@@ -36,13 +37,13 @@ pub trait UnitIo {
     fn expired(&mut self) -> bool;
 }
 
-/// Where a unit's tables are, by physical address, page-aligned.
+/// Where a unit's tables are, by physical address; all but the probe page-aligned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tables {
     /// The secure loader block, 64 KiB.
     pub block: u64,
-    /// One page of the block: the small deny table.
-    pub inner: u64,
+    /// Room for one command in the block, a multiple of 16.
+    pub probe: u64,
     /// The full device table, [`DEVICE_TABLE_BYTES`].
     pub devices: u64,
     /// The command buffer, [`RING_BYTES`].
@@ -58,7 +59,7 @@ pub struct Tables {
 pub enum Step {
     /// Stopping the unit.
     Stop,
-    /// Enabling it with the small table.
+    /// Enabling it.
     Arm,
     /// Dropping what it has cached.
     Invalidate,
@@ -89,8 +90,7 @@ const PATIENCE: u32 = 1_000_000;
 const PROBE: u32 = 2_000;
 /// Binary logarithm of the entries of a ring, where its base register wants it.
 const RING_LENGTH: u64 = 8 << 56;
-/// Length field of a device table of one page, of the block, and of the full one: pages less one.
-const ONE_PAGE: u64 = 0;
+/// Length field of a device table as long as the block, and of the full one: pages less one.
 const BLOCK_PAGES: u64 = 15;
 const ALL_PAGES: u64 = 0x1ff;
 
@@ -119,21 +119,18 @@ fn deny_words(base: u64, bytes: u64) -> impl Iterator<Item = (u64, u64)> {
     addresses.zip(DENY_ENTRY.into_iter().cycle())
 }
 
-/// Enables the unit with a table in the block. Gives whether SL_DEV denies the unit's own fetches: if not, the
-/// contents of the small table alone refuse devices, and a race remains until [`enforce`].
+/// Enables the unit so that it refuses every request; the deny table has been built and compared. Gives whether
+/// SL_DEV denies the unit's own fetches: if not, a race remains.
 ///
 /// # Errors
 /// [`ShieldError`]; the unit refuses nothing for certain then.
 pub fn arm(io: &mut impl UnitIo, unit: &Unit, tables: &Tables) -> Result<bool, ShieldError> {
     stop(io)?;
-    build_deny_table(io, tables.inner, RING_BYTES);
-    verify_deny_table(io, tables.inner, RING_BYTES)?;
-    set(io, Register::DeviceTable, tables.inner | ONE_PAGE)?;
-    start(io, unit, tables.inner, tables.events)?;
+    set(io, Register::DeviceTable, tables.devices | ALL_PAGES)?;
+    start(io, unit, tables.probe, tables.events)?;
     let is_denied = !probe_fetch(io, tables);
-    // The probe has left a command in the small table, or halted the command fetches: start afresh.
+    // The probe may have halted the command fetches: start afresh.
     stop(io)?;
-    build_deny_table(io, tables.inner, RING_BYTES);
     if is_denied {
         set(io, Register::DeviceTable, tables.block | BLOCK_PAGES)?;
     }
@@ -168,11 +165,13 @@ fn stop(io: &mut impl UnitIo) -> Result<(), ShieldError> {
     set(io, Register::ExclusionLimit, 0)
 }
 
-/// Enables the unit with its present device table, an empty command buffer and an empty event log.
+/// Enables the unit with its present device table, an empty event log, and an empty command buffer that goes on
+/// at `commands`.
 fn start(io: &mut impl UnitIo, unit: &Unit, commands: u64, events: u64) -> Result<(), ShieldError> {
-    set(io, Register::CommandBase, commands | RING_LENGTH)?;
-    io.write(Register::CommandHead, 0);
-    io.write(Register::CommandTail, 0);
+    let at = commands % RING_BYTES;
+    set(io, Register::CommandBase, commands.wrapping_sub(at) | RING_LENGTH)?;
+    io.write(Register::CommandHead, at);
+    io.write(Register::CommandTail, at);
     empty_events(io, events)?;
     io.write(Register::Control, enabled(unit));
     io.write(Register::Control, enabled(unit) | control::EVENT_LOG | control::COMMANDS);
@@ -198,7 +197,8 @@ fn empty_events(io: &mut impl UnitIo, events: u64) -> Result<(), ShieldError> {
 
 /// Whether the unit can fetch from the block: it is given a command there, to store a value outside.
 fn probe_fetch(io: &mut impl UnitIo, tables: &Tables) -> bool {
-    let mut ring = Ring { commands: tables.inner, completion: tables.completion, tail: 0 };
+    let tail = tables.probe % RING_BYTES;
+    let mut ring = Ring { commands: tables.probe.wrapping_sub(tail), completion: tables.completion, tail };
     let value = io.random();
     ring.put(io, Command::CompletionWait { store: tables.completion, value });
     io.store(tables.completion, !value);

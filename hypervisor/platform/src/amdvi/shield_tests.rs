@@ -15,6 +15,7 @@ fn unit(fault: Fault) -> FakeUnit {
 }
 
 fn close(io: &mut FakeUnit, unit: &Unit) -> Result<bool, ShieldError> {
+    build_deny_table(io, tables().devices, DEVICE_TABLE_BYTES);
     let is_denied = arm(io, unit, &tables())?;
     build_deny_table(io, tables().devices, DEVICE_TABLE_BYTES);
     verify_deny_table(io, tables().devices, DEVICE_TABLE_BYTES)?;
@@ -39,9 +40,10 @@ fn a_closed_unit_refuses_every_device() {
 fn an_armed_unit_refuses_every_device_with_and_without_denied_fetches() {
     for (block, is_denied) in [(Some(BLOCK), true), (None, false)] {
         let mut io = FakeUnit { block, ..unit(Fault::None) };
+        build_deny_table(&mut io, tables().devices, DEVICE_TABLE_BYTES);
         assert_eq!(arm(&mut io, &UNIT, &tables()), Ok(is_denied));
         assert!((0..0x1_0000).all(|id| !io.passes(id)), "{is_denied}");
-        let base = if is_denied { BLOCK | 15 } else { BLOCK + 0xf000 };
+        let base = if is_denied { BLOCK | 15 } else { tables().devices | 0x1ff };
         assert_eq!(io.reg(Register::DeviceTable), base);
     }
 }

@@ -1,0 +1,96 @@
+//! Model-specific registers that the launch image reads, each known to exist where it is read.
+#![expect(unsafe_code, reason = "RDMSR and WRMSR have no safe form")]
+// UNSAFETY: only registers that every processor with SKINIT has are touched (the caller has seen AMD's vendor
+// string and MTRRs in CPUID); emulators read the ones they lack as zero.
+
+use core::arch::asm;
+use core::arch::x86_64::__cpuid;
+
+use dolmen_drtm::map::{BaseMask, DramRegisters, MAX_MTRRS, Map};
+
+const APIC_BASE: u32 = 0x1b;
+const MTRR_CAP: u32 = 0xfe;
+const MTRR_FIRST: u32 = 0x200;
+const MTRR_DEFAULT: u32 = 0x2ff;
+const SYSCFG: u32 = 0xc001_0010;
+const IORR_FIRST: u32 = 0xc001_0016;
+const TOP_MEM: u32 = 0xc001_001a;
+const TOP_MEM2: u32 = 0xc001_001d;
+const CONFIG_SPACE: u32 = 0xc001_0058;
+const SMM_ADDR: u32 = 0xc001_0112;
+const SMM_MASK: u32 = 0xc001_0113;
+
+/// SYSCFG.MtrrVarDramEn: TOP_MEM and the I/O range registers are in force.
+const SYSCFG_VAR_DRAM: u64 = 1 << 20;
+
+/// Reads the registers that say where RAM is; false on a processor that is not AMD's or has no MTRRs.
+///
+/// SYSCFG.MtrrVarDramEn is set if it is clear, as no firmware leaves it: a processor on which it does not stick
+/// has no such registers, which is so in emulators alone.
+#[must_use]
+pub fn read_map(map: &mut Map) -> bool {
+    const EDX_MTRR: u32 = 1 << 12;
+    let vendor = __cpuid(0);
+    let is_amd = [vendor.ebx, vendor.edx, vendor.ecx] == [0x6874_7541, 0x6974_6e65, 0x444d_4163];
+    let is_hygon = [vendor.ebx, vendor.edx, vendor.ecx] == [0x6f67_7948, 0x6e65_476e, 0x656e_6975];
+    if !(is_amd || is_hygon) || __cpuid(1).edx & EDX_MTRR == 0 {
+        return false;
+    }
+    let [physical_bits, ..] = __cpuid(0x8000_0008).eax.to_le_bytes();
+    let [count, ..] = read(MTRR_CAP).to_le_bytes();
+    *map = Map {
+        physical_bits,
+        apic_base: read(APIC_BASE),
+        mtrr_default: read(MTRR_DEFAULT),
+        mtrr_count: usize::from(count),
+        dram: read_dram(),
+        smm: BaseMask { base: read(SMM_ADDR), mask: read(SMM_MASK) },
+        config_space: read(CONFIG_SPACE),
+        ..Map::default()
+    };
+    if map.mtrr_count > MAX_MTRRS {
+        return false;
+    }
+    for (pair, register) in map.mtrrs.iter_mut().take(map.mtrr_count).zip((MTRR_FIRST..).step_by(2)) {
+        *pair = read_pair(register);
+    }
+    true
+}
+
+fn read_dram() -> Option<DramRegisters> {
+    let syscfg = read(SYSCFG);
+    if syscfg & SYSCFG_VAR_DRAM == 0 {
+        write(SYSCFG, syscfg | SYSCFG_VAR_DRAM);
+    }
+    let syscfg = read(SYSCFG);
+    (syscfg & SYSCFG_VAR_DRAM != 0).then(|| DramRegisters {
+        syscfg,
+        top_mem: read(TOP_MEM),
+        top_mem2: read(TOP_MEM2),
+        iorrs: [read_pair(IORR_FIRST), read_pair(IORR_FIRST + 2)],
+    })
+}
+
+fn read_pair(first: u32) -> BaseMask {
+    BaseMask { base: read(first), mask: read(first.wrapping_add(1)) }
+}
+
+fn read(register: u32) -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: see the module's argument; RDMSR of these has no side effect.
+    unsafe {
+        asm!("rdmsr", in("ecx") register, out("eax") low, out("edx") high,
+             options(nomem, nostack, preserves_flags));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+fn write(register: u32, value: u64) {
+    let [l0, l1, l2, l3, h0, h1, h2, h3] = value.to_le_bytes();
+    let (low, high) = (u32::from_le_bytes([l0, l1, l2, l3]), u32::from_le_bytes([h0, h1, h2, h3]));
+    // SAFETY: only SYSCFG is written, to enable what firmware enables: addresses keep going where TOP_MEM, which is
+    // checked afterwards, sends them.
+    unsafe {
+        asm!("wrmsr", in("ecx") register, in("eax") low, in("edx") high, options(nostack, preserves_flags));
+    }
+}
