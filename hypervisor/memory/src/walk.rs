@@ -80,13 +80,13 @@ const FAULT_FETCH: u32 = 1 << 4;
 #[derive(Clone, Copy)]
 struct Level {
     shift: u32,
-    bits: u32,
+    index_mask: u64,
     large: bool,
     has_rights: bool,
 }
 
 const fn level(shift: u32, bits: u32, large: bool, has_rights: bool) -> Level {
-    Level { shift, bits, large, has_rights }
+    Level { shift, index_mask: mask(bits), large, has_rights }
 }
 
 const LONG: [Level; 4] = [
@@ -216,7 +216,7 @@ fn walk(memory: &impl GuestMemory, paging: &Paging, gva: Gva, access: Access) ->
     let mut table = format.root;
     let mut rights = WRITE | USER;
     for level in format.levels {
-        let index = gva.get() >> level.shift & mask(level.bits);
+        let index = gva.get().wrapping_shr(level.shift) & level.index_mask;
         let at = table.wrapping_add(index.wrapping_mul(format.entry_bytes));
         let entry = read_entry(memory, at, format.entry_bytes)?;
         if entry & PRESENT == 0 {
@@ -240,11 +240,15 @@ fn walk(memory: &impl GuestMemory, paging: &Paging, gva: Gva, access: Access) ->
 }
 
 fn read_entry(memory: &impl GuestMemory, at: u64, bytes: u64) -> Result<u64, AccessError> {
-    let mut raw = [0u8; 8];
-    let length = if bytes == 4 { 4 } else { 8 };
-    let slot = raw.get_mut(..length).ok_or(AccessError::OutsideRam)?;
-    memory.read(Gpa::new(at), slot).map_err(|_| AccessError::OutsideRam)?;
-    Ok(u64::from_le_bytes(raw))
+    if bytes == 4 {
+        let mut raw = [0u8; 4];
+        memory.read(Gpa::new(at), &mut raw).map_err(|_| AccessError::OutsideRam)?;
+        Ok(u64::from(u32::from_le_bytes(raw)))
+    } else {
+        let mut raw = [0u8; 8];
+        memory.read(Gpa::new(at), &mut raw).map_err(|_| AccessError::OutsideRam)?;
+        Ok(u64::from_le_bytes(raw))
+    }
 }
 
 fn leaf(format: &Format, level: Level, entry: u64, gva: Gva) -> Gpa {
@@ -310,11 +314,9 @@ fn mark(memory: &mut impl GuestMemory, walk: &Walk) -> Result<(), AccessError> {
     Ok(())
 }
 
+/// The low `bits` bits; `bits` is 1 to 64.
 const fn mask(bits: u32) -> u64 {
-    match 1u64.checked_shl(bits) {
-        Some(power) => power.wrapping_sub(1),
-        None => u64::MAX,
-    }
+    u64::MAX.wrapping_shr(64u32.wrapping_sub(bits))
 }
 
 const fn is_canonical(gva: Gva) -> bool {
