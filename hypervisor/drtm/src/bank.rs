@@ -105,6 +105,17 @@ impl BankSet {
         self.list().iter().any(|bank| bank.measured == 0)
     }
 
+    /// Extends a PCR, given by its value in each bank of the list. Banks that cannot be computed stay as they are.
+    pub fn extend(&self, values: &mut [[u8; MAX_DIGEST]; MAX_BANKS], event: &DigestSet) {
+        for ((slot, bank), new) in values.iter_mut().zip(self.list()).zip(event.iter()) {
+            if let Some(algorithm) = Algorithm::from_id(bank.algorithm) {
+                let old = slot.get(..algorithm.size()).unwrap_or(&[]);
+                let value = algorithm.hash(&[old, new.1]);
+                put(slot, &value);
+            }
+        }
+    }
+
     /// The algorithms that are computed, in the order of the list.
     pub fn algorithms(&self) -> impl Iterator<Item = Algorithm> + '_ {
         self.list().iter().filter_map(|bank| Algorithm::from_id(bank.algorithm))
@@ -163,13 +174,7 @@ impl DigestSet {
     /// Extends this PCR with `event`. Banks that cannot be computed stay as they are: their value is nobody's
     /// reference.
     pub fn extend(&mut self, event: &Self) {
-        for ((slot, bank), new) in self.values.iter_mut().zip(self.banks.list()).zip(event.iter()) {
-            if let Some(algorithm) = Algorithm::from_id(bank.algorithm) {
-                let old = slot.get(..algorithm.size()).unwrap_or(&[]);
-                let value = algorithm.hash(&[old, new.1]);
-                put(slot, &value);
-            }
-        }
+        self.banks.extend(&mut self.values, event);
     }
 
     /// This PCR after an extend with `event`.

@@ -199,6 +199,20 @@ impl Map {
         Ok(Device(extent))
     }
 
+    /// Configuration space where the host bridge of an emulated machine places it. Firmware there may leave its
+    /// memory type at write-back, so that type says nothing; what is handed over must be kept clear of it.
+    ///
+    /// # Errors
+    /// As [`Self::ram`]; on a machine with DRAM registers these decide, as everywhere.
+    pub fn emulated_config_space(&self, extent: Extent) -> Result<Device, MapError> {
+        if self.dram.is_some() {
+            return self.not_ram(extent);
+        }
+        self.whole_pages(extent)?;
+        self.clear_of_windows(extent)?;
+        Ok(Device(extent))
+    }
+
     /// Checks that reading `extent` has no side effect: ACPI tables are in RAM or in the BIOS area.
     ///
     /// # Errors
@@ -216,10 +230,7 @@ impl Map {
     }
 
     fn not_ram(&self, extent: Extent) -> Result<Device, MapError> {
-        let end = self.end_of(extent)?;
-        if (extent.base | end) & 0xfff != 0 || extent.base < MIB {
-            return Err(MapError::NotDevice);
-        }
+        let end = self.whole_pages(extent)?;
         self.clear_of_windows(extent)?;
         match &self.dram {
             Some(dram) => {
@@ -239,6 +250,13 @@ impl Map {
             })?,
         }
         Ok(Device(extent))
+    }
+
+    /// The end of an extent that is whole pages above 1 MiB.
+    fn whole_pages(&self, extent: Extent) -> Result<u64, MapError> {
+        let end = self.end_of(extent)?;
+        let is_whole = (extent.base | end) & 0xfff == 0 && extent.base >= MIB;
+        if is_whole { Ok(end) } else { Err(MapError::NotDevice) }
     }
 
     fn end_of(&self, extent: Extent) -> Result<u64, MapError> {

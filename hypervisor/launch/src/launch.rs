@@ -98,4 +98,3 @@ fn find_devices(
 fn length(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }
-

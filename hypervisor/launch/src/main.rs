@@ -17,9 +17,13 @@ mod stop;
 
 use core::convert::Infallible;
 
-use dolmen_machine::launch::{Block, LoaderPage, Probe};
+use dolmen_machine::launch::{Block, LoaderPage, Probe, on_stack};
 
-use crate::reason::Stopped;
+use crate::reason::{Reason, Stopped};
+use crate::shield::Shielded;
+
+/// Bytes of the stack in shielded memory: hashing and the TPM's messages do not fit the block's own.
+const STACK_BYTES: u64 = 0x1_0000;
 
 /// The first Rust of the image.
 #[expect(unsafe_code, reason = "the one name that the entry stub in `machine` calls")]
@@ -31,7 +35,13 @@ fn launch_main(block: Block, page: LoaderPage, probe: Probe) -> ! {
 /// Boots: each stage takes the proof that the one before it is done.
 fn boot(block: Block, page: &LoaderPage, probe: Probe) -> Result<Infallible, Stopped> {
     let launched = launch::verify(block, page, probe)?;
-    let shielded = shield::close_dma(launched)?;
+    let mut shielded = shield::close_dma(launched)?;
+    let stack = shielded.region.take_last(STACK_BYTES).ok_or(Reason::Region)?;
+    on_stack(stack, move || match measure_and_leave(shielded) {})
+}
+
+/// The rest of the way, on a stack in shielded memory.
+fn measure_and_leave(shielded: Shielded) -> Result<Infallible, Stopped> {
     let measured = measure::extend_all(shielded)?;
     handover::enter_core(measured)
 }

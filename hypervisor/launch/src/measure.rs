@@ -3,13 +3,15 @@
 //! Every active bank of PCR 17 and 18 is compared with what it must hold before the first extend (so that this
 //! launch is the one that the processor measured) and after each of them.
 
+use dolmen_abi::LaunchFacts;
 use dolmen_drtm::bank::{PCR_CODE, PCR_CONFIGURATION};
 use dolmen_drtm::check::Passed;
-use dolmen_drtm::handoff::{CoreHeader, MAX_BANKS};
+use dolmen_drtm::digest::MAX_DIGEST;
+use dolmen_drtm::handoff::{Bank, CoreHandoff, CoreHeader, Extent, MAX_BANKS};
 use dolmen_drtm::log::{CORE_EVENT, LAUNCH_EVENT, LogWriter, MANIFEST_EVENT};
 use dolmen_drtm::{Algorithm, BankSet, DigestSet};
 use dolmen_machine::cpu;
-use dolmen_machine::launch::{ShieldedRegion, Staged};
+use dolmen_machine::launch::{ShieldedRegion, Staged, extent_of};
 use dolmen_machine::tpm_mmio::TisRegisters;
 use dolmen_tpm::TpmError;
 use dolmen_tpm::codec::DecodeError;
@@ -20,67 +22,92 @@ use zerocopy::FromBytes;
 
 use crate::console::Line;
 use crate::reason::{Reason, Stopped};
-use crate::stop::stop;
 use crate::shield::{Iommus, Shielded};
+use crate::stop::stop;
 
 /// Bytes that the event log may grow to.
-pub(crate) const LOG_CAPACITY: u64 = 0x8000;
+const LOG_CAPACITY: u64 = 0x8000;
+/// Bytes kept for the hand-off.
+const HANDOFF_BYTES: u64 = 2 * PAGE;
+const _: () = assert!(size_of::<CoreHandoff>() <= 0x2000, "the hand-off fits");
 pub(crate) const PAGE: u64 = 0x1000;
 
-/// Core and manifest are in the region as they were measured.
+/// Core and manifest are in the region as they were measured, and the hand-off says so.
 pub(crate) struct Measured {
-    pub(crate) passed: Passed<'static>,
     pub(crate) region: ShieldedRegion,
-    pub(crate) iommus: Iommus,
-    pub(crate) core: Core,
-    pub(crate) manifest: &'static [u8],
-    /// All that the event log may fill, and how much it does.
-    pub(crate) log: &'static [u8],
-    pub(crate) logged: usize,
-    /// What PCR 17 and 18 hold.
-    pub(crate) pcrs: [DigestSet; 2],
-    /// Time-stamp counter at the beginning, when DMA was closed, and now.
-    pub(crate) tsc: [u64; 3],
+    /// The core's entry point, as an offset.
+    pub(crate) entry: u32,
+    pub(crate) handoff: &'static mut CoreHandoff,
 }
 
-/// The core as it will run.
-pub(crate) struct Core {
-    pub(crate) header: &'static CoreHeader,
-    pub(crate) file: &'static [u8],
-}
-
-/// The TPM, and what PCR 17 and 18 hold.
+/// The TPM, and what PCR 17 and 18 hold in each bank: the hand-off has it.
 struct Meter {
     tpm: Tis<TisRegisters>,
-    pcrs: [DigestSet; 2],
+    banks: BankSet,
+    handoff: &'static mut CoreHandoff,
 }
 
 /// Measures the core and the manifest.
 #[inline(never)]
 pub(crate) fn extend_all(shielded: Shielded) -> Result<Measured, Stopped> {
-    let Shielded { staged, passed, mut region, measured, iommus, tpm, tsc: [began, shielded_at] } = shielded;
-    let (core, manifest) = copy(&staged, &mut region)?;
+    let Shielded { staged, passed, mut region, measured, iommus, tpm, tsc } = shielded;
+    let (header, file, manifest) = copy(&staged, &mut region)?;
     let log = region.take(LOG_CAPACITY).ok_or(Reason::Region)?;
+    let handoff = region.take(HANDOFF_BYTES).ok_or(Reason::Region)?;
+    handoff.fill(0);
+    let (handoff, _) = CoreHandoff::mut_from_prefix(handoff).map_err(|_| Reason::Defect)?;
+    describe(handoff, &passed, &iommus);
+    handoff.region = region.extent();
+    handoff.core = Extent { base: handoff.region.base, length: header.memory_length };
+    handoff.manifest = extent_of(manifest);
+    handoff.event_log = extent_of(log);
+    handoff.event_log_capacity = LOG_CAPACITY;
     let mut tpm = Tis::new(tpm, Locality::Two);
     tpm.claim()?;
     let banks = choose_banks(&mut tpm)?;
-    let mut meter = Meter { tpm, pcrs: [DigestSet::zero(&banks); 2] };
+    handoff.bank_count = fill(&mut handoff.banks, banks.list());
+    let mut meter = Meter { tpm, banks, handoff };
     let mut writer = LogWriter::begin(log, &banks).map_err(|_| Reason::Region)?;
-    for (pcr, event, bytes) in [
-        (PCR_CODE, LAUNCH_EVENT, measured),
-        (PCR_CODE, CORE_EVENT, core.file),
-        (PCR_CONFIGURATION, MANIFEST_EVENT, manifest),
-    ] {
-        let digests = DigestSet::of(&banks, bytes);
-        // The first event is the processor's: it has measured and extended already.
-        if event == LAUNCH_EVENT { meter.confirm_launch(&digests)? } else { meter.extend(pcr, &digests)? }
-        writer.append(pcr, &digests, event).map_err(|_| Reason::Region)?;
-    }
-    let logged = writer.len();
-    meter.tpm.relinquish()?;
+    meter.event(&mut writer, PCR_CODE, LAUNCH_EVENT, measured)?;
+    meter.event(&mut writer, PCR_CODE, CORE_EVENT, file)?;
+    meter.event(&mut writer, PCR_CONFIGURATION, MANIFEST_EVENT, manifest)?;
     meter.report();
-    let (pcrs, tsc) = (meter.pcrs, [began, shielded_at, cpu::read_tsc()]);
-    Ok(Measured { passed, region, iommus, core, manifest, log, logged, pcrs, tsc })
+    let Meter { mut tpm, handoff, .. } = meter;
+    tpm.relinquish()?;
+    handoff.event_log.length = u64::try_from(writer.len()).map_err(|_| Reason::Defect)?;
+    let facts = LaunchFacts::from_bits_retain(handoff.facts);
+    if banks.has_capped() {
+        handoff.facts = facts.union(LaunchFacts::BANKS_CAPPED).bits();
+    }
+    let [began, shielded_at] = tsc;
+    handoff.tsc = [began, shielded_at, cpu::read_tsc(), 0];
+    Ok(Measured { region, entry: header.entry, handoff })
+}
+
+/// Says what the stages before have found.
+fn describe(handoff: &mut CoreHandoff, passed: &Passed<'_>, iommus: &Iommus) {
+    handoff.slb = passed.slb();
+    handoff.guest_pool = passed.guest_pool();
+    handoff.rsdp = passed.rsdp();
+    handoff.component_count = fill(&mut handoff.components, passed.components());
+    handoff.memory_count = fill(&mut handoff.memory, passed.memory());
+    handoff.iommu_count = iommus.count;
+    handoff.iommus = iommus.list;
+    // SMM runs from the first STGI on, and nothing isolates it.
+    let mut facts = LaunchFacts::AMD_SKINIT | LaunchFacts::IOMMU_SHIELDED | LaunchFacts::SMM_NOT_ISOLATED;
+    facts.set(LaunchFacts::SHIELD_RACE, iommus.has_race);
+    facts.set(LaunchFacts::DEBUG, cfg!(debug_assertions));
+    handoff.facts = facts.bits();
+}
+
+/// Copies to the start of an array of the hand-off; how many that were.
+fn fill<T: Copy>(array: &mut [T], from: &[T]) -> u32 {
+    let mut count = 0u32;
+    for (slot, value) in array.iter_mut().zip(from) {
+        *slot = *value;
+        count = count.saturating_add(1);
+    }
+    count
 }
 
 /// The banks that must be extended.
@@ -91,47 +118,54 @@ fn choose_banks(tpm: &mut Tis<TisRegisters>) -> Result<BankSet, Stopped> {
 }
 
 impl Meter {
-    /// PCR 17 and 18 in every bank are what the processor leaves when it launches this image, and nothing else.
-    fn confirm_launch(&mut self, image: &DigestSet) -> Result<(), Stopped> {
-        let [code, _] = &mut self.pcrs;
-        code.extend(image);
-        self.check(PCR_CODE)?;
-        self.check(PCR_CONFIGURATION)?;
-        let banks = image.banks().list().len();
-        Line::new("measure: launch confirmed banks=").number(u64::try_from(banks).unwrap_or(0)).end();
-        Ok(())
+    /// Measures `bytes` into `pcr`, checks it, and logs it.
+    #[inline(never)]
+    fn event(&mut self, log: &mut LogWriter<'_>, pcr: u8, name: &[u8], bytes: &[u8]) -> Result<(), Stopped> {
+        let digests = DigestSet::of(&self.banks, bytes);
+        // The launch is the processor's event: it has measured and extended already, if this is that launch.
+        let is_launch = name == LAUNCH_EVENT;
+        if !is_launch {
+            extend(&mut self.tpm, pcr, &|index| {
+                let (algorithm, bytes) = digests.iter().nth(index)?;
+                Digest::new(algorithm, bytes)
+            })?;
+        }
+        let banks = self.banks;
+        banks.extend(self.values(pcr), &digests);
+        self.check(pcr)?;
+        if is_launch {
+            self.check(PCR_CONFIGURATION)?;
+            let banks = self.handoff.bank_count;
+            Line::new("measure: launch confirmed banks=").number(banks.into()).end();
+        }
+        Ok(log.append(pcr, &digests, name).map_err(|_| Reason::Region)?)
     }
 
-    /// Extends one PCR in every active bank, in one command, and reads it back.
-    #[inline(never)]
-    fn extend(&mut self, pcr: u8, digests: &DigestSet) -> Result<(), Stopped> {
-        extend(&mut self.tpm, pcr, &|index| {
-            let (algorithm, bytes) = digests.iter().nth(index)?;
-            Digest::new(algorithm, bytes)
-        })?;
-        let [code, configuration] = &mut self.pcrs;
-        if pcr == PCR_CODE { code.extend(digests) } else { configuration.extend(digests) }
-        self.check(pcr)
+    const fn values(&mut self, pcr: u8) -> &mut [[u8; MAX_DIGEST]; MAX_BANKS] {
+        if pcr == PCR_CODE { &mut self.handoff.pcr17 } else { &mut self.handoff.pcr18 }
     }
 
     /// Compares a PCR with what it must hold, in every bank that can be computed.
     #[inline(never)]
     fn check(&mut self, pcr: u8) -> Result<(), Stopped> {
         let index = PcrIndex::new(pcr).ok_or(Reason::Defect)?;
-        let [code, configuration] = &self.pcrs;
-        let expected = if pcr == PCR_CODE { code } else { configuration };
-        for (algorithm, want) in expected.measured() {
-            if !is_pcr(&mut self.tpm, algorithm.id(), index, want)? {
-                stop(&Reason::Pcr(pcr, algorithm.id()));
+        for bank in 0..self.banks.list().len() {
+            let values = *self.values(pcr);
+            let (Some(bank), Some(value)) = (self.banks.list().get(bank), values.get(bank)) else { continue };
+            let want = value.get(..usize::from(bank.digest_size)).unwrap_or(&[]);
+            if bank.measured != 0 && !is_pcr(&mut self.tpm, bank.algorithm, index, want)? {
+                stop(&Reason::Pcr(pcr, bank.algorithm));
             }
         }
         Ok(())
     }
 
     #[inline(never)]
-    fn report(&self) {
-        for (pcr, value) in [PCR_CODE, PCR_CONFIGURATION].into_iter().zip(&self.pcrs) {
-            let value = value.get(Algorithm::Sha256).unwrap_or(&[]);
+    fn report(&mut self) {
+        for pcr in [PCR_CODE, PCR_CONFIGURATION] {
+            let sha256 = |bank: &Bank| bank.algorithm == Algorithm::Sha256.id();
+            let index = self.banks.list().iter().position(sha256);
+            let value = index.and_then(|index| self.values(pcr).get(index)?.get(..32)).unwrap_or(&[]);
             Line::new("measure: pcr").number(pcr.into()).text(" sha256=").bytes(value).end();
         }
     }
@@ -153,9 +187,12 @@ pub(crate) fn extend<'a>(
     extend_banks(tpm, PcrIndex::new(pcr).ok_or(wrong)?, list.get(..count).unwrap_or(&[]))
 }
 
-/// Copies core and manifest in, and checks the copy's header.
+/// Copies core and manifest in, and checks the copy's header; gives header, core and manifest.
 #[inline(never)]
-fn copy(staged: &Staged, region: &mut ShieldedRegion) -> Result<(Core, &'static [u8]), Stopped> {
+fn copy(
+    staged: &Staged,
+    region: &mut ShieldedRegion,
+) -> Result<(&'static CoreHeader, &'static [u8], &'static [u8]), Stopped> {
     let length = staged.core_bytes();
     let file = region.take(length).ok_or(Reason::Region)?;
     staged.copy_core(file);
@@ -176,5 +213,5 @@ fn copy(staged: &Staged, region: &mut ShieldedRegion) -> Result<(Core, &'static 
     staged.copy_manifest(manifest);
     // What follows begins at a page again.
     region.take(length.wrapping_neg() % PAGE).ok_or(Reason::Region)?.fill(0);
-    Ok((Core { header, file }, manifest))
+    Ok((header, file, manifest))
 }

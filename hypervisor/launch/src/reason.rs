@@ -60,8 +60,9 @@ impl Reason {
             Self::Processor => line.text("not an AMD processor with MTRRs; use one"),
             Self::Handoff(error) => handoff(line, error).text("; fix the loader"),
             Self::Iommu(error) => find(line, error),
-            Self::IommuPlace(base, error) => map(line.text("IOMMU registers at ").hex(base).text(": "), error)
-                .text("; update firmware"),
+            Self::IommuPlace(base, error) => {
+                map(line.text("IOMMU registers at ").hex(base).text(": "), error).text("; update firmware")
+            }
             Self::IommuHidden(base) => line
                 .text("firmware names an IOMMU at ")
                 .hex(base)
@@ -71,7 +72,9 @@ impl Reason {
             Self::Shield(error) => shield(line, error).text("; DMA is open, nothing was measured"),
             Self::Node(error) => node(line, error),
             Self::SlDev(error) => sl_dev(line, error),
-            Self::TpmPlace(error) => map(line.text("TPM registers: "), error).text("; enable a TPM 2.0 with FIFO"),
+            Self::TpmPlace(error) => {
+                map(line.text("TPM registers: "), error).text("; enable a TPM 2.0 with FIFO")
+            }
             Self::Tpm(error) => tpm(line.text("TPM: "), error),
             Self::Banks(error) => banks(line.text("TPM: "), error),
             Self::Pcr(pcr, bank) => line
@@ -141,13 +144,13 @@ fn find(line: Line, error: FindError) -> Line {
     match error {
         FindError::None => line.text("no IOMMU; enable it in setup"),
         FindError::TooMany => line.text("more than 8 IOMMUs; use a smaller machine"),
-        FindError::Disabled(at) => line
+        FindError::Disabled(at) => {
+            line.text("the IOMMU at ").hex(at.raw().into()).text(" is off; enable it in setup")
+        }
+        FindError::SameRegisters(at) => line
             .text("the IOMMU at ")
             .hex(at.raw().into())
-            .text(" is off; enable it in setup"),
-        FindError::SameRegisters(at) => {
-            line.text("the IOMMU at ").hex(at.raw().into()).text(" claims another's registers; update firmware")
-        }
+            .text(" claims another's registers; update firmware"),
         FindError::Loop(at) => {
             line.text("the capabilities of ").hex(at.raw().into()).text(" do not end; remove that device")
         }
@@ -212,11 +215,16 @@ fn tpm(line: Line, error: TpmError) -> Line {
         TpmError::Transport(TransportError::Absent(_)) => {
             line.text("none, or locality 2 is closed; enable TPM 2.0, disable the vendor's DRTM")
         }
-        TpmError::Transport(TransportError::Timeout { register, seen, .. }) => {
-            line.text("register ").hex(register.offset().into()).text(" timed out at ").hex(seen.into()).text("; restart")
-        }
+        TpmError::Transport(TransportError::Timeout { register, seen, .. }) => line
+            .text("register ")
+            .hex(register.offset().into())
+            .text(" timed out at ")
+            .hex(seen.into())
+            .text("; restart"),
         TpmError::Transport(_) => line.text("the bus was disturbed; restart"),
-        TpmError::Refused(code) => line.text("refused with ").hex(code.0.into()).text("; clear or replace it"),
+        TpmError::Refused(code) => {
+            line.text("refused with ").hex(code.0.into()).text("; clear or replace it")
+        }
         TpmError::Encode(_) | TpmError::Decode(_) | TpmError::Forged => {
             line.text("no valid answer; replace it")
         }

@@ -242,3 +242,20 @@ pub(crate) unsafe fn jump(root: u64, entry: u64, handoff: u64) -> ! {
         asm!("mov cr3, {}", "jmp {}", in(reg) root, in(reg) entry, in("rdi") handoff, options(noreturn));
     }
 }
+
+/// Leaves the stack in use for `stack` and goes on with `next` there, for good. The block's own stack is small,
+/// since each of its bytes is taken from 64 KiB.
+pub fn on_stack<F: FnOnce() -> core::convert::Infallible>(stack: &'static mut [u8], next: F) -> ! {
+    extern "C" fn begin<F: FnOnce() -> core::convert::Infallible>(next: *const F) -> ! {
+        // SAFETY: the caller's `next` is still on the stack that was left, is read once, and is forgotten there.
+        let next = unsafe { next.read() };
+        match next() {}
+    }
+    let next = core::mem::ManuallyDrop::new(next);
+    let top = stack.as_mut_ptr_range().end.expose_provenance() & !15;
+    // SAFETY: `stack` is memory of our own for ever; nothing returns to the old stack, which stays as it is.
+    unsafe {
+        asm!("mov rsp, {top}", "call {begin}", "ud2", top = in(reg) top, begin = sym begin::<F>,
+             in("rdi") &raw const *next, options(noreturn));
+    }
+}

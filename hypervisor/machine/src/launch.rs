@@ -16,6 +16,7 @@ use dolmen_drtm::map::{Device, Firmware};
 use dolmen_tpm::tis::TIS_BASE;
 
 use crate::entry_launch;
+pub use crate::entry_launch::on_stack;
 use crate::mmio::Mmio;
 use crate::tpm_mmio::{TIS_BYTES, TisRegisters};
 
@@ -298,7 +299,7 @@ fn word_in(extent: Extent, at: u64) -> Option<usize> {
     is_inside.then(|| to_usize(at))
 }
 
-/// The region when nobody but us writes it: given away piece by piece, from its start.
+/// The region when nobody but us writes it: given away piece by piece, from both ends.
 #[derive(Debug)]
 pub struct ShieldedRegion {
     extent: Extent,
@@ -330,6 +331,15 @@ impl ShieldedRegion {
         let at = with_exposed_provenance_mut::<u8>(to_usize(self.next));
         self.next = end;
         // SAFETY: RAM of the region, which devices cannot write any more; each byte is given away once.
+        Some(unsafe { core::slice::from_raw_parts_mut(at, to_usize(length)) })
+    }
+
+    /// The last `length` bytes, of whole pages; `None` when there are not as many.
+    pub fn take_last(&mut self, length: u64) -> Option<&'static mut [u8]> {
+        let start = self.end.checked_sub(length).filter(|start| *start >= self.next)?;
+        self.end = start;
+        let at = with_exposed_provenance_mut::<u8>(to_usize(start));
+        // SAFETY: as in `take`.
         Some(unsafe { core::slice::from_raw_parts_mut(at, to_usize(length)) })
     }
 

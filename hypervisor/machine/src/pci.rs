@@ -43,7 +43,7 @@ pub enum NodeError {
 pub struct Nodes(Mmio);
 
 impl Nodes {
-    /// Maps them. Memory-mapped configuration space is where MSR C001_0058 says; where that is off and the host
+    /// Maps them; gives where configuration space is, too. Memory-mapped configuration space is where MSR C001_0058 says; where that is off and the host
     /// bridge is a q35, as in emulators, where its PCIEXBAR says. Both ways of access must agree. The window is
     /// answered too: no memory of the hand-off may lie in it.
     ///
