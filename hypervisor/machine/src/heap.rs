@@ -48,9 +48,7 @@ unsafe impl GlobalAlloc for BootHeap {
             return core::ptr::null_mut();
         }
         match self.heap.try_borrow_mut() {
-            Ok(mut heap) => {
-                heap.allocate_first_fit(layout).map_or(core::ptr::null_mut(), NonNull::as_ptr)
-            }
+            Ok(mut heap) => heap.allocate_first_fit(layout).map_or(core::ptr::null_mut(), NonNull::as_ptr),
             Err(_) => core::ptr::null_mut(),
         }
     }

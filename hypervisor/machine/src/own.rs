@@ -8,7 +8,7 @@
 // or device registers and to be disjoint.
 
 use dolmen_drtm::handoff::{CORE_VA, CoreHandoff, Extent, IommuUnit};
-use dolmen_memory::{GuestMemory, Gpa, Hpa, OutsideRam, PAGE_SIZE, RamMap};
+use dolmen_memory::{Gpa, GuestMemory, Hpa, OutsideRam, PAGE_SIZE, RamMap};
 use dolmen_tpm::tis::TIS_BASE;
 
 use crate::apic;
@@ -90,8 +90,7 @@ impl Machine {
         unsafe { space.switch() };
         // SAFETY: once, on the only running processor, with GIF and IF clear as the launch image left them.
         unsafe { segments::load() };
-        let frame =
-            space.region().allocate_run(heap_bytes / PAGE_SIZE).ok_or(MachineError::OutOfFrames)?;
+        let frame = space.region().allocate_run(heap_bytes / PAGE_SIZE).ok_or(MachineError::OutOfFrames)?;
         let heap_start = space.region().virtual_of(frame.base());
         // SAFETY: the run was taken from the region for the heap alone; the region stays mapped; once.
         unsafe { heap::open(heap_start, heap_bytes & !PAGE_SIZE.wrapping_sub(1)) };
@@ -184,7 +183,8 @@ impl Machine {
         /// Bytes of an IOMMU's device table: 65,536 entries of 32 bytes.
         const DEVICE_TABLE: u64 = 0x20_0000;
         let handoff = &self.handoff;
-        let tables = handoff.iommus.iter().map(|unit| Extent { base: unit.device_table, length: DEVICE_TABLE });
+        let tables =
+            handoff.iommus.iter().map(|unit| Extent { base: unit.device_table, length: DEVICE_TABLE });
         handoff
             .components
             .iter()

@@ -109,9 +109,16 @@ pub unsafe fn load() {
     let tables = TABLES.0.get();
     // SAFETY: called once and alone, by the caller's promise, so this is the only reference.
     let tables = unsafe { &mut *tables };
-    tables.tss.ist =
-        [(&raw const __ist1_top).addr(), (&raw const __ist2_top).addr(), (&raw const __ist3_top).addr(), 0, 0, 0, 0]
-            .map(to_u64);
+    tables.tss.ist = [
+        (&raw const __ist1_top).addr(),
+        (&raw const __ist2_top).addr(),
+        (&raw const __ist3_top).addr(),
+        0,
+        0,
+        0,
+        0,
+    ]
+    .map(to_u64);
     let tss = to_u64((&raw const tables.tss).addr());
     tables.gdt = gdt(tss);
     let stubs = to_u64((&raw const __interrupt_stubs).addr());

@@ -26,9 +26,7 @@ impl TisRegisters {
     }
 
     fn offset(locality: Locality, register: TisReg) -> u64 {
-        u64::from(locality.number())
-            .wrapping_mul(LOCALITY_STRIDE)
-            .wrapping_add(u64::from(register.offset()))
+        u64::from(locality.number()).wrapping_mul(LOCALITY_STRIDE).wrapping_add(u64::from(register.offset()))
     }
 }
 
