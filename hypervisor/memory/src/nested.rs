@@ -188,6 +188,13 @@ pub enum MapError {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Flush(());
 
+impl Flush {
+    /// Drops the translations, by what the guest's back end offers for it.
+    pub fn by(self, flush: impl FnOnce()) {
+        flush();
+    }
+}
+
 /// The tables of one guest.
 #[derive(Debug)]
 pub struct NestedTable<F> {
