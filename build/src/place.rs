@@ -59,7 +59,9 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     std::fs::rename(&fresh, path).with_context(|| format!("cannot replace {}", path.display()))
 }
 
-/// Copies a file, replacing the old one in one step.
+/// Copies a file with its rights, replacing the old one in one step.
 pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
-    write(to, &read(from)?)
+    write(to, &read(from)?)?;
+    let rights = from.metadata().with_context(|| format!("cannot look at {}", from.display()))?.permissions();
+    std::fs::set_permissions(to, rights).with_context(|| format!("cannot set the rights of {}", to.display()))
 }

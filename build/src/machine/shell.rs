@@ -110,9 +110,7 @@ impl Shell {
 
     fn finish(&mut self, command: &str) -> Result<Answer> {
         let number = self.commands;
-        let (begin, end) = (format!("@@begin {number}"), format!("@@end {number} "));
-        self.port
-            .find(&format!("`{command}` to start"), LIMIT, |line| line.contains(&begin).then_some(()))?;
+        let end = format!("@@end {number} ");
         let mut lines = Vec::new();
         let status = self.port.find(&format!("`{command}` to end"), LIMIT, |line| {
             let Some((before, status)) = line.split_once(&end) else {
