@@ -153,7 +153,7 @@ impl RelyingParty {
             .arg("--signature")
             .arg(parts.join("quote.sig"))
             .args(["--hash-algorithm", "sha256", "--qualification", binding.trim()])
-            .args(["--pcr-list", "sha256:17,18", "--pcrs_format", "values"])
+            .args(["--pcr-list", "sha256:17,18"])
             .arg("--pcr")
             .arg(expected)
             .arg("--eventlog")
