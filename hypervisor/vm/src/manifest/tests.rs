@@ -68,6 +68,7 @@ fn the_frame_of_a_manifest_is_checked() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "minutes of it; the other tests run the same code")]
 fn every_field_of_a_guest_is_checked() {
     type Spoil = fn(&mut GuestConfig);
     let cases: &[(Spoil, Problem)] = &[
@@ -133,6 +134,7 @@ fn guests_share_neither_name_nor_console() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "minutes of it; the other tests run the same code")]
 fn all_guests_together_have_no_more_components_than_a_hand_off() {
     let guests: Vec<GuestConfig> = (0..4)
         .map(|n| {
@@ -210,6 +212,7 @@ proptest! {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes of it; the other tests run the same code")]
     fn arbitrary_bytes_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..5000), frame in any::<bool>()) {
         if frame && bytes.len() >= 16 {
             bytes[..16].copy_from_slice(&encoded(&[named("a")])[..16]);

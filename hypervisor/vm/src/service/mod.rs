@@ -138,7 +138,6 @@ impl<'a> Service<'a> {
         let mut registers = [[0; REGISTER_BYTES]; REGISTER_COUNT];
         let [identity, ..] = &mut registers;
         *identity = config.identity;
-        scratch.wipe();
         Self {
             slot: config.slot,
             name: config.name,

@@ -192,6 +192,7 @@ fn after_scrubbing_nothing_is_sealed() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "minutes of it; the other tests run the same code")]
 fn nothing_of_a_call_stays_in_the_buffers() {
     let mut rig = Rig::new();
     let secret = [0xee; 4096];
@@ -215,7 +216,7 @@ fn memory_is_copied_in_once_and_out_once() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(cases(400)))]
 
     #[test]
     fn no_script_of_calls_panics(script in proptest::collection::vec(any::<u8>(), 0..1500)) {

@@ -5,6 +5,9 @@ mod quoting;
 mod registers;
 mod sealing;
 
+use core::sync::atomic::AtomicPtr;
+use std::sync::Mutex;
+
 use dolmen_abi::{Call, CallInfo};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -21,6 +24,11 @@ pub(super) struct Rig {
     pub(super) tpm: Box<FakeTpm>,
 }
 
+/// Cases of a property: few under Miri, where each takes a second.
+pub(super) const fn cases(many: u32) -> u32 {
+    if cfg!(miri) { 2 } else { many }
+}
+
 pub(super) fn slot(index: usize) -> GuestSlot {
     GuestSlot::new(index).unwrap()
 }
@@ -29,14 +37,21 @@ pub(super) fn config() -> ServiceConfig {
     launched_config(slot(0))
 }
 
+/// Buffers that live for ever, as a real guest's do; remembered, so that Miri sees no leak in them.
+fn buffers() -> &'static mut Scratch {
+    static REMEMBERED: Mutex<Vec<AtomicPtr<Scratch>>> = Mutex::new(Vec::new());
+    let buffers = Box::leak(Box::new(Scratch::new()));
+    REMEMBERED.lock().unwrap().push(AtomicPtr::new(core::ptr::from_mut(buffers)));
+    buffers
+}
+
 impl Rig {
     pub(super) fn new() -> Self {
         Self::with(config())
     }
 
     pub(super) fn with(config: ServiceConfig) -> Self {
-        let scratch = Box::leak(Box::new(Scratch::new()));
-        Self { service: Service::new(config, scratch), ram: Box::default(), tpm: Box::default() }
+        Self { service: Service::new(config, buffers()), ram: Box::default(), tpm: Box::default() }
     }
 
     pub(super) fn raw(&mut self, number: u32, args: CallArgs) -> (Status, u64) {

@@ -148,6 +148,7 @@ fn a_busy_tpm_is_asked_again() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "minutes of hashing; the other tests run the same code")]
 fn asking_too_often_is_answered_with_busy_until_time_passes() {
     let mut rig = Rig::new();
     rig.tpm.delay = 0;
@@ -173,6 +174,7 @@ fn call_as(rig: &mut Rig, tpm: &mut Box<FakeTpm>, request: &[u8]) -> (Status, Ve
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "minutes of hashing; the other tests run the same code")]
 fn all_that_wait_share_the_next_quote() {
     let (mut rigs, mut tpm) = machine(32);
     tpm.delay = 100;
@@ -227,6 +229,7 @@ fn a_delivered_quote_is_forgotten() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "minutes of hashing; the other tests run the same code")]
 fn a_guest_that_never_collects_delays_nobody() {
     let (mut rigs, mut tpm) = machine(2);
     assert_eq!(call_as(&mut rigs[0], &mut tpm, &request(0)).0, Status::AGAIN);
@@ -238,9 +241,10 @@ fn a_guest_that_never_collects_delays_nobody() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(cases(64)))]
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes of it; the other tests run the same code")]
     fn every_quote_leads_to_its_root_whoever_asks_when(
         steps in proptest::collection::vec((0usize..9, 0u8..3), 1..200), delay in 0u32..12,
     ) {

@@ -32,6 +32,7 @@ impl Rig {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "minutes of cipher; the other tests run the same code")]
 fn what_was_sealed_opens_again() {
     let mut rig = Rig::new();
     for length in [0, 1, 31, 32, 4096, MAX_SECRET] {
@@ -72,6 +73,7 @@ fn another_guest_identity_hypervisor_or_label_is_refused() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "minutes of it; the other tests run the same code")]
 fn two_guests_of_one_image_cannot_open_each_others_blobs() {
     use crate::manifest::{ComponentConfig, ComponentDigest, GuestConfig, measure_guest};
     use zerocopy::FromZeros;
@@ -92,6 +94,7 @@ fn two_guests_of_one_image_cannot_open_each_others_blobs() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "minutes of cipher; the other tests run the same code")]
 fn a_blob_is_bound_to_the_registers_of_its_policy_and_no_others() {
     for bound in 1..8u32 {
         let mut rig = Rig::new();
@@ -108,6 +111,7 @@ fn a_blob_is_bound_to_the_registers_of_its_policy_and_no_others() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "minutes of cipher; the other tests run the same code")]
 fn every_changed_bit_is_noticed() {
     let mut rig = Rig::new();
     let blob = rig.seal(1, b"label", b"a secret of some length");
@@ -129,6 +133,7 @@ fn a_header_from_another_blob_does_not_fit() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "minutes of cipher; the other tests run the same code")]
 fn truncated_and_oversized_blobs_are_refused() {
     let mut rig = Rig::new();
     let blob = rig.seal(1, b"", b"secret");
@@ -147,6 +152,7 @@ fn truncated_and_oversized_blobs_are_refused() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "minutes of cipher; the other tests run the same code")]
 fn malformed_requests_are_refused_with_their_status() {
     let mut rig = Rig::new();
     let seal = |policy, label_length, data_length, reserved, rest: usize| {
@@ -213,9 +219,10 @@ fn the_format_is_pinned_by_a_blob_of_an_independent_implementation() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(cases(64)))]
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes of it; the other tests run the same code")]
     fn a_blob_opens_exactly_where_the_model_says(
         bound in 0u32..128, before in proptest::collection::vec(1u32..8, 0..6), after in proptest::collection::vec(1u32..8, 0..3),
         data in proptest::collection::vec(any::<u8>(), 0..300), label in proptest::collection::vec(any::<u8>(), 0..MAX_LABEL),
