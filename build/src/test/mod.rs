@@ -137,7 +137,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         };
         total = total.plus(tally);
     }
-    println!("{} passed, {} failed ({} s)", total.passed, total.failed, start.elapsed().as_secs());
+    println!("took {} s", start.elapsed().as_secs());
+    println!("{} passed, {} failed", total.passed, total.failed);
     Ok(if total.failed == 0 && total.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
