@@ -25,8 +25,7 @@ pub const fn cap() -> [u8; MAX_DIGEST] {
 }
 
 /// Bytes of a digest of `algorithm`, for every hash that the TCG has registered.
-#[must_use]
-pub const fn size_of_algorithm(algorithm: u16) -> Option<u16> {
+const fn size_of_algorithm(algorithm: u16) -> Option<u16> {
     match algorithm {
         0x04 => Some(20),
         0x0b | 0x12 | 0x27 => Some(32), // SHA-256, SM3-256, SHA3-256
@@ -76,6 +75,21 @@ impl BankSet {
             set.count = set.count.saturating_add(1);
         }
         set.require_sha256()
+    }
+
+    /// Every bank that can be capped, whatever else is wrong with it: for the way out.
+    #[must_use]
+    pub fn cappable(shown: impl Iterator<Item = (u16, u32)>) -> Self {
+        let mut set = Self { banks: [Bank::default(); MAX_BANKS], count: 0 };
+        let known = shown.filter_map(|(algorithm, pcrs)| {
+            let digest_size = size_of_algorithm(algorithm).filter(|_| pcrs & NEEDED != 0)?;
+            Some(Bank { algorithm, digest_size, measured: 0 })
+        });
+        for (slot, bank) in set.banks.iter_mut().zip(known) {
+            *slot = bank;
+            set.count = set.count.saturating_add(1);
+        }
+        set
     }
 
     /// The banks that a hand-off lists.
@@ -273,6 +287,15 @@ mod tests {
             let twice = algorithm.hash(&[once.bytes(), digest.bytes()]);
             assert_eq!(pcr.get(algorithm), Some(twice.bytes()), "{algorithm:?}");
         }
+    }
+
+    #[test]
+    fn on_the_way_out_every_bank_of_known_size_is_capped() {
+        let shown = [(0x4, 1 << 17), (0x7777, BOTH), (0xc, 0), (0x12, BOTH)];
+        let capped = DigestSet::capped(&BankSet::cappable(shown.into_iter()));
+        let sizes: Vec<_> = capped.iter().map(|(algorithm, value)| (algorithm, value.len())).collect();
+        assert_eq!(sizes, [(0x4, 20), (0x12, 32)]);
+        assert!(capped.iter().all(|(_, value)| value[0] == 0 && value[1..].iter().all(|byte| *byte == 0xff)));
     }
 
     #[test]

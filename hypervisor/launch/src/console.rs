@@ -61,25 +61,29 @@ impl Line {
     }
 
     /// Adds a number in decimal.
+    #[inline(never)]
     pub(crate) fn number(self, value: u64) -> Self {
-        let mut divisor = 1;
-        while value / divisor >= 10 {
-            divisor *= 10;
+        let mut digits = [0; 20];
+        let mut left = value;
+        let mut start = digits.len();
+        for slot in digits.iter_mut().rev() {
+            let [low, ..] = (left % 10).to_le_bytes();
+            *slot = digit(low);
+            left /= 10;
+            start = start.saturating_sub(1);
+            if left == 0 {
+                break;
+            }
         }
         if let Some(port) = &self.0 {
-            while divisor > 0 {
-                let [low, ..] = (value / divisor % 10).to_le_bytes();
-                port.send(digit(low));
-                divisor /= 10;
-            }
+            digits.iter().skip(start).for_each(|digit| port.send(*digit));
         }
         self
     }
 
     /// Ends it.
     pub(crate) fn end(self) {
-        let Self(port) = self.text("\n");
-        drop(port);
+        let Self(_) = self.text("\n");
     }
 }
 

@@ -9,7 +9,9 @@ use dolmen_machine::mmio::Mmio;
 use dolmen_machine::msr;
 use dolmen_machine::pci::{Nodes, Ports};
 use dolmen_machine::tpm_mmio::{TIS_BYTES, TisRegisters};
-use dolmen_platform::amdvi::{self, Unit, WINDOW_BYTES};
+use dolmen_platform::acpi::{FirmwareMemory, Unreadable};
+use dolmen_platform::amdvi::{self, Unit, Units, WINDOW_BYTES};
+use dolmen_platform::ivrs;
 use dolmen_tpm::tis::TIS_BASE;
 
 use crate::console::Line;
@@ -58,7 +60,7 @@ pub(crate) fn verify(mut block: Block, page: &LoaderPage, probe: Probe) -> Resul
     }
     let handoff = page.handoff();
     let mut windows = [Extent::default(); MAX_DEVICES];
-    let devices = find_devices(&mut block, &map, &mut windows)?;
+    let devices = find_devices(&mut block, &map, &mut windows, handoff.rsdp)?;
     let (claims, passed) = check::check(handoff, &map, block.base(), &windows)?.claim();
     Line::new("launch: hand-off checked region=")
         .hex(claims.region().base)
@@ -76,6 +78,7 @@ fn find_devices(
     block: &mut Block,
     map: &Map,
     windows: &mut [Extent; MAX_DEVICES],
+    rsdp: u64,
 ) -> Result<Devices, Stopped> {
     let [tpm_window, config_window, windows @ ..] = windows;
     *tpm_window = TPM;
@@ -90,9 +93,35 @@ fn find_devices(
         let registers = block.map(device).ok_or(Reason::Windows)?;
         *slot = Some(UnitRegisters { unit: *unit, registers });
     }
+    check_ivrs(block, map, rsdp, &found)?;
     let (nodes, space) = Nodes::open(block, map)?;
     *config_window = space;
     Ok(Devices { units, nodes, tpm })
+}
+
+/// What firmware says of IOMMUs may only add reasons to refuse: each one it names must have been found.
+fn check_ivrs<const N: usize>(block: &Block, map: &Map, rsdp: u64, found: &Units<N>) -> Result<(), Stopped> {
+    if rsdp == 0 {
+        return Ok(());
+    }
+    ivrs::for_each_unit(&mut Memory { block, map }, rsdp, |named| {
+        let is_found = found.list().iter().any(|unit| unit.registers == named.registers);
+        if is_found && named.segment == 0 { Ok(()) } else { stop(&Reason::IommuHidden(named.registers)) }
+    })
+}
+
+/// Firmware's memory, where reading it has no effect.
+struct Memory<'a> {
+    block: &'a Block,
+    map: &'a Map,
+}
+
+impl FirmwareMemory for Memory<'_> {
+    fn read(&mut self, at: u64, into: &mut [u8]) -> Result<(), Unreadable> {
+        let extent = Extent { base: at, length: length(into) };
+        let proof = self.map.firmware(extent).map_err(|_| Unreadable)?;
+        if self.block.read_firmware(proof, into) { Ok(()) } else { Err(Unreadable) }
+    }
 }
 
 fn length(bytes: &[u8]) -> u64 {

@@ -14,9 +14,9 @@ use dolmen_machine::cpu;
 use dolmen_machine::launch::{ShieldedRegion, Staged, extent_of};
 use dolmen_machine::tpm_mmio::TisRegisters;
 use dolmen_tpm::TpmError;
-use dolmen_tpm::codec::DecodeError;
+use dolmen_tpm::codec::EncodeError;
 use dolmen_tpm::command::{Digest, PcrIndex};
-use dolmen_tpm::measure::{extend_all as extend_banks, is_pcr, read_banks};
+use dolmen_tpm::measure::{extend_each, is_pcr, read_banks};
 use dolmen_tpm::tis::{Locality, Tis};
 use zerocopy::FromBytes;
 
@@ -30,7 +30,7 @@ const LOG_CAPACITY: u64 = 0x8000;
 /// Bytes kept for the hand-off.
 const HANDOFF_BYTES: u64 = 2 * PAGE;
 const _: () = assert!(size_of::<CoreHandoff>() <= 0x2000, "the hand-off fits");
-pub(crate) const PAGE: u64 = 0x1000;
+const PAGE: u64 = 0x1000;
 
 /// Core and manifest are in the region as they were measured, and the hand-off says so.
 pub(crate) struct Measured {
@@ -125,10 +125,7 @@ impl Meter {
         // The launch is the processor's event: it has measured and extended already, if this is that launch.
         let is_launch = name == LAUNCH_EVENT;
         if !is_launch {
-            extend(&mut self.tpm, pcr, &|index| {
-                let (algorithm, bytes) = digests.iter().nth(index)?;
-                Digest::new(algorithm, bytes)
-            })?;
+            extend(&mut self.tpm, pcr, &digests)?;
         }
         let banks = self.banks;
         banks.extend(self.values(pcr), &digests);
@@ -148,12 +145,12 @@ impl Meter {
     /// Compares a PCR with what it must hold, in every bank that can be computed.
     #[inline(never)]
     fn check(&mut self, pcr: u8) -> Result<(), Stopped> {
+        let Self { tpm, banks, handoff } = self;
+        let values = if pcr == PCR_CODE { &handoff.pcr17 } else { &handoff.pcr18 };
         let index = PcrIndex::new(pcr).ok_or(Reason::Defect)?;
-        for bank in 0..self.banks.list().len() {
-            let values = *self.values(pcr);
-            let (Some(bank), Some(value)) = (self.banks.list().get(bank), values.get(bank)) else { continue };
+        for (bank, value) in banks.list().iter().zip(values) {
             let want = value.get(..usize::from(bank.digest_size)).unwrap_or(&[]);
-            if bank.measured != 0 && !is_pcr(&mut self.tpm, bank.algorithm, index, want)? {
+            if bank.measured != 0 && !is_pcr(tpm, bank.algorithm, index, want)? {
                 stop(&Reason::Pcr(pcr, bank.algorithm));
             }
         }
@@ -164,27 +161,18 @@ impl Meter {
     fn report(&mut self) {
         for pcr in [PCR_CODE, PCR_CONFIGURATION] {
             let sha256 = |bank: &Bank| bank.algorithm == Algorithm::Sha256.id();
-            let index = self.banks.list().iter().position(sha256);
-            let value = index.and_then(|index| self.values(pcr).get(index)?.get(..32)).unwrap_or(&[]);
+            let index = self.banks.list().iter().position(sha256).unwrap_or(0);
+            let value = self.values(pcr).get(index).and_then(|value| value.get(..32)).unwrap_or(&[]);
             Line::new("measure: pcr").number(pcr.into()).text(" sha256=").bytes(value).end();
         }
     }
 }
 
-/// TPM2_PCR_Extend with the digests that `digest` gives, of which there must be one.
-pub(crate) fn extend<'a>(
-    tpm: &mut Tis<TisRegisters>,
-    pcr: u8,
-    digest: &dyn Fn(usize) -> Option<Digest<'a>>,
-) -> Result<(), TpmError> {
-    let wrong = TpmError::Decode(DecodeError::Value(u32::from(pcr)));
-    let mut list = [digest(0).ok_or(wrong)?; MAX_BANKS];
-    let mut count = 0usize;
-    while let (Some(slot), Some(digest)) = (list.get_mut(count), digest(count)) {
-        *slot = digest;
-        count = count.saturating_add(1);
-    }
-    extend_banks(tpm, PcrIndex::new(pcr).ok_or(wrong)?, list.get(..count).unwrap_or(&[]))
+/// TPM2_PCR_Extend with the digests of every bank.
+#[inline(never)]
+pub(crate) fn extend(tpm: &mut Tis<TisRegisters>, pcr: u8, digests: &DigestSet) -> Result<(), TpmError> {
+    let pcr = PcrIndex::new(pcr).ok_or(TpmError::Encode(EncodeError::TooLong))?;
+    extend_each(tpm, pcr, digests.iter().filter_map(|(algorithm, bytes)| Digest::new(algorithm, bytes)))
 }
 
 /// Copies core and manifest in, and checks the copy's header; gives header, core and manifest.
@@ -195,10 +183,11 @@ fn copy(
 ) -> Result<(&'static CoreHeader, &'static [u8], &'static [u8]), Stopped> {
     let length = staged.core_bytes();
     let file = region.take(length).ok_or(Reason::Region)?;
-    staged.copy_core(file);
+    let is_copied = staged.copy_core(file);
     let file: &[u8] = file;
     let (header, _) = CoreHeader::ref_from_prefix(file).map_err(|_| Reason::Core)?;
-    let is_core = header.magic == CoreHeader::MAGIC
+    let is_core = is_copied
+        && header.magic == CoreHeader::MAGIC
         && header.version == CoreHeader::VERSION
         && header.file_length == length
         && u64::from(header.entry) < length
@@ -210,7 +199,9 @@ fn copy(
     region.take(header.memory_length.saturating_sub(length)).ok_or(Reason::Region)?.fill(0);
     let length = staged.manifest_bytes();
     let manifest = region.take(length).ok_or(Reason::Region)?;
-    staged.copy_manifest(manifest);
+    if !staged.copy_manifest(manifest) {
+        stop(&Reason::Core);
+    }
     // What follows begins at a page again.
     region.take(length.wrapping_neg() % PAGE).ok_or(Reason::Region)?.fill(0);
     Ok((header, file, manifest))

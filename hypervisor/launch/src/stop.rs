@@ -6,11 +6,10 @@
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use dolmen_drtm::bank::{PCR_CODE, PCR_CONFIGURATION, cap, size_of_algorithm};
+use dolmen_drtm::bank::{PCR_CODE, PCR_CONFIGURATION};
+use dolmen_drtm::{BankSet, DigestSet};
 use dolmen_machine::{cpu, launch};
-use dolmen_tpm::command::Digest;
 use dolmen_tpm::measure::read_banks;
-use dolmen_tpm::response::Bank;
 use dolmen_tpm::tis::{Locality, Tis};
 
 use crate::console::Line;
@@ -41,12 +40,9 @@ fn leave() -> ! {
 fn cap_pcrs() -> Option<()> {
     let mut tpm = Tis::new(launch::tpm_again()?, Locality::Two);
     tpm.claim().ok()?;
-    let (constant, banks) = (cap(), read_banks(&mut tpm).ok()?);
-    let capped = |index: usize| {
-        let known = |bank: Bank| Some((bank.algorithm, usize::from(size_of_algorithm(bank.algorithm)?)));
-        let (algorithm, size) = banks.active().filter_map(known).nth(index)?;
-        Digest::new(algorithm, constant.get(..size)?)
-    };
+    let shown = read_banks(&mut tpm).ok()?;
+    let banks = BankSet::cappable(shown.active().map(|bank| (bank.algorithm, bank.pcrs)));
+    let capped = DigestSet::capped(&banks);
     extend(&mut tpm, PCR_CODE, &capped).ok()?;
     extend(&mut tpm, PCR_CONFIGURATION, &capped).ok()?;
     tpm.relinquish().ok()

@@ -6,9 +6,10 @@
 //! 1. takes a stack in the tail, loads the GDT of the measured part, and zeroes the whole tail but the last
 //!    page, which holds the loader's hand-off;
 //! 2. writes back the caches, sets the page attribute table to its reset value, and builds page tables in the
-//!    tail: the low 512 GiB one to one in 1 GiB pages, never executable; the block at `LAUNCH_VA`, its
-//!    measured pages read-only and executable, its tail writable and not executable. All four tables of that
-//!    mapping are one page that points to itself: `LAUNCH_VA` has a different index in each of them;
+//!    tail: the block at `LAUNCH_VA`, its measured pages read-only and executable, its tail writable and not
+//!    executable; physical memory at `MEMORY_VA` in 1 GiB pages, writable, never executable. All four tables of
+//!    that are one page that points to itself: each mapping has other indices into it. Two more pages, where the
+//!    stack will be, map the stub itself one to one while paging is switched on;
 //! 3. enters 64-bit mode there, installs one handler for every exception, and calls Rust.
 //!
 //! The measured part is never written: accessed bits in the GDT are set as linked. The page below the stack is
@@ -21,7 +22,7 @@ use core::arch::{asm, global_asm};
 
 use dolmen_drtm::handoff::LAUNCH_VA;
 
-use crate::launch::{Block, LoaderPage, Probe, to_usize};
+use crate::launch::{Block, LoaderPage, MEMORY_GIB, MEMORY_SLOT, Probe, to_usize};
 
 global_asm!(
     r#"
@@ -64,30 +65,35 @@ __launch_entry:
     mov edx, {pat_high}
     wrmsr
 
-    lea edi, [ebx + __low_offset]
-    xor ecx, ecx
-2:  mov eax, ecx
-    shl eax, 30
-    or eax, 0x83
-    mov [edi + ecx * 8], eax
-    mov eax, ecx
-    shr eax, 2
-    or eax, 0x80000000
-    mov [edi + ecx * 8 + 4], eax
-    inc ecx
-    cmp ecx, 512
-    jb 2b
+    lea edi, [ebx + __first_tables_offset]
+    lea eax, [edi + 0x1000 + 3]
+    mov [edi], eax
+    lea eax, [ebx + __window_offset + 3]
+    mov [edi + 511 * 8], eax
     mov ecx, ebx
     shr ecx, 30
-    and dword ptr [edi + ecx * 8 + 4], 0x7fffffff
+    mov eax, ebx
+    and eax, 0xc0000000
+    or eax, 0x83
+    mov [edi + 0x1000 + ecx * 8], eax
 
     lea edi, [ebx + __window_offset]
-    lea eax, [ebx + __low_offset + 3]
-    mov [edi], eax
     lea eax, [ebx + __window_offset + 3]
     mov [edi + 511 * 8], eax
     mov [edi + {pointer_slot} * 8], eax
     mov [edi + {directory_slot} * 8], eax
+    mov ecx, {memory_slot}
+2:  lea eax, [ecx - {memory_slot}]
+    mov edx, eax
+    shl eax, 30
+    or eax, 0x83
+    mov [edi + ecx * 8], eax
+    shr edx, 2
+    or edx, 0x80000000
+    mov [edi + ecx * 8 + 4], edx
+    inc ecx
+    cmp ecx, {memory_end}
+    jb 2b
     add edi, {page_slot} * 8
     lea eax, [ebx + 1]
     xor ecx, ecx
@@ -105,7 +111,7 @@ __launch_entry:
 
     mov eax, 0x20
     mov cr4, eax
-    lea eax, [ebx + __window_offset]
+    lea eax, [ebx + __first_tables_offset]
     mov cr3, eax
     mov ecx, 0xc0000080
     mov eax, 0x900
@@ -135,13 +141,15 @@ __launch_long:
     jmp rax
 __launch_high:
     mov rsp, offset __stack_top
-    mov ecx, ebx
-    shr ecx, 30
-    mov rax, offset __low
-    bts qword ptr [rax + rcx * 8], 63
-    mov rax, cr3
+    lea eax, [rbx + __window_offset]
     mov cr3, rax
 
+    mov rax, offset __gdt
+    push rax
+    sub rsp, 2
+    mov word ptr [rsp], {gdt_limit}
+    lgdt [rsp]
+    add rsp, 10
     mov rdi, offset __idt
     push rdi
     sub rsp, 2
@@ -197,6 +205,8 @@ __idt:
     pointer_slot = const (LAUNCH_VA >> 30) & 0x1ff,
     directory_slot = const (LAUNCH_VA >> 21) & 0x1ff,
     page_slot = const (LAUNCH_VA >> 12) & 0x1ff,
+    memory_slot = const MEMORY_SLOT,
+    memory_end = const MEMORY_SLOT + MEMORY_GIB,
     fault_stub = sym fault_stub,
     fault = sym fault,
     entered = sym entered,

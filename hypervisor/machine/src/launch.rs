@@ -3,7 +3,7 @@
 //! Each access needs the proof that it is one: [`Device`] and [`Firmware`] come from `drtm`'s check of the
 //! processor's registers alone, [`Claims`] from its check of the loader's hand-off, and there is one [`Block`].
 #![expect(unsafe_code, reason = "proofs become accesses here")]
-// UNSAFETY: physical RAM is reached by the one-to-one mapping; no Rust object but the launch image's own lies in
+// UNSAFETY: physical RAM is reached by the mapping at MEMORY_VA; no Rust object but the launch image's own lies in
 // RAM, and those are in the block, which no proof covers (the block is RAM of the check, disjoint from the rest).
 
 use core::cell::UnsafeCell;
@@ -29,8 +29,12 @@ const LARGE_PAGE: u64 = 0x20_0000;
 /// are there.
 const FIRST_PAGE: u64 = (LAUNCH_VA >> 12) & 0x1ff;
 const FIRST_FREE_PAGE: u64 = FIRST_PAGE + 16;
-/// The last entries of the page that is all three lower tables are those of a page-directory-pointer table.
-const LAST_FREE_PAGE: u64 = 509;
+/// First entry after those that device registers may take, and of the mapping of physical memory.
+pub(crate) const MEMORY_SLOT: u64 = 128;
+/// GiB of physical memory that are mapped: up to the entries of the block's page-directory-pointer table.
+pub(crate) const MEMORY_GIB: u64 = 380;
+/// Where physical memory is mapped: by the table of tables as page-directory-pointer table.
+const MEMORY_VA: u64 = 0xffff_ff80_0000_0000 + (MEMORY_SLOT << 30);
 const PRESENT: u64 = 1;
 const WRITABLE: u64 = 1 << 1;
 const UNCACHED: u64 = 1 << 4 | 1 << 3;
@@ -103,14 +107,16 @@ impl Block {
         Some(registers(pages))
     }
 
-    /// Copies from firmware's memory.
-    pub fn read_firmware(&self, from: Firmware, into: &mut [u8]) {
+    /// Copies from firmware's memory; whether it is mapped.
+    pub fn read_firmware(&self, from: Firmware, into: &mut [u8]) -> bool {
         let Extent { base, length } = from.extent();
         let count = into.len().min(to_usize(length));
-        let source = with_exposed_provenance::<u8>(to_usize(base));
-        // SAFETY: RAM or the BIOS area by proof, mapped one to one; `into` lies in the block's stack, which the
+        let Some(source) = memory(base, length) else { return false };
+        let source = with_exposed_provenance::<u8>(source);
+        // SAFETY: RAM or the BIOS area by proof, mapped; `into` lies in the block's stack, which the
         // proof's RAM may include only if firmware points there, and a copy may overlap.
         unsafe { core::ptr::copy(source, into.as_mut_ptr(), count) };
+        true
     }
 }
 
@@ -204,7 +210,7 @@ const fn page_va(index: u64) -> u64 {
 /// Maps whole pages of device registers at entry `first` of the page table.
 fn map_at(device: Extent, first: u64) -> Option<Mmio> {
     let count = device.length / PAGE;
-    if first < FIRST_FREE_PAGE || first.checked_add(count)? > LAST_FREE_PAGE {
+    if first < FIRST_FREE_PAGE || first.checked_add(count)? > MEMORY_SLOT {
         return None;
     }
     let table = (&raw const __window).expose_provenance();
@@ -238,22 +244,29 @@ impl Staged {
         self.claims.manifest().length
     }
 
-    /// Copies the core.
-    pub fn copy_core(&self, into: &mut [u8]) {
-        copy(self.claims.core(), into);
+    /// Copies the core; whether it is mapped.
+    pub fn copy_core(&self, into: &mut [u8]) -> bool {
+        copy(self.claims.core(), into)
     }
 
-    /// Copies the manifest.
-    pub fn copy_manifest(&self, into: &mut [u8]) {
-        copy(self.claims.manifest(), into);
+    /// Copies the manifest; whether it is mapped.
+    pub fn copy_manifest(&self, into: &mut [u8]) -> bool {
+        copy(self.claims.manifest(), into)
     }
 }
 
-fn copy(from: Extent, into: &mut [u8]) {
-    let source = with_exposed_provenance::<u8>(to_usize(from.base));
+fn copy(from: Extent, into: &mut [u8]) -> bool {
+    let Some(source) = memory(from.base, from.length) else { return false };
     let count = into.len().min(to_usize(from.length));
     // SAFETY: RAM by the check of the hand-off, and disjoint from the region by it; `into` is at least as long.
-    unsafe { into.as_mut_ptr().copy_from_nonoverlapping(source, count) };
+    unsafe { into.as_mut_ptr().copy_from_nonoverlapping(with_exposed_provenance(source), count) };
+    true
+}
+
+/// Where physical memory is mapped; `None` beyond what is.
+fn memory(at: u64, length: u64) -> Option<usize> {
+    let is_mapped = at.checked_add(length)? <= MEMORY_GIB << 30;
+    is_mapped.then(|| to_usize(MEMORY_VA.wrapping_add(at)))
 }
 
 /// The region while devices may write it: words only, each read as it is at that moment.
@@ -296,10 +309,10 @@ impl Region {
 fn word_in(extent: Extent, at: u64) -> Option<usize> {
     let offset = at.checked_sub(extent.base)?;
     let is_inside = offset.is_multiple_of(8) && offset < extent.length;
-    is_inside.then(|| to_usize(at))
+    if is_inside { memory(at, 8) } else { None }
 }
 
-/// The region when nobody but us writes it: given away piece by piece, from both ends.
+/// The region when nobody but us writes it: given away piece by piece, from its start.
 #[derive(Debug)]
 pub struct ShieldedRegion {
     extent: Extent,
@@ -324,64 +337,78 @@ impl ShieldedRegion {
     /// all before them were.
     #[inline(never)]
     pub fn take(&mut self, length: u64) -> Option<&'static mut [u8]> {
-        let end = self.next.checked_add(length)?;
-        if end > self.end || end > self.extent.base.saturating_add(self.extent.length) {
-            return None;
-        }
-        let at = with_exposed_provenance_mut::<u8>(to_usize(self.next));
+        let start = self.next;
+        let end = start.checked_add(length).filter(|end| *end <= self.end)?;
+        let at = memory(start, length)?;
         self.next = end;
         // SAFETY: RAM of the region, which devices cannot write any more; each byte is given away once.
-        Some(unsafe { core::slice::from_raw_parts_mut(at, to_usize(length)) })
+        Some(unsafe { core::slice::from_raw_parts_mut(with_exposed_provenance_mut(at), to_usize(length)) })
     }
 
     /// The last `length` bytes, of whole pages; `None` when there are not as many.
     pub fn take_last(&mut self, length: u64) -> Option<&'static mut [u8]> {
         let start = self.end.checked_sub(length).filter(|start| *start >= self.next)?;
+        let at = memory(start, length)?;
         self.end = start;
-        let at = with_exposed_provenance_mut::<u8>(to_usize(start));
         // SAFETY: as in `take`.
-        Some(unsafe { core::slice::from_raw_parts_mut(at, to_usize(length)) })
+        Some(unsafe { core::slice::from_raw_parts_mut(with_exposed_provenance_mut(at), to_usize(length)) })
     }
 
-    /// Maps the region at `CORE_VA` by page tables in `tables`, three pages of it, and jumps to byte `entry` of the
-    /// region with the physical address of `handoff`.
-    pub fn enter_core<H>(self, entry: u32, handoff: &'static H, tables: &'static mut [u8]) -> ! {
-        let Extent { base, length } = self.extent;
+    /// Makes page tables at the end of the region, which map the first 512 GiB one to one, the block as it is mapped
+    /// now, and the region at `CORE_VA`.
+    ///
+    /// `None` when there is no room.
+    pub fn map_for_core(&mut self) -> Option<Root> {
+        let tables = self.take_last(4 * PAGE)?;
         let root = extent_of(tables).base;
         tables.fill(0);
-        let mut set = |page: u64, slot: u64, value: u64| {
-            let at = to_usize(page.wrapping_mul(PAGE).wrapping_add(slot.wrapping_mul(8)));
-            if let Some(entry) = tables.get_mut(at..at.wrapping_add(8)) {
-                entry.copy_from_slice(&value.to_le_bytes());
+        let (entries, _) = tables.as_chunks_mut::<8>();
+        let mut set = |table: u64, slot: u64, value: u64| {
+            if let Some(entry) = entries.get_mut(to_usize(table.wrapping_mul(512).wrapping_add(slot))) {
+                *entry = (value | WRITABLE | PRESENT).to_le_bytes();
             }
         };
-        let link = |at: u64| at | WRITABLE | PRESENT;
-        for (slot, page) in (0..512).zip((base..base.wrapping_add(length)).step_by(to_usize(LARGE_PAGE))) {
-            set(2, slot, link(page | LARGE));
+        let page = |table: u64| root.wrapping_add(table.wrapping_mul(PAGE));
+        for slot in 0..512 {
+            set(1, slot, slot << 30 | LARGE | NO_EXECUTE);
+            let offset = slot.wrapping_mul(LARGE_PAGE);
+            if offset < self.extent.length {
+                set(3, slot, self.extent.base.wrapping_add(offset) | LARGE);
+            }
         }
-        set(1, (CORE_VA >> 30) & 0x1ff, link(root.wrapping_add(2 * PAGE)));
-        const POINTER: u64 = (LAUNCH_VA >> 30) & 0x1ff;
-        set(1, POINTER, window_entry(POINTER));
-        set(0, 511, link(root.wrapping_add(PAGE)));
-        set(0, 0, window_entry(0));
-        let handoff = to_u64(core::ptr::from_ref(handoff).addr());
-        // SAFETY: the tables map low memory and the block by the tables in force, and the region at CORE_VA; the last
-        // stage alone gets here, with the measured core's entry.
-        unsafe { entry_launch::jump(root, CORE_VA.wrapping_add(u64::from(entry)), handoff) }
+        set(0, 0, page(1));
+        set(0, 511, page(2));
+        set(2, (LAUNCH_VA >> 30) & 0x1ff, window());
+        set(2, (CORE_VA >> 30) & 0x1ff, page(3));
+        Some(Root(root))
+    }
+
+    /// Jumps to byte `entry` of the region with the physical address of `handoff`, which lies in it.
+    pub fn enter_core<H>(self, root: Root, entry: u32, handoff: &'static H) -> ! {
+        let handoff = to_u64(core::ptr::from_ref(handoff).addr()).wrapping_sub(MEMORY_VA);
+        // SAFETY: `root` maps the region at CORE_VA and the rest as promised; the last stage alone gets here, with the
+        // measured core's entry.
+        unsafe { entry_launch::jump(root.0, CORE_VA.wrapping_add(u64::from(entry)), handoff) }
     }
 }
 
-/// An entry of the block's own table of tables.
-fn window_entry(slot: u64) -> u64 {
-    let at = (&raw const __window).expose_provenance().wrapping_add(to_usize(slot.wrapping_mul(8)));
+/// Page tables for the core.
+#[derive(Debug)]
+pub struct Root(u64);
+
+/// The block's own table of tables, physically: its entry for itself says so.
+fn window() -> u64 {
+    const ITSELF: u64 = 511;
+    const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+    let at = (&raw const __window).expose_provenance().wrapping_add(to_usize(ITSELF.wrapping_mul(8)));
     // SAFETY: a word of our own page tables.
-    unsafe { with_exposed_provenance::<u64>(at).read_volatile() }
+    unsafe { with_exposed_provenance::<u64>(at).read_volatile() & ADDRESS }
 }
 
-/// Where bytes of the region are physically: it is used by the one-to-one mapping.
+/// Where bytes of the region are physically.
 #[must_use]
 pub fn extent_of(bytes: &[u8]) -> Extent {
-    Extent { base: to_u64(bytes.as_ptr().addr()), length: to_u64(bytes.len()) }
+    Extent { base: to_u64(bytes.as_ptr().addr()).wrapping_sub(MEMORY_VA), length: to_u64(bytes.len()) }
 }
 
 /// Addresses are 64 bits wide on every machine Dolmen runs on.

@@ -108,19 +108,23 @@ pub fn startup_clear(buf: &mut [u8]) -> Result<&[u8], EncodeError> {
 ///
 /// # Errors
 /// As [`startup_clear`].
-pub fn pcr_extend<'b>(
+pub fn pcr_extend<'b, 'd>(
     buf: &'b mut [u8],
     pcr: PcrIndex,
-    digests: &[Digest<'_>],
+    digests: impl Iterator<Item = Digest<'d>>,
 ) -> Result<&'b [u8], EncodeError> {
     let mut w = begin_tagged(buf, tag::SESSIONS, cc::PCR_EXTEND)?;
     w.u32(u32::from(pcr.number()))?;
     password_session(&mut w)?;
-    w.u32(u32::try_from(digests.len()).map_err(|_| EncodeError::TooLong)?)?;
+    let count_at = w.len();
+    w.u32(0)?; // the number of digests, known when they are written
+    let mut count = 0u32;
     for digest in digests {
         w.u16(digest.algorithm())?;
         w.bytes(digest.bytes())?;
+        count = count.saturating_add(1);
     }
+    w.overwrite(count_at, &count.to_be_bytes())?;
     end(w)
 }
 

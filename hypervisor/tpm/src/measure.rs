@@ -40,6 +40,18 @@ pub fn check_covered(banks: &Banks, pcr: PcrIndex, digests: &[Digest<'_>]) -> Re
 /// # Errors
 /// As [`read_banks`].
 pub fn extend_all(tpm: &mut impl Transport, pcr: PcrIndex, digests: &[Digest<'_>]) -> Result<(), TpmError> {
+    extend_each(tpm, pcr, digests.iter().copied())
+}
+
+/// As [`extend_all`], with the digests as they come.
+///
+/// # Errors
+/// As [`read_banks`].
+pub fn extend_each<'d>(
+    tpm: &mut impl Transport,
+    pcr: PcrIndex,
+    digests: impl Iterator<Item = Digest<'d>>,
+) -> Result<(), TpmError> {
     let (mut command, mut response) = ([0; BUFFER], [0; 64]);
     let size = tpm.transmit(pcr_extend(&mut command, pcr, digests)?, &mut response)?;
     Response::password_only(received(&response, size)?)
