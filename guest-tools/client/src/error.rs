@@ -24,8 +24,8 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
         match self {
             Self::Transport(error) => error.fmt(f),
             Self::Refused(status) => match status.meaning() {
-                Some(meaning) => write!(f, "refused by the hypervisor: {status}: {meaning}"),
-                None => write!(f, "refused by the hypervisor: {status}, unknown to this program"),
+                Some(meaning) => write!(f, "refused by the hypervisor ({status}): {meaning}"),
+                None => write!(f, "refused by the hypervisor ({status}, unknown to this program)"),
             },
             Self::Tpm(0) => f.write_str("the TPM did not answer"),
             Self::Tpm(code) => write!(f, "the TPM refused with response code {code:#x}"),
