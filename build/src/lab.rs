@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::artifact::Artifacts;
 use crate::image::{self, Parts};
@@ -125,10 +125,24 @@ impl Release {
     /// What was built, with the manifest of this path.
     pub(crate) fn load(artifacts: &Artifacts, manifest: &Path) -> Result<Self> {
         let manifest = Manifest::load(manifest)?;
-        let parts = Parts::collect(artifacts, &manifest)?;
+        let parts = Parts::collect(artifacts, &manifest, artifacts.file("manifest.bin"))?;
         let reference = measure::reference(&parts, &manifest)?;
         Ok(Self { manifest, parts, reference })
     }
+}
+
+/// Said by the core once PCR 17 and 18 have their final values.
+pub(crate) const MEASURED: &str = "measure: keys derived";
+
+/// Waits until everything is measured, and returns the line that says so; a stop is an error.
+pub(crate) fn measured(machine: &mut Machine) -> Result<String> {
+    let line = machine.log.find("the end of measuring", LAUNCH, |line| {
+        (line.contains("stop: ") || line.contains(MEASURED)).then(|| line.to_owned())
+    })?;
+    if line.contains("stop: ") {
+        bail!("the launch stopped: {line}");
+    }
+    Ok(line)
 }
 
 /// Waits for the guest's shell.

@@ -65,7 +65,8 @@ impl Reference {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let artifacts = artifact::build(&setup::ensure()?)?;
     let manifest = Manifest::load(&options.manifest)?;
-    let reference = reference(&Parts::collect(&artifacts, &manifest)?, &manifest)?;
+    let reference =
+        reference(&Parts::collect(&artifacts, &manifest, artifacts.file("manifest.bin"))?, &manifest)?;
     if options.json {
         println!("{}", serde_json::to_string_pretty(&reference)?);
     } else {

@@ -34,7 +34,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let artifacts = artifact::build(&tools)?;
     let manifest = Manifest::load(&options.manifest)?;
     let profile = Profile::load(&options.machine)?;
-    let parts = Parts::collect(&artifacts, &manifest)?;
+    let parts = Parts::collect(&artifacts, &manifest, artifacts.file("manifest.bin"))?;
     let folder = place::output().join("machines").join(&options.machine);
     if options.fresh && folder.exists() {
         std::fs::remove_dir_all(&folder).context("cannot remove the machine's folder")?;

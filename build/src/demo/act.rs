@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 use super::narrator::Narrator;
-use crate::e2e::launch::{self, MEASURED};
+use crate::e2e::launch;
 use crate::guest::Opened;
-use crate::lab::{self, LAUNCH, Lab, Release};
+use crate::lab::{self, Lab, Release};
 use crate::machine::Machine;
 use crate::machine::shell::Shell;
 use crate::proof::{Proof, RelyingParty, Verdict};
@@ -54,7 +54,7 @@ impl<'a> Story<'a> {
     fn start(&self, cycle: &str, release: &Release) -> Result<(Machine, Shell)> {
         let mut machine = self.lab.boot(cycle, &release.parts)?;
         Narrator::follow(&machine.log);
-        machine.log.wait_for(MEASURED, LAUNCH)?;
+        lab::measured(&mut machine)?;
         let shell = lab::shell(&mut machine)?;
         Ok((machine, shell))
     }

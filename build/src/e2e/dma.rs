@@ -8,16 +8,17 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::launch::{self, MEASURED};
+use super::launch;
 use super::{Case, Scene};
-use crate::lab::{self, LAUNCH, STANDS_STILL};
+use crate::lab::{self, LAUNCH, MEASURED, STANDS_STILL};
 
 /// Longest wait for the guest's tests with the device at work.
 const GUEST: Duration = Duration::from_secs(120);
 
 /// The tests of this file.
 pub(super) const CASES: &[Case] = &[
-    Case { name: "a_device_that_writes_into_the_launch_image_from_skinit_on_is_refused", run: launch_image },
+    Case { name: "a_device_that_writes_into_the_launch_image_is_refused_from_skinit_on", run: launch_image },
+    Case { name: "what_a_device_wrote_into_the_launch_image_before_skinit_is_measured", run: before },
     Case { name: "a_device_that_writes_into_region_and_guest_memory_changes_nothing", run: region },
     Case {
         name: "a_device_that_rewrites_iommu_tables_at_every_step_of_the_shield_changes_nothing",
@@ -39,7 +40,7 @@ impl Places {
         let lab = scene.lab("bios")?;
         let quiet = device("never", "", "0xffff0000/0x40", &scene.folder.join("quiet.txt"));
         let mut machine = lab.boot_with("peaceful", &scene.micro.parts, None, &quiet)?;
-        machine.log.wait_for(MEASURED, LAUNCH)?;
+        lab::measured(&mut machine)?;
         let lines = machine.log.lines();
         let find = |name: &str| {
             lines.iter().find_map(|line| {
@@ -81,9 +82,33 @@ fn device(start: &str, each: &str, targets: &str, report: &Path) -> Vec<String> 
     more
 }
 
-fn launch_image(scene: &Scene<'_>) -> Result<()> {
+/// Targets all over the part of the secure loader block that is measured or holds the hand-off's code.
+fn block() -> String {
     let targets: Vec<String> = (0..0x8000_u32).step_by(0x400).map(|at| format!("slb:{at:#x}/0x40")).collect();
-    attack(scene, "skinit", "", &targets.join(";"))
+    targets.join(";")
+}
+
+fn launch_image(scene: &Scene<'_>) -> Result<()> {
+    attack(scene, "protected", "", &block())
+}
+
+/// One burst at the instruction itself, before its protection is up: the changed image runs, or crashes, but
+/// PCR 17 is not that of ours.
+fn before(scene: &Scene<'_>) -> Result<()> {
+    let lab = scene.lab("bios")?;
+    let mut more = device("skinit", "", &block(), &scene.folder.join("report.txt"));
+    if let Some(last) = more.last_mut() {
+        last.push_str(",limit=1");
+    }
+    let mut machine = lab.boot_with("before", &scene.micro.parts, None, &more)?;
+    machine.log.wait_for("loader: skinit", LAUNCH)?;
+    drop(machine.log.wait_for("stop: ", Duration::from_secs(5)));
+    let (_power, tpm) = lab::autopsy(machine)?;
+    let held = tpm.pcr("sha256", 17)?;
+    if held == scene.micro.reference.bank("sha256")?.pcr17 || held.chars().all(|digit| digit == 'f') {
+        bail!("PCR 17 is {held}: nobody noticed, or nothing was launched");
+    }
+    Ok(())
 }
 
 fn region(scene: &Scene<'_>) -> Result<()> {
@@ -128,6 +153,8 @@ fn attack(scene: &Scene<'_>, start: &str, each: &str, targets: &str) -> Result<(
                 bail!("{register} is not as predicted");
             }
         }
+        // The device completes its report when the emulator ends.
+        machine.switch_off()?;
     }
     judge(&report, stopped)
 }

@@ -6,15 +6,13 @@ use anyhow::{Context, Result, bail};
 
 use super::{Case, Scene};
 use crate::image::Parts;
-use crate::lab::{self, LAUNCH};
+use crate::lab::{self, LAUNCH, MEASURED};
 use crate::machine::Machine;
 use crate::machine::relay::ToolTpm;
 use crate::measure::Reference;
 
 /// Longest wait for a refusal.
 const REFUSAL: Duration = Duration::from_secs(60);
-/// Said by the core once PCR 17 and 18 have their final values.
-pub(crate) const MEASURED: &str = "measure: keys derived";
 
 /// The tests of this file.
 pub(super) const CASES: &[Case] = &[
@@ -49,7 +47,7 @@ pub(crate) fn check(tpm: &ToolTpm, want: &Reference, banks: &[&str]) -> Result<(
 
 /// Waits until everything is measured, cuts the power, checks the TPM.
 fn measured_as(mut machine: Machine, want: &Reference, banks: &[&str]) -> Result<()> {
-    machine.log.wait_for(MEASURED, LAUNCH)?;
+    lab::measured(&mut machine)?;
     let (_power, tpm) = lab::autopsy(machine)?;
     check(&tpm, want, banks)
 }

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use super::launch::{self, MEASURED};
+use super::launch;
 use super::{Case, Scene};
-use crate::lab::{self, LAUNCH};
+use crate::lab;
 use crate::machine::relay::ToolTpm;
 use crate::place;
 
@@ -114,7 +114,7 @@ fn name_of(public: &[u8]) -> Result<String> {
 
 fn localities(scene: &Scene<'_>) -> Result<()> {
     let mut machine = scene.lab("bios")?.boot("one", &scene.micro.parts)?;
-    let line = machine.log.wait_for(MEASURED, LAUNCH)?;
+    let line = lab::measured(&mut machine)?;
     let (_power, tpm) = lab::autopsy(machine)?;
     launch::check(&tpm, &scene.micro.reference, &["sha256"])?;
     let key = Key::make(&tpm, &scene.folder)?;
@@ -133,7 +133,7 @@ fn localities(scene: &Scene<'_>) -> Result<()> {
 fn evil_relaunch(scene: &Scene<'_>) -> Result<()> {
     let lab = scene.lab("bios")?;
     let mut machine = lab.boot("good", &scene.micro.parts)?;
-    machine.log.wait_for(MEASURED, LAUNCH)?;
+    lab::measured(&mut machine)?;
     let (power, tpm) = lab::autopsy(machine)?;
     let good = Key::make(&tpm, &scene.folder)?.public()?;
     drop(tpm);
@@ -141,7 +141,7 @@ fn evil_relaunch(scene: &Scene<'_>) -> Result<()> {
 
     let parts = launch::flip_core(&scene.micro.parts, &scene.folder)?;
     let mut machine = lab.boot("evil", &parts)?;
-    machine.log.wait_for(MEASURED, LAUNCH)?;
+    lab::measured(&mut machine)?;
     let (_power, tpm) = lab::autopsy(machine)?;
     // The policy file is still that of the good launch: the same key can be made, but not used.
     let key = Key { tpm: &tpm, folder: &scene.folder };

@@ -103,9 +103,7 @@ pub(crate) fn small_guest(
     );
     place::write(&path, text.as_bytes())?;
     let manifest = Manifest::load(&path)?;
-    let mut parts = Parts::collect(&bench.artifacts, &manifest)?;
-    parts.manifest = folder.join("manifest.bin");
-    place::write(&parts.manifest, &manifest.bytes)?;
+    let parts = Parts::collect(&bench.artifacts, &manifest, folder.join("manifest.bin"))?;
     let reference = measure::reference(&parts, &manifest)?;
     Ok(Release { manifest, parts, reference })
 }

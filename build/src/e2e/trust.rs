@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::launch::{self, MEASURED};
+use super::launch;
 use super::{Case, Scene};
 use crate::guest::{self, Opened};
 use crate::lab::{self, LAUNCH, Lab, Release};
@@ -42,7 +42,7 @@ fn story(scene: &Scene<'_>) -> Result<()> {
 /// Boots to the guest's shell.
 pub(super) fn shell(lab: &Lab<'_>, cycle: &str, release: &Release) -> Result<(Machine, Shell)> {
     let mut machine = lab.boot(cycle, &release.parts)?;
-    machine.log.wait_for(MEASURED, LAUNCH)?;
+    lab::measured(&mut machine)?;
     let shell = lab::shell(&mut machine)?;
     Ok((machine, shell))
 }
@@ -161,13 +161,13 @@ pub(super) fn variant(scene: &Scene<'_>, name: &str, manifest: &str) -> Result<R
 fn reboot(scene: &Scene<'_>) -> Result<()> {
     let lab = scene.lab("bios")?;
     let mut machine = lab.boot_with("one", &scene.release.parts, None, &[])?;
-    machine.log.wait_for(MEASURED, LAUNCH)?;
+    lab::measured(&mut machine)?;
     let mut before = lab::shell(&mut machine)?;
     let blob = guest::seal(&mut before, LABEL, SECRET)?;
     let console = before.leave("reboot -f")?;
     machine.log.wait_for("stop: the guest resets the machine", END)?;
     machine.log.wait_for("PCR 17 and 18 capped", END)?;
-    machine.log.wait_for(MEASURED, LAUNCH)?;
+    lab::measured(&mut machine)?;
     let mut after = Shell::wait(console, lab::GUEST)?;
     match guest::unseal(&mut after, LABEL, &blob)? {
         Opened::Secret(secret) if secret == SECRET => Ok(()),

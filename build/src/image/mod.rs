@@ -35,9 +35,8 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    /// Parts of a normal start: what was built, and the manifest, whose bytes are written beside it.
-    pub(crate) fn collect(artifacts: &Artifacts, manifest: &Manifest) -> Result<Self> {
-        let compiled = artifacts.file("manifest.bin");
+    /// Parts of a normal start: what was built, and the manifest, whose bytes are written to `compiled`.
+    pub(crate) fn collect(artifacts: &Artifacts, manifest: &Manifest, compiled: PathBuf) -> Result<Self> {
         place::write(&compiled, &manifest.bytes)?;
         Ok(Self {
             loader: artifacts.loader_uefi(),

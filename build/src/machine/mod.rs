@@ -140,6 +140,15 @@ impl Machine {
         self.tpm.take().map(drop).context("this machine has no TPM")
     }
 
+    /// Ends the emulator in good order, so that its devices can write their reports.
+    pub(crate) fn switch_off(mut self) -> Result<()> {
+        let id = i32::try_from(self.qemu.id()).ok().and_then(rustix::process::Pid::from_raw);
+        let id = id.context("the emulator has no process number")?;
+        rustix::process::kill_process(id, rustix::process::Signal::TERM)
+            .context("cannot end the emulator")?;
+        self.wait_off(OPENING).map(drop)
+    }
+
     /// Cuts the machine's power at once; the TPM keeps its own, so that its registers can be read.
     pub(crate) fn cut_power(mut self) -> Result<Swtpm> {
         child::end(&mut self.qemu);
