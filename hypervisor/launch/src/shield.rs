@@ -71,7 +71,6 @@ fn refuse_all(
             let mut io = UnitAccess::new(&mut unit.registers, region, probe);
             if index == 0 {
                 amdvi::build_deny_table(&mut io, tables.devices, DEVICE_TABLE_BYTES);
-                amdvi::verify_deny_table(&mut io, tables.devices, DEVICE_TABLE_BYTES)?;
             }
             if is_armed {
                 amdvi::enforce(&mut io, &unit.unit, &tables)?;

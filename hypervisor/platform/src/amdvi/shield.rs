@@ -2,13 +2,13 @@
 //!
 //! The order is what makes it hold against a device that writes to memory all the while:
 //!
-//! 1. [`build_deny_table`], read again and compared. Then [`arm`], for every unit: stopped, exclusion range off,
-//!    enabled; a probe tells whether SL_DEV denies the unit's own fetches from the secure loader block. If so,
+//! 1. [`build_deny_table`]; any device may still change it. Then [`arm`], for every unit: stopped, exclusion range
+//!    off, enabled; a probe tells whether SL_DEV denies the unit's own fetches from the secure loader block. If so,
 //!    its device table is then the block itself: no entry of it can be fetched, so no request passes. If not,
 //!    it is the deny table, and what a device wrote into it before this moment is a race that the launch
 //!    facts show. Caches dropped; completion seen.
-//! 2. [`build_deny_table`] once more: no device can reach it now. Read again and compared.
-//! 3. [`enforce`], for every unit: switched to that table, caches dropped, completion seen with a fresh random
+//! 2. [`build_deny_table`] once more: no device can reach it now.
+//! 3. [`enforce`], for every unit: the table compared, switched to it, caches dropped, completion seen with a fresh random
 //!    value, table compared again, completion seen again, and no event but refusals logged in between.
 //!
 //! The value that COMPLETION_WAIT stores is random, so memory that merely holds it from before proves nothing.
@@ -119,8 +119,7 @@ fn deny_words(base: u64, bytes: u64) -> impl Iterator<Item = (u64, u64)> {
     addresses.zip(DENY_ENTRY.into_iter().cycle())
 }
 
-/// Enables the unit so that it refuses every request; the deny table has been built and compared. Gives whether
-/// SL_DEV denies the unit's own fetches: if not, a race remains.
+/// Enables the unit so that it refuses every request; the deny table has been built. Gives whether SL_DEV denies the unit's own fetches: if not, a race remains.
 ///
 /// # Errors
 /// [`ShieldError`]; the unit refuses nothing for certain then.
@@ -139,11 +138,12 @@ pub fn arm(io: &mut impl UnitIo, unit: &Unit, tables: &Tables) -> Result<bool, S
     Ok(is_denied)
 }
 
-/// Switches an armed unit to the full table, which has been built and compared, and makes it say that it uses it.
+/// Switches an armed unit to the full table, which has been built since, and makes it say that it uses it.
 ///
 /// # Errors
 /// [`ShieldError`]; the machine must stop then.
 pub fn enforce(io: &mut impl UnitIo, unit: &Unit, tables: &Tables) -> Result<(), ShieldError> {
+    verify_deny_table(io, tables.devices, DEVICE_TABLE_BYTES)?;
     set(io, Register::DeviceTable, tables.devices | ALL_PAGES)?;
     invalidate(io, unit, tables)?;
     restart_events(io, unit, tables.events)?;

@@ -18,7 +18,6 @@ fn close(io: &mut FakeUnit, unit: &Unit) -> Result<bool, ShieldError> {
     build_deny_table(io, tables().devices, DEVICE_TABLE_BYTES);
     let is_denied = arm(io, unit, &tables())?;
     build_deny_table(io, tables().devices, DEVICE_TABLE_BYTES);
-    verify_deny_table(io, tables().devices, DEVICE_TABLE_BYTES)?;
     enforce(io, unit, &tables())?;
     Ok(is_denied)
 }
