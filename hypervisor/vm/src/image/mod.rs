@@ -101,7 +101,7 @@ pub enum ImageError {
     No64BitEntry,
     /// An ELF file of the wrong class, machine or header sizes.
     WrongElf,
-    /// More segments than [`elf::MAX_SEGMENTS`].
+    /// More segments than are taken.
     TooManySegments(u16),
     /// No segment to load.
     NothingToLoad,

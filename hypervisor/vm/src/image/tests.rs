@@ -326,7 +326,7 @@ fn is_sound(plan: &Plan, image: &[u8], files: &[File]) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 20 } else { 2000 }))]
     /// Any few bytes of a good image changed: an error, or a plan that is sound.
     #[test]
     fn no_change_of_an_image_makes_an_unsound_plan(
