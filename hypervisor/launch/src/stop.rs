@@ -22,10 +22,10 @@ static IS_STOPPING: AtomicBool = AtomicBool::new(false);
 /// Ends the launch.
 pub(crate) fn stop(reason: &Reason) -> ! {
     reason.print();
-    leave()
+    launch::on_first_stack(leave)
 }
 
-fn leave() -> ! {
+extern "C" fn leave() -> ! {
     if !IS_STOPPING.swap(true, Ordering::AcqRel) {
         match cap_pcrs() {
             Some(()) => Line::new("stop: PCR 17 and 18 are capped"),
@@ -63,7 +63,7 @@ fn launch_fault(frame: [u64; 3]) -> ! {
         .hex(cpu::read_cr2())
         .text("; please report it")
         .end();
-    leave()
+    launch::on_first_stack(leave)
 }
 
 #[panic_handler]

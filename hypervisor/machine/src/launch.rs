@@ -16,7 +16,7 @@ use dolmen_drtm::map::{Device, Firmware};
 use dolmen_tpm::tis::TIS_BASE;
 
 use crate::entry_launch;
-pub use crate::entry_launch::on_stack;
+pub use crate::entry_launch::{on_first_stack, on_stack};
 use crate::mmio::Mmio;
 use crate::tpm_mmio::{TIS_BYTES, TisRegisters};
 
