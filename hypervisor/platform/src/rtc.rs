@@ -65,15 +65,26 @@ fn days_since_1970(year: u64, month: u64, day: u64) -> Option<u64> {
     let leap_days = (year / 4).checked_sub(year / 100)?.checked_add(year / 400)?;
     let month_days = month.checked_mul(153)?.checked_add(2)? / 5;
     // 719,469 days lie between the first of March of year 0, counted from 1, and 1970-01-01.
-    year.checked_mul(365)?.checked_add(leap_days)?.checked_add(month_days)?.checked_add(day)?.checked_sub(719_469)
+    year.checked_mul(365)?
+        .checked_add(leap_days)?
+        .checked_add(month_days)?
+        .checked_add(day)?
+        .checked_sub(719_469)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const BCD_24: RtcRegisters =
-        RtcRegisters { second: 0x59, minute: 0x07, hour: 0x23, day: 0x29, month: 0x02, year: 0x24, status_b: 2 };
+    const BCD_24: RtcRegisters = RtcRegisters {
+        second: 0x59,
+        minute: 0x07,
+        hour: 0x23,
+        day: 0x29,
+        month: 0x02,
+        year: 0x24,
+        status_b: 2,
+    };
 
     #[test]
     fn known_moments_have_their_unix_time() {
