@@ -84,6 +84,21 @@ impl<'a> CheckedHandoff<'a> {
     pub const fn slb(&self) -> Extent {
         self.slb
     }
+    /// The core's file, as staged.
+    #[must_use]
+    pub const fn core(&self) -> Extent {
+        self.handoff.core
+    }
+    /// The manifest, as staged.
+    #[must_use]
+    pub const fn manifest(&self) -> Extent {
+        self.handoff.manifest
+    }
+    /// The region.
+    #[must_use]
+    pub const fn region(&self) -> Extent {
+        self.handoff.region
+    }
     /// RAM for guests.
     #[must_use]
     pub const fn guest_pool(&self) -> Extent {
@@ -107,7 +122,7 @@ impl<'a> CheckedHandoff<'a> {
     /// Takes what the launch image works on; the rest stays readable.
     #[must_use]
     pub const fn claim(self) -> (Claims, Passed<'a>) {
-        let Handoff { core, manifest, region, .. } = *self.handoff;
+        let (core, manifest, region) = (self.core(), self.manifest(), self.region());
         (Claims { core, manifest, region }, Passed(self))
     }
 }
@@ -260,14 +275,6 @@ fn check_one(part: Part, extent: Extent, map: &Map) -> Result<(), CheckError> {
         return Err(CheckError::AboveFourGib(part));
     }
     map.ram(extent).map(|_| ()).map_err(|error| CheckError::NotRam(part, error))
-}
-
-/// Reads `bytes` as a hand-off, whatever they say, and checks it: for fuzzing.
-#[must_use]
-pub fn check_bytes(bytes: &[u8], map: &Map, slb: u64, devices: &[Extent]) -> Option<bool> {
-    use zerocopy::FromBytes;
-    let (handoff, _) = Handoff::read_from_prefix(bytes).ok()?;
-    Some(check(&handoff, map, slb, devices).is_ok())
 }
 
 #[cfg(test)]
