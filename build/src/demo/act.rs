@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
-use super::narrator::Narrator;
+use super::narrator::{Detail, Narrator};
 use crate::e2e::launch;
 use crate::guest::Opened;
 use crate::lab::{self, Lab, Release};
@@ -51,16 +51,19 @@ impl<'a> Story<'a> {
         self.third(&kept)
     }
 
-    fn start(&self, cycle: &str, release: &Release) -> Result<(Machine, Shell)> {
+    fn start(&self, cycle: &str, release: &Release, detail: Detail) -> Result<(Machine, Shell)> {
         let mut machine = self.lab.boot(cycle, &release.parts)?;
-        Narrator::follow(&machine.log);
+        Narrator::follow(&machine.log, detail);
         lab::measured(&mut machine)?;
+        machine.log.wait_for("serve: guest runs", lab::LAUNCH)?;
+        let progress = ui::Progress::start("Debian's kernel boots as the guest");
         let shell = lab::shell(&mut machine)?;
+        progress.done();
         Ok((machine, shell))
     }
 
     fn first(&self) -> Result<Kept> {
-        let (machine, mut shell) = self.start("1-first", self.release)?;
+        let (machine, mut shell) = self.start("1-first", self.release, Detail::Full)?;
         let kernel = shell.expect("uname -sr")?;
         ui::good(&format!("the guest's shell answers: {kernel}"));
         let blob = guest::seal(&mut shell, LABEL, SECRET)?;
@@ -120,7 +123,7 @@ impl<'a> Story<'a> {
     }
 
     fn second(&self, kept: &Kept) -> Result<()> {
-        let (machine, mut shell) = self.start("2-again", self.release)?;
+        let (machine, mut shell) = self.start("2-again", self.release, Detail::Brief)?;
         match guest::unseal(&mut shell, LABEL, &kept.blob)? {
             Opened::Secret(secret) if secret == SECRET => {
                 ui::good("same measurement, same key: the secret opens")
@@ -140,7 +143,7 @@ impl<'a> Story<'a> {
         changed.parts = launch::flip_core(&self.release.parts, self.lab.folder())?;
         changed.reference = measure::reference(&changed.parts, &changed.manifest)?;
         let (good, evil) = (self.release.reference.bank("sha256")?, changed.reference.bank("sha256")?);
-        let (machine, mut shell) = self.start("3-changed", &changed)?;
+        let (machine, mut shell) = self.start("3-changed", &changed, Detail::Brief)?;
         match guest::unseal(&mut shell, LABEL, &kept.blob)? {
             Opened::Shut(why) => {
                 ui::good(&format!("the secret stays shut: {why}"));

@@ -1,6 +1,6 @@
 //! Turns the hypervisor's log into a story: a caption where a stage begins, its facts below.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use crate::machine::stream::Stream;
 use crate::ui;
@@ -18,25 +18,39 @@ const STAGES: [(&str, &str); 7] = [
 /// Longest line shown; hash values are longer than a terminal is wide.
 const WIDTH: usize = 108;
 
+/// How much of a power cycle is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Detail {
+    /// Every fact.
+    Full,
+    /// What was measured, for somebody who has heard the rest.
+    Brief,
+}
+
 /// Shows the log lines of one power cycle as they come.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Narrator {
-    stage: Mutex<&'static str>,
+    detail: Detail,
+    /// Stages that were announced.
+    announced: Mutex<Vec<&'static str>>,
 }
 
 impl Narrator {
     /// Follows a log to its end, in the background.
-    pub(crate) fn follow(log: &Stream) {
-        let narrator = Arc::new(Self::default());
+    pub(crate) fn follow(log: &Stream, detail: Detail) {
+        let narrator = Self { detail, announced: Mutex::default() };
         log.follow(move |line| narrator.tell(line));
     }
 
     fn tell(&self, line: &str) {
         let line = plain(line);
         let Some((stage, caption, fact)) = stage_of(&line) else { return };
-        let mut current = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
-        if *current != stage {
-            *current = stage;
+        if self.detail == Detail::Brief && stage != "stop" && !fact.starts_with("pcr") {
+            return;
+        }
+        let mut announced = self.announced.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.detail == Detail::Full && !announced.contains(&stage) {
+            announced.push(stage);
             ui::note(caption);
         }
         let shown: String = fact.chars().take(WIDTH).collect();
