@@ -156,3 +156,22 @@ proptest! {
         }
     }
 }
+
+/// What a launch image wrote in the emulator, with a TPM of four banks; `tpm2_eventlog` replays it to the same
+/// values, and the TPM held them.
+const CAPTURED: &[u8] = include_bytes!("../../../tests/vectors/launch-event-log.bin");
+
+#[test]
+fn a_captured_log_replays_to_what_the_tpm_held() {
+    let log = EventLog::parse(CAPTURED).unwrap();
+    let names: Vec<_> = log.events().map(|event| (event.pcr, event.data)).collect();
+    assert_eq!(names, [(17, b"SKINIT".as_slice()), (17, b"core"), (18, b"manifest")]);
+    for (algorithm, pcr, want) in [
+        (Algorithm::Sha1, 17, "fd15e2f497a5388bb287d55bbfa5ad39bd132e24"),
+        (Algorithm::Sha1, 18, "df90108f887c476d6752e0afe1bfad2fa796c7e4"),
+        (Algorithm::Sha256, 17, "808b1099ea7a167dc9e569c8d9e964b9e1daf16a5bf72bc30df588ca679c07a8"),
+        (Algorithm::Sha256, 18, "6f082e8f66dd0fab98713dc1cb2eddae58d635001c56c4bff321e3effd651ac7"),
+    ] {
+        assert_eq!(hex::encode(log.replay(algorithm, pcr).unwrap().bytes()), want, "{algorithm:?} {pcr}");
+    }
+}
