@@ -35,14 +35,13 @@ const OPERATIONS: &[(&str, &str, &str, &str, &str)] = &[
     ("quote", "quote, TPM included", "-", "-", "-"),
 ];
 
-/// Stages of the launch: a mark in the log that carries a tick count, and what has been done by then.
-const STAGES: &[(&str, &str)] = &[
-    ("launch: block=", "SKINIT done, launch image runs"),
-    ("shield: dma closed", "every device is refused"),
-    ("launch: core at", "core and manifest are measured"),
-    ("launch: core entered", "the core runs"),
-    ("measure: keys derived", "guests measured, keys derived"),
-    ("serve: guest runs", "the guest's first instruction"),
+/// Stages of the launch: a mark in the log, the key of the tick count at its end, and what has been done by then.
+const STAGES: &[(&str, &str, &str)] = &[
+    ("launch: ticks", "began=", "the launch image runs"),
+    ("launch: ticks", "shielded=", "shield: every device is refused"),
+    ("launch: ticks", "measured=", "core and manifest are measured"),
+    ("launch: ticks", "left=", "the core is entered"),
+    ("serve: guest runs", "tsc=", "guest measured, keys derived, guest built"),
 ];
 
 /// Measures and prints.
@@ -119,12 +118,13 @@ fn launch(machine: &Machine) {
     ui::heading("From SKINIT to the guest (SHA-256 bank alone, small guest), instructions");
     let lines = machine.log.lines();
     let mut before: Option<u64> = None;
-    for (mark, meaning) in STAGES {
+    for (mark, key, meaning) in STAGES {
         let line = lines.iter().find(|line| line.contains(mark));
-        let ticks = line.and_then(|line| line.rsplit_once("tsc=")?.1.split(' ').next()?.parse::<u64>().ok());
-        let step = before.zip(ticks).map_or_else(|| "-".to_owned(), |(a, b)| b.saturating_sub(a).to_string());
-        if line.is_some() {
-            ui::note(&format!("{meaning:<34} {step:>12}"));
+        let ticks = line.and_then(|line| {
+            line.split(' ').find_map(|word| word.strip_prefix(key)?.trim().parse::<u64>().ok())
+        });
+        if let (Some(before), Some(ticks)) = (before, ticks) {
+            ui::note(&format!("{meaning:<44} {:>12}", ticks.saturating_sub(before)));
         }
         before = ticks.or(before);
     }

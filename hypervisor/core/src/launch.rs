@@ -22,6 +22,8 @@ pub(crate) fn verify(entered: Entered) -> Result<Launched, Reason> {
     let banks = BankSet::from_list(list).map_err(|_| Reason::Handoff("a bank list without SHA-256"))?;
     log::info!(target: "launch", "core entered region={:#x} free_kib={} banks={}",
         handoff.region.base, handoff.free.length / 1024, list.len());
+    let [began, shielded, measured, left] = handoff.tsc;
+    log::info!(target: "launch", "ticks began={began} shielded={shielded} measured={measured} left={left}");
     Ok(Launched { entered, banks })
 }
 
