@@ -98,6 +98,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes too long in the interpreter")]
     fn every_leaf_of_every_tree_leads_to_the_root() {
         for count in 1..=MAX_WAITING {
             let leaves: Vec<[u8; 32]> = (0..count).map(|i| [i as u8; 32]).collect();

@@ -175,6 +175,7 @@ fn registers_of_a_device_in_ram_that_is_handed_over_are_refused() {
 
 proptest! {
     #[test]
+    #[cfg_attr(miri, ignore = "takes too long in the interpreter")]
     fn whatever_the_loader_writes_the_checked_parts_are_disjoint_ram(
         writes in prop::collection::vec((0usize..0x180, any::<u8>()), 0..12),
         noise in prop::collection::vec(any::<u8>(), size_of::<Handoff>()),

@@ -106,6 +106,7 @@ fn a_digest_that_comes_twice_cannot_hide_another() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes too long in the interpreter")]
 fn no_prefix_of_a_log_but_whole_records_parses() {
     let bytes = log_of(&[0x4, 0xb, 0xc, 0xd], &[(17, b"SKINIT"), (17, b"core"), (18, b"manifest")]);
     let whole: Vec<_> = (0..=bytes.len()).filter(|n| EventLog::parse(&bytes[..*n]).is_ok()).collect();

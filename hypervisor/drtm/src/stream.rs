@@ -75,6 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes too long in the interpreter")]
     fn pieces_hash_to_what_the_whole_hashes_to_in_every_bank() {
         let banks = BankSet::select(Algorithm::ALL.map(|a| (a.id(), 0xff_ffff)).into_iter()).unwrap();
         let whole: Vec<u8> = (0..=255).cycle().take(10_000).collect();

@@ -234,6 +234,7 @@ mod tests {
 
     proptest! {
         #[test]
+        #[cfg_attr(miri, ignore = "takes too long in the interpreter")]
         fn the_ledger_agrees_with_one_owner_per_frame(operations in prop::collection::vec(operation(), 0..60)) {
             let mut ledger = Ledger::<80>::new(hfn(FIRST), COUNT).unwrap();
             let mut model = vec![Owner::Free; COUNT as usize];

@@ -54,6 +54,7 @@ fn leaves_after_mapping<F: EntryFormat>(gpa: u64, hpa: u64, bytes: u64, largest:
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes too long in the interpreter")]
 fn large_pages_are_used_where_both_sides_are_aligned_and_not_elsewhere() {
     for (gpa, hpa, bytes, largest, frames) in [
         (0, MIB2, 4 * MIB2, PageSize::Size2M, 4), // one directory
@@ -148,6 +149,7 @@ const PAGES: u64 = 3 * 512;
 
 proptest! {
     #[test]
+    #[cfg_attr(miri, ignore = "takes too long in the interpreter")]
     fn any_sequence_of_maps_and_unmaps_agrees_with_a_map_of_pages(
         operations in prop::collection::vec((any::<bool>(), 0..PAGES, 1..700u64, 0..8u64), 1..12)
     ) {

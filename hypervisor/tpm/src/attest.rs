@@ -142,6 +142,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes too long in the interpreter")]
     fn a_signature_holds_for_its_key_and_message_only() {
         let signer = SigningKey::from_slice(&[3; 32]).unwrap();
         let encoded = signer.verifying_key().to_sec1_point(false);

@@ -191,6 +191,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes too long in the interpreter")]
     fn both_ends_derive_one_salt() {
         let holder = SecretKey::from_slice(&[5; 32]).unwrap();
         let encoded = holder.public_key().to_sec1_point(false);

@@ -101,6 +101,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes too long in the interpreter")]
     fn units_are_found_on_any_bus() {
         let mut config = with(&[(2, 0xfd00_0001, 0), (0x4002, 0x0000_0001, 0x10)]);
         let units = find_units::<4>(&mut config).unwrap();
@@ -110,6 +111,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes too long in the interpreter")]
     fn a_machine_that_cannot_be_closed_is_refused() {
         let find = |units: &[(u16, u32, u32)]| find_units::<2>(&mut with(units)).map(|_| ()).err();
         assert_eq!(find(&[]), Some(FindError::None));
@@ -121,6 +123,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes too long in the interpreter")]
     fn another_secure_device_is_not_an_iommu() {
         let mut config = FakeConfig::default();
         config.add(0xc3, 0x1103_1022, &[&[0x0000_000f, 1, 0]]);

@@ -23,6 +23,7 @@ fn close(io: &mut FakeUnit, unit: &Unit) -> Result<bool, ShieldError> {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes too long in the interpreter")]
 fn a_closed_unit_refuses_every_device() {
     let mut io = unit(Fault::None);
     assert!(io.passes(0x10), "before");
@@ -36,6 +37,7 @@ fn a_closed_unit_refuses_every_device() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes too long in the interpreter")]
 fn an_armed_unit_refuses_every_device_with_and_without_denied_fetches() {
     for (block, is_denied) in [(Some(BLOCK), true), (None, false)] {
         let mut io = FakeUnit { block, ..unit(Fault::None) };
@@ -48,6 +50,7 @@ fn an_armed_unit_refuses_every_device_with_and_without_denied_fetches() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes too long in the interpreter")]
 fn every_fault_of_a_unit_is_found_and_named() {
     let table = [
         (Fault::NeverStops, ShieldError::Timeout(Step::Stop, status::COMMANDS_RUNNING)),
@@ -74,6 +77,7 @@ fn every_fault_of_a_unit_is_found_and_named() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes too long in the interpreter")]
 fn refusals_in_the_event_log_are_what_a_noisy_device_gets() {
     for code in [2 << 60, 8 << 60] {
         assert_eq!(close(&mut unit(Fault::Logs(code)), &UNIT), Ok(true), "{code:#x}");
@@ -81,6 +85,7 @@ fn refusals_in_the_event_log_are_what_a_noisy_device_gets() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes too long in the interpreter")]
 fn a_unit_without_the_command_for_it_forgets_each_thing_by_name() {
     for (features, header) in [(0, UNIT.header), (feature::INVALIDATE_ALL, 0)] {
         let mut io = FakeUnit { features, ..unit(Fault::None) };

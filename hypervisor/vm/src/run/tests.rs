@@ -277,6 +277,7 @@ fn any_exit() -> impl Strategy<Value = VmExit> {
 
 proptest! {
     #[test]
+    #[cfg_attr(miri, ignore = "takes too long in the interpreter")]
     fn no_guest_makes_the_loop_panic_or_run_for_ever(
         exits in prop::collection::vec(any_exit(), 1..40),
         code in prop::collection::vec(any::<u8>(), 0..64),

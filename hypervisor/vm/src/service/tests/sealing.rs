@@ -58,6 +58,7 @@ fn the_same_secret_never_seals_to_the_same_blob() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes too long in the interpreter")]
 fn another_guest_identity_hypervisor_or_label_is_refused() {
     let blob = Rig::new().seal(1, b"disk", b"secret");
     let mut other_hypervisor = config();
@@ -196,6 +197,7 @@ fn no_blob_is_made_without_randomness() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes too long in the interpreter")]
 fn a_secret_needs_its_room() {
     let mut rig = Rig::new();
     let blob = rig.seal(1, b"", &[9; 100]);
