@@ -8,6 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::binding::{Binding, MAX_PATH, REPORT_DATA_BYTES};
 use crate::layout::wire;
+use crate::manage::{GuestInfo, GuestName, ListGuestsReply, MAX_GUESTS};
 use crate::seal::{BlobHeader, MAX_LABEL, MAX_SECRET, SEALED_OVERHEAD};
 use crate::{CallGroup, NAME_BYTES, NUMBER_BASE, REGISTER_BYTES, Registers};
 
@@ -116,6 +117,15 @@ calls! {
     /// A window of the launch's event log (TCG crypto-agile format).
     EventLog = 0x32, group: CallGroup::LOG, request: EventLogRequest, then: 0,
         reply: EventLogReply, then: MAX_LOG_WINDOW;
+    /// All guests: state, last stop, counters.
+    ListGuests = 0x40, group: CallGroup::MANAGE, request: (), then: 0,
+        reply: ListGuestsReply, then: MAX_GUESTS.saturating_mul(size_of::<GuestInfo>());
+    /// Asks that a guest that is off or stopped be started; answered at once.
+    StartGuest = 0x41, group: CallGroup::MANAGE, request: GuestName, then: 0, reply: (), then: 0;
+    /// Asks that a guest be stopped and its memory wiped; answered at once.
+    StopGuest = 0x42, group: CallGroup::MANAGE, request: GuestName, then: 0, reply: (), then: 0;
+    /// Asks that a guest be stopped, wiped and started again; answered at once.
+    ResetGuest = 0x43, group: CallGroup::MANAGE, request: GuestName, then: 0, reply: (), then: 0;
 }
 
 wire! {

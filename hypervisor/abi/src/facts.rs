@@ -101,6 +101,8 @@ bitflags! {
         const QUOTE = 1 << 3;
         /// The launch's event log.
         const LOG = 1 << 4;
+        /// See, start, stop and reset other guests.
+        const MANAGE = 1 << 5;
     }
 }
 
@@ -112,6 +114,7 @@ impl CallGroup {
         (Self::SEAL, "seal", "seal and unseal"),
         (Self::QUOTE, "quote", "hardware quotes and the attestation key's public part"),
         (Self::LOG, "log", "the launch's event log"),
+        (Self::MANAGE, "manage", "see all guests; start, stop and reset them"),
     ];
 
     /// The group that manifests call `name`.

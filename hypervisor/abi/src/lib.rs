@@ -25,6 +25,7 @@ mod binding;
 mod call;
 pub mod cpuid;
 mod facts;
+mod manage;
 pub mod merkle;
 mod seal;
 mod status;
@@ -35,17 +36,21 @@ pub mod evidence;
 pub use binding::{Binding, LEAF_PREFIX, MAX_PATH, MAX_WAITING, NODE_PREFIX, QUOTE_TAG, REPORT_DATA_BYTES};
 pub use call::{
     AkPublic, CALLS, Call, CallInfo, EventLog, EventLogReply, EventLogRequest, Extend, ExtendReply,
-    ExtendRequest, MAX_AK_PUBLIC, MAX_ATTEST, MAX_LOG_WINDOW, MAX_RANDOM, MAX_REPLY, MAX_REQUEST,
+    ExtendRequest, ListGuests, MAX_AK_PUBLIC, MAX_ATTEST, MAX_LOG_WINDOW, MAX_RANDOM, MAX_REPLY, MAX_REQUEST,
     MAX_SIGNATURE, Quote, QuoteReply, QuoteRequest, Random, RandomRequest, ReadRegisters, RegistersReply,
-    Seal, SealRequest, TpmFailure, Unseal, UnsealRequest, Version, VersionReply,
+    ResetGuest, Seal, SealRequest, StartGuest, StopGuest, TpmFailure, Unseal, UnsealRequest, Version,
+    VersionReply,
 };
 pub use facts::{CallGroup, LaunchFacts};
 pub use layout::{Field, Layout};
+pub use manage::{
+    EXIT_KINDS, EXIT_SLOTS, GuestInfo, GuestName, GuestState, ListGuestsReply, MAX_GUESTS, StopCause,
+};
 pub use seal::{BlobHeader, MAX_LABEL, MAX_SECRET, SEALED_OVERHEAD, SealPolicy, TAG_BYTES};
 pub use status::Status;
 
 /// Version of this interface, as [`Version`] and CPUID tell it. It rises when a call is added.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 /// What every call's number starts with: `DL` in ASCII, clear of the small numbers other hypervisors use.
 pub const NUMBER_BASE: u32 = 0x444c_0000;
 /// Requests and replies start at a multiple of this many bytes.

@@ -57,6 +57,12 @@ statuses! {
     TPM_FAILED = 17;
     /// The random generator has no seed it may use.
     NO_ENTROPY = 18;
+    /// No guest has this name.
+    NO_SUCH_GUEST = 19;
+    /// The guest is in a state in which this cannot be done: running, or not running.
+    WRONG_STATE = 20;
+    /// The guest's files are no longer what was measured: it does not run again before the next launch.
+    CHANGED_FILE = 21;
     /// No call has this number (KVM's answer to an unknown hypercall).
     NO_SUCH_CALL = (-1000_i32).cast_unsigned();
 }

@@ -7,10 +7,10 @@ use core::fmt::Write;
 use std::path::Path;
 
 use dolmen_abi::{
-    Binding, BlobHeader, CALLS, CallGroup, EventLogReply, EventLogRequest, ExtendReply, ExtendRequest,
-    LaunchFacts, Layout, MAX_AK_PUBLIC, MAX_ATTEST, MAX_LABEL, MAX_LOG_WINDOW, MAX_PATH, MAX_RANDOM,
+    Binding, BlobHeader, CALLS, CallGroup, EXIT_KINDS, EventLogReply, EventLogRequest, ExtendReply,
+    ExtendRequest, GuestInfo, GuestName, GuestState, LaunchFacts, Layout, ListGuestsReply, MAX_AK_PUBLIC, MAX_ATTEST, MAX_LABEL, MAX_LOG_WINDOW, MAX_PATH, MAX_RANDOM,
     MAX_SECRET, MAX_SIGNATURE, MAX_WAITING, QuoteReply, QuoteRequest, RandomRequest, RegistersReply,
-    SealRequest, Status, TpmFailure, UnsealRequest, VersionReply,
+    SealRequest, Status, StopCause, TpmFailure, UnsealRequest, VersionReply,
 };
 
 /// A table for each mark in the document.
@@ -41,6 +41,18 @@ fn tables() -> Vec<(&'static str, String)> {
         ("EventLogRequest", structure::<EventLogRequest>()),
         ("EventLogReply", structure::<EventLogReply>()),
         ("TpmFailure", structure::<TpmFailure>()),
+        ("GuestName", structure::<GuestName>()),
+        ("ListGuestsReply", structure::<ListGuestsReply>()),
+        ("GuestInfo", structure::<GuestInfo>()),
+        (
+            "guest states",
+            numbers(GuestState::ALL.iter().map(|(state, word, meaning)| (state.0, *word, *meaning))),
+        ),
+        (
+            "stop causes",
+            numbers(StopCause::ALL.iter().map(|(cause, word, meaning)| (cause.0, *word, *meaning))),
+        ),
+        ("exit kinds", numbers((0..).zip(EXIT_KINDS).map(|(slot, (name, meaning))| (slot, name, meaning)))),
     ]
 }
 
@@ -76,6 +88,14 @@ fn bits<'a>(bits: impl Iterator<Item = (u32, &'a str, &'a str)>) -> String {
     let mut text = "| bit | name | meaning |\n|---|---|---|\n".to_owned();
     for (bit, name, meaning) in bits {
         writeln!(text, "| {} | {name} | {meaning} |", bit.trailing_zeros()).unwrap();
+    }
+    text
+}
+
+fn numbers<'a>(numbers: impl Iterator<Item = (u32, &'a str, &'a str)>) -> String {
+    let mut text = "| number | word | meaning |\n|---|---|---|\n".to_owned();
+    for (number, word, meaning) in numbers {
+        writeln!(text, "| {number} | {word} | {} |", meaning.trim()).unwrap();
     }
     text
 }
@@ -134,7 +154,7 @@ fn the_tables_of_the_specification_are_those_of_the_code() {
 #[test]
 fn every_structure_of_the_interface_has_a_table() {
     let names: Vec<&str> = tables().iter().map(|(name, _)| *name).collect();
-    let source = include_str!("../src/call.rs");
+    let source = concat!(include_str!("../src/call.rs"), include_str!("../src/manage.rs"));
     for line in source.lines().filter_map(|line| line.trim().strip_prefix("pub struct ")) {
         let name = line.trim_end_matches([' ', '{', ';']);
         let is_wire = line.ends_with('{') && name != "CallInfo" && !name.starts_with('$');
