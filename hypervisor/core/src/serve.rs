@@ -10,10 +10,12 @@ use dolmen_machine::{apic, cpu};
 use dolmen_memory::GuestMemory;
 use dolmen_vm::backend::Backend;
 use dolmen_vm::board::Tsc;
+use dolmen_vm::guest::Guest;
 use dolmen_vm::manifest::GuestConfig;
 use dolmen_vm::policy::StopReason;
-use dolmen_vm::run::{Guest, Host};
+use dolmen_vm::run::Host;
 use dolmen_vm::service::{CallArgs, CallResult, Service};
+use dolmen_vm::vcpu::Turn;
 
 use crate::console;
 use crate::stop::{self, Reason};
@@ -26,9 +28,16 @@ const POLLS_PER_S: u64 = 500;
 
 /// Runs the guest; ends with the machine's run.
 pub(crate) fn for_ever(virtualising: Virtualising) -> Result<Infallible, Reason> {
-    let Virtualising { config, mut processor, mut ram, mut board, cpuid, mut surroundings } = virtualising;
+    let Virtualising { config, mut vcpu, mut ram, guest, mut surroundings } = virtualising;
     log::info!(target: "serve", "guest runs name={} tsc={}", config.name(), cpu::read_tsc());
-    let reason = Guest::new(&mut processor, &mut ram, &mut board, &mut surroundings, &cpuid).run();
+    let reason = loop {
+        match vcpu.run(&guest, &mut ram, &mut surroundings) {
+            Turn::Stopped(reason) => break reason,
+            Turn::SliceOver => {}
+            Turn::Halted { until } => surroundings.idle(&guest, until),
+            Turn::AwaitsStartUp => surroundings.idle(&guest, None),
+        }
+    };
     surroundings.service.scrub();
     if reason == StopReason::PowerOff {
         return Err(Reason::PowerOff);
@@ -36,7 +45,7 @@ pub(crate) fn for_ever(virtualising: Virtualising) -> Result<Infallible, Reason>
     if reason == StopReason::Reset && config.on_reboot == GuestConfig::ON_REBOOT_RESET {
         stop::reset();
     }
-    console::raw(|com1| processor.dump(com1));
+    console::raw(|com1| vcpu.backend().dump(com1));
     Err(Reason::GuestStopped(reason))
 }
 
@@ -67,6 +76,25 @@ impl Surroundings {
         let until = self.deadline.map_or(poll, |at| at.saturating_sub(self.now()).min(poll));
         apic::start_timer(self.clock.apic_ticks(until));
     }
+
+    /// Waits for an interrupt of the host's, at the latest until `until`.
+    fn idle(&mut self, guest: &Guest, until: Option<Tsc>) {
+        self.set_deadline(until);
+        self.window.wait();
+        self.desk.work();
+        self.take_input(guest);
+    }
+
+    /// Gives the guest's console what came for it.
+    fn take_input(&mut self, guest: &Guest) {
+        let mut board = guest.board();
+        while board.console_room() > 0 {
+            let Some(byte) = self.console_in() else { break };
+            if !board.console_in(byte) {
+                break;
+            }
+        }
+    }
 }
 
 impl Host for Surroundings {
@@ -79,18 +107,11 @@ impl Host for Surroundings {
         self.arm();
     }
 
-    fn take_interrupts(&mut self) {
+    fn take_interrupts(&mut self) -> bool {
         self.window.take_pending();
         self.arm();
-    }
-
-    fn wait(&mut self) {
-        self.arm();
-        self.window.wait();
-    }
-
-    fn work(&mut self) {
         self.desk.work();
+        true
     }
 
     fn console_out(&mut self, byte: u8) {

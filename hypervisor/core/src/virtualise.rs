@@ -8,12 +8,13 @@ use dolmen_machine::serial::Serial;
 use dolmen_machine::svm::{Svm, ThisCpu};
 use dolmen_machine::{cpu, heap, rtc};
 use dolmen_memory::{Gpa, Hpa, NestedTable, Npt, PageSize, RamExtent, RamMap, Rights};
-use dolmen_vm::backend::Backend;
-use dolmen_vm::board::{Board, BoardConfig};
+use dolmen_vm::board::BoardConfig;
 use dolmen_vm::cpuid::{CpuidConfig, GuestCpuid};
+use dolmen_vm::guest::Guest;
 use dolmen_vm::layout::RamLayout;
 use dolmen_vm::manifest::GuestConfig;
 use dolmen_vm::service::{GuestSlot, Scratch, Service, ServiceConfig};
+use dolmen_vm::vcpu::Vcpu;
 
 use crate::load;
 use crate::measure::Measured;
@@ -26,43 +27,42 @@ const NS_PER_S: u64 = 1_000_000_000;
 /// One guest, ready for its first instruction.
 pub(crate) struct Virtualising {
     pub(crate) config: GuestConfig,
-    pub(crate) processor: Svm,
+    pub(crate) vcpu: Vcpu<Svm>,
     pub(crate) ram: GuestRam,
-    pub(crate) board: Board,
-    pub(crate) cpuid: GuestCpuid,
+    pub(crate) guest: Guest,
     pub(crate) surroundings: Surroundings,
 }
 
 /// Builds the measured guest.
 pub(crate) fn build(measured: Measured) -> Result<Virtualising, Reason> {
-    let Measured { mut host, guest, event_log, trust } = measured;
-    let config = guest.config;
+    let Measured { mut host, guest: measured, event_log, trust } = measured;
+    let config = measured.config;
     let facts = trust::facts(host.machine.handoff().facts);
     let (svm, window) = host.machine.enable_svm().map_err(Reason::Svm)?;
     let (mut ram, tables) = build_memory(&mut host.machine, &config)?;
-    let mut processor = svm.vcpu(host.machine.region(), tables.root(), 0).map_err(Reason::Svm)?;
-    let start = load::guest(&host.machine, &guest, &mut ram)?;
-    processor.start(&start);
+    let processor = svm.vcpu(host.machine.region(), tables.root(), 0).map_err(Reason::Svm)?;
+    let start = load::guest(&host.machine, &measured, &mut ram)?;
     let mut desk = Box::new(TpmDesk::new(host.tpm, host.clock, trust, event_log));
     let service = Service::new(
         ServiceConfig {
             slot: GuestSlot::new(0).ok_or(Reason::Unsupported("more guests than slots"))?,
             name: config.name,
-            identity: guest.identity,
+            identity: measured.identity,
             groups: config.hypercalls(),
             facts,
             sealing_root: desk.take_root(),
         },
         Box::leak(Box::new(Scratch::new())),
     );
-    let board = Board::new(board_config(host.clock.tsc_khz, config.memory)?);
-    let cpuid = GuestCpuid::new(&ThisCpu, cpuid_config(&config, facts));
+    let guest = Guest::new(board_config(host.clock.tsc_khz, config.memory)?, config.vcpus);
+    let mut vcpu = Vcpu::new(0, processor, GuestCpuid::new(&ThisCpu, cpuid_config(&config, facts)));
+    vcpu.start(&start);
     let console = open_console(&config)?;
     heap::close();
     log::info!(target: "virtualise", "guest built name={} ram_mib={} left_kib={}",
         config.name(), config.memory / 0x10_0000, host.machine.region().left() / 1024);
     let surroundings = Surroundings::new(window, host.clock, console, desk, service);
-    Ok(Virtualising { config, processor, ram, board, cpuid, surroundings })
+    Ok(Virtualising { config, vcpu, ram, guest, surroundings })
 }
 
 fn build_memory(machine: &mut Machine, config: &GuestConfig) -> Result<(GuestRam, NestedTable<Npt>), Reason> {

@@ -13,6 +13,7 @@ pub mod cpuid;
 pub mod decode;
 pub mod device;
 pub mod exit;
+pub mod guest;
 pub mod image;
 pub mod layout;
 pub mod manifest;
@@ -20,6 +21,7 @@ pub mod policy;
 pub mod pvclock;
 pub mod run;
 pub mod service;
+pub mod vcpu;
 
 #[cfg(test)]
 mod testing;

@@ -1,24 +1,29 @@
 //! The exit loop: enter the guest, decide about its exit, apply the decision.
 //!
-//! Pure: the processor is a [`Backend`], the machine a [`Board`], everything outside the guest a [`Host`].
-//! Whatever the guest does ends in its going on, in a fault to it, or in a [`StopReason`].
+//! Pure: the processor is a [`Backend`], what the guest's processors share a [`Guest`], everything outside the
+//! guest a [`Host`]. Whatever the guest does ends in its going on, in a fault to it, or in the end of the
+//! turn: see [`Turn`].
 
 use dolmen_arch::instruction::{self, CodeSize, Instruction, InstructionLength};
-use dolmen_arch::register::{Cr4, Efer, Rflags};
+use dolmen_arch::register::{Efer, Rflags};
 use dolmen_arch::segment::{Attributes, Segment, SegmentName};
 use dolmen_memory::{Access, GuestMemory, Gva, read_virtual};
 
 use crate::backend::{Backend, Readiness, Register};
-use crate::board::{Board, Effect, Tsc};
-use crate::cpuid::{CpuidState, GuestCpuid};
+use crate::board::{Effect, Tsc};
+use crate::cpuid::CpuidState;
 use crate::exit::{Event, Vector};
+use crate::guest::{ExitKind, Guest};
 use crate::policy::{self, Action, StopReason};
 use crate::service::{CallArgs, CallResult};
+use crate::vcpu::{Activity, Turn, Vcpu};
 
 mod control;
 mod device;
 mod msr;
 mod port;
+
+pub(crate) use control::cr4_mask;
 
 #[cfg(test)]
 mod fake;
@@ -33,14 +38,10 @@ mod tests;
 pub trait Host {
     /// The guest's time-stamp counter.
     fn now(&self) -> Tsc;
-    /// Bounds the guest's next turn and the next wait: an interrupt must come at `at`, and may come earlier.
+    /// Bounds the guest's next stretch: an interrupt must come at `at`, and may come earlier.
     fn set_deadline(&mut self, at: Option<Tsc>);
-    /// Lets the host take the interrupts that wait for it.
-    fn take_interrupts(&mut self);
-    /// Waits until a deadline or anything else that may be news for the guest.
-    fn wait(&mut self);
-    /// Goes on with whatever is done besides the guest.
-    fn work(&mut self);
+    /// Takes the interrupts that wait for the host; whether the virtual processor may go on.
+    fn take_interrupts(&mut self) -> bool;
     /// Sends a byte of the guest's console.
     fn console_out(&mut self, byte: u8);
     /// A byte for the guest's console, if there is one.
@@ -55,68 +56,64 @@ pub trait Host {
     ) -> CallResult;
 }
 
-/// A guest that runs: its processor, RAM and board, with the host around it.
-#[derive(Debug)]
-pub struct Guest<'a, B, M, H> {
-    backend: &'a mut B,
+/// A virtual processor in its turn, with what is around it.
+struct Running<'a, B, M, H> {
+    vcpu: &'a mut Vcpu<B>,
+    guest: &'a Guest,
     memory: &'a mut M,
-    board: &'a mut Board,
     host: &'a mut H,
-    cpuid: &'a GuestCpuid,
-    /// CR4 bits that belong to features the guest is told of.
-    cr4_mask: Cr4,
     /// What the host was told last; `None` if it must be told anew.
     deadline: Option<Option<Tsc>>,
 }
 
-/// What a step of the loop leads to.
-type Step = Result<(), StopReason>;
+/// What a step of the loop leads to: the next one, or the end of the turn.
+type Step = Result<(), Turn>;
 
-impl<'a, B: Backend, M: GuestMemory, H: Host> Guest<'a, B, M, H> {
-    /// A guest whose processor has its first state.
-    pub fn new(
-        backend: &'a mut B,
-        memory: &'a mut M,
-        board: &'a mut Board,
-        host: &'a mut H,
-        cpuid: &'a GuestCpuid,
-    ) -> Self {
-        let cr4_mask = control::cr4_mask(cpuid);
-        Self { backend, memory, board, host, cpuid, cr4_mask, deadline: None }
-    }
-
-    /// Runs the guest until it stops.
-    pub fn run(&mut self) -> StopReason {
-        loop {
-            if let Err(reason) = self.turn() {
-                return reason;
-            }
+/// Runs `vcpu` until its turn ends.
+pub(crate) fn turn<B: Backend>(
+    vcpu: &mut Vcpu<B>,
+    guest: &Guest,
+    memory: &mut impl GuestMemory,
+    host: &mut impl Host,
+) -> Turn {
+    let mut running = Running { vcpu, guest, memory, host, deadline: None };
+    loop {
+        if let Err(turn) = running.step() {
+            return turn;
         }
     }
+}
 
-    /// One entry and exit.
-    fn turn(&mut self) -> Step {
+impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
+    /// One entry and exit, or the end of the turn.
+    fn step(&mut self) -> Step {
+        if self.vcpu.activity != Activity::Running {
+            self.wake()?;
+        }
         self.offer_events();
-        let exit = self.backend.run();
-        let interrupted = self.backend.interrupted_event();
+        let exit = self.vcpu.backend.run();
+        if let Some(counters) = self.guest.counters(self.vcpu.index()) {
+            counters.count(ExitKind::of(&exit));
+        }
+        let interrupted = self.vcpu.backend.interrupted_event();
         let action = policy::decide(exit);
         if let (Some(_), Action::EmulateDevice(gpa)) = (interrupted, action) {
-            return Err(StopReason::TablesOutsideRam(gpa));
+            return Err(Turn::Stopped(StopReason::TablesOutsideRam(gpa)));
         }
-        self.apply(action)?;
+        let end = self.apply(action);
         if let Some(event) = interrupted
-            && self.backend.readiness() != Readiness::Busy
+            && self.vcpu.backend.readiness() != Readiness::Busy
             && !is_repeated_by_itself(event)
         {
-            self.backend.inject(event);
+            self.vcpu.backend.inject(event);
         }
-        Ok(())
+        end
     }
 
     fn apply(&mut self, action: Action) -> Step {
         match action {
             Action::Resume => {}
-            Action::ServeHost => self.serve_host(),
+            Action::ServeHost => return self.serve_host(),
             Action::AnswerCpuid { leaf, subleaf } => self.answer_cpuid(leaf, subleaf),
             Action::ReadMsr(index, rule) => self.read_msr(index, rule),
             Action::WriteMsr(index, rule, value) => self.write_msr(index, rule, value),
@@ -129,57 +126,58 @@ impl<'a, B: Backend, M: GuestMemory, H: Host> Guest<'a, B, M, H> {
             Action::StepOver => {
                 self.step_over(|found| matches!(found, Instruction::Invd | Instruction::Wbinvd))
             }
-            Action::Inject(event) => self.backend.inject(event),
+            Action::Inject(event) => self.vcpu.backend.inject(event),
             Action::Reflect { vector, error_code, address } => self.reflect(vector, error_code, address),
             Action::EmulateDevice(gpa) => return self.emulate_device(gpa),
             Action::ExplainInvalidState => return self.explain_invalid_state(),
-            Action::Stop(reason) => return Err(reason),
+            Action::Stop(reason) => return Err(Turn::Stopped(reason)),
         }
         Ok(())
     }
 
     /// Fires timers that are due and gives the guest what it can take, or asks to be told when it can.
     fn offer_events(&mut self) {
-        self.board.advance(self.host.now());
-        self.bound_turn();
-        let readiness = self.backend.readiness();
-        if self.board.pending_nmi() && self.backend.accepts_nmi() {
-            self.board.acknowledge_nmi();
-            self.backend.inject(Event::Nmi);
+        self.guest.board().advance(self.host.now());
+        self.bound_stretch();
+        let readiness = self.vcpu.backend.readiness();
+        if self.guest.board().pending_nmi() && self.vcpu.backend.accepts_nmi() {
+            self.guest.board().acknowledge_nmi();
+            self.vcpu.backend.inject(Event::Nmi);
             return;
         }
-        let Some(vector) = self.board.pending_vector() else { return };
+        let Some(vector) = self.guest.board().pending_vector() else { return };
         match readiness {
             Readiness::Ready => {
-                self.board.acknowledge(vector);
-                self.backend.inject(Event::Interrupt(vector));
+                self.guest.board().acknowledge(vector);
+                self.vcpu.backend.inject(Event::Interrupt(vector));
             }
             Readiness::Shadowed | Readiness::Masked | Readiness::Busy => {
-                self.backend.request_interrupt_window();
+                self.vcpu.backend.request_interrupt_window();
             }
         }
     }
 
-    fn bound_turn(&mut self) {
-        let deadline = self.board.next_deadline();
+    fn bound_stretch(&mut self) {
+        let deadline = self.guest.board().next_deadline();
         if self.deadline != Some(deadline) {
             self.deadline = Some(deadline);
             self.host.set_deadline(deadline);
         }
     }
 
-    fn serve_host(&mut self) {
-        self.host.take_interrupts();
-        self.host.work();
+    fn serve_host(&mut self) -> Step {
+        let may_go_on = self.host.take_interrupts();
         self.take_console_input();
         // What interrupted may have been the deadline itself, which has passed or still stands.
         self.deadline = None;
+        if may_go_on { Ok(()) } else { Err(Turn::SliceOver) }
     }
 
     fn take_console_input(&mut self) {
-        while self.board.console_room() > 0 {
+        let mut board = self.guest.board();
+        while board.console_room() > 0 {
             let Some(byte) = self.host.console_in() else { break };
-            if !self.board.console_in(byte) {
+            if !board.console_in(byte) {
                 break;
             }
         }
@@ -188,58 +186,71 @@ impl<'a, B: Backend, M: GuestMemory, H: Host> Guest<'a, B, M, H> {
     /// HLT: steps over it, then waits for what wakes the processor.
     fn wait(&mut self) -> Step {
         let Some(length) = self.length(|found| found == Instruction::Hlt) else { return Ok(()) };
-        self.backend.skip_instruction(length);
-        loop {
-            self.board.advance(self.host.now());
-            if self.board.pending_nmi() {
-                return Ok(());
-            }
-            if self.backend.readiness() == Readiness::Masked {
-                return Err(StopReason::HaltedForEver);
-            }
-            if self.board.pending_vector().is_some() {
-                return Ok(());
-            }
-            self.bound_turn();
-            self.host.wait();
-            self.host.work();
-            self.take_console_input();
-            self.deadline = None;
+        self.vcpu.backend.skip_instruction(length);
+        self.vcpu.activity = Activity::Halted;
+        self.wake()
+    }
+
+    /// Goes on if there is something to wake for; ends the turn otherwise.
+    fn wake(&mut self) -> Step {
+        let mut board = self.guest.board();
+        board.advance(self.host.now());
+        let is_masked = self.vcpu.backend.readiness() == Readiness::Masked;
+        let is_awake = match self.vcpu.activity {
+            Activity::Running => true,
+            Activity::Halted => board.pending_nmi() || board.pending_vector().is_some() && !is_masked,
+            Activity::AwaitsStartUp => false,
+        };
+        if is_awake {
+            self.vcpu.activity = Activity::Running;
+            self.guest.wake_up(self.vcpu.index());
+            return Ok(());
         }
+        if self.vcpu.activity == Activity::Halted && !is_masked {
+            return Err(Turn::Halted { until: board.next_deadline() });
+        }
+        // Only another processor of the guest can wake it now.
+        Err(match self.vcpu.activity {
+            _ if self.guest.fall_asleep(self.vcpu.index()) => Turn::Stopped(StopReason::HaltedForEver),
+            Activity::AwaitsStartUp => Turn::AwaitsStartUp,
+            Activity::Halted | Activity::Running => Turn::Halted { until: None },
+        })
     }
 
     fn answer_cpuid(&mut self, leaf: u32, subleaf: u32) {
         let Some(length) = self.length(|found| found == Instruction::Cpuid) else { return };
-        let state =
-            CpuidState { cr4: self.backend.read(Register::Cr4), xcr0: self.backend.read(Register::Xcr0) };
-        let answer = self.cpuid.answer(leaf, subleaf, state);
-        let gprs = self.backend.gprs();
+        let state = CpuidState {
+            cr4: self.vcpu.backend.read(Register::Cr4),
+            xcr0: self.vcpu.backend.read(Register::Xcr0),
+        };
+        let answer = self.vcpu.cpuid.answer(leaf, subleaf, state);
+        let gprs = self.vcpu.backend.gprs();
         gprs.rax = u64::from(answer.eax);
         gprs.rbx = u64::from(answer.ebx);
         gprs.rcx = u64::from(answer.ecx);
         gprs.rdx = u64::from(answer.edx);
-        self.backend.skip_instruction(length);
+        self.vcpu.backend.skip_instruction(length);
     }
 
     /// Hypercalls are for the kernel in 64-bit mode; the service answers everybody else with a status.
     fn serve_call(&mut self) {
         let Some(length) = self.length(|found| found == Instruction::Vmmcall) else { return };
-        let privileged = self.backend.privilege() == 0 && self.code_size() == CodeSize::Bits64;
-        let gprs = *self.backend.gprs();
+        let privileged = self.vcpu.backend.privilege() == 0 && self.code_size() == CodeSize::Bits64;
+        let gprs = *self.vcpu.backend.gprs();
         let args = CallArgs { rdi: gprs.rdi, rsi: gprs.rsi, rdx: gprs.rdx, rcx: gprs.rcx };
         let number = dolmen_arch::bits::low32(gprs.rax);
         let result = self.host.call(number, args, privileged, self.memory);
-        let gprs = self.backend.gprs();
+        let gprs = self.vcpu.backend.gprs();
         gprs.rax = result.status;
         gprs.rdx = result.reply_len;
-        self.backend.skip_instruction(length);
+        self.vcpu.backend.skip_instruction(length);
     }
 
     fn reflect(&mut self, vector: Vector, error_code: u32, address: u64) {
         if vector == Vector::PF {
-            self.backend.write(Register::Cr2, address);
+            self.vcpu.backend.write(Register::Cr2, address);
         }
-        self.backend.inject(Event::Exception { vector, error_code });
+        self.vcpu.backend.inject(Event::Exception { vector, error_code });
     }
 
     /// Does what a device's register asked for.
@@ -250,14 +261,14 @@ impl<'a, B: Backend, M: GuestMemory, H: Host> Guest<'a, B, M, H> {
                 self.host.console_out(byte);
                 Ok(())
             }
-            Effect::Reset => Err(StopReason::Reset),
-            Effect::PowerOff => Err(StopReason::PowerOff),
+            Effect::Reset => Err(Turn::Stopped(StopReason::Reset)),
+            Effect::PowerOff => Err(Turn::Stopped(StopReason::PowerOff)),
         }
     }
 
     fn step_over(&mut self, expected: impl Fn(Instruction) -> bool) {
         if let Some(length) = self.length(expected) {
-            self.backend.skip_instruction(length);
+            self.vcpu.backend.skip_instruction(length);
         }
     }
 
@@ -266,11 +277,11 @@ impl<'a, B: Backend, M: GuestMemory, H: Host> Guest<'a, B, M, H> {
     /// `None` when memory holds another instruction than the one that exited: its bytes or their translation
     /// changed meanwhile. The guest then runs again as things are now.
     fn length(&mut self, expected: impl Fn(Instruction) -> bool) -> Option<InstructionLength> {
-        if let Some(length) = self.backend.instruction_length() {
+        if let Some(length) = self.vcpu.backend.instruction_length() {
             return Some(length);
         }
         self.instruction().filter(|(found, _)| expected(*found)).map(|(_, length)| length).or_else(|| {
-            self.backend.flush();
+            self.vcpu.backend.flush();
             None
         })
     }
@@ -284,20 +295,20 @@ impl<'a, B: Backend, M: GuestMemory, H: Host> Guest<'a, B, M, H> {
     /// Up to 15 bytes at RIP, and how many could be read.
     fn fetch(&self) -> ([u8; instruction::MAX_LENGTH], usize) {
         let mut bytes = [0; instruction::MAX_LENGTH];
-        let rip = self.backend.read(Register::Rip);
+        let rip = self.vcpu.backend.read(Register::Rip);
         let at = match self.code_size() {
             CodeSize::Bits64 => rip,
             CodeSize::Bits16 | CodeSize::Bits32 => {
-                self.backend.segment(SegmentName::Cs).base.wrapping_add(rip) & 0xffff_ffff
+                self.vcpu.backend.segment(SegmentName::Cs).base.wrapping_add(rip) & 0xffff_ffff
             }
         };
-        let access = Access::Fetch(self.backend.privilege());
-        let count = read_virtual(self.memory, &self.backend.paging(), Gva::new(at), access, &mut bytes);
+        let access = Access::Fetch(self.vcpu.backend.privilege());
+        let count = read_virtual(self.memory, &self.vcpu.backend.paging(), Gva::new(at), access, &mut bytes);
         (bytes, count.unwrap_or(0))
     }
 
     fn code_size(&self) -> CodeSize {
-        let code = self.backend.segment(SegmentName::Cs).attributes();
+        let code = self.vcpu.backend.segment(SegmentName::Cs).attributes();
         if self.is_long_mode() && code.contains(Attributes::LONG) {
             CodeSize::Bits64
         } else if code.contains(Attributes::DEFAULT) {
@@ -308,16 +319,16 @@ impl<'a, B: Backend, M: GuestMemory, H: Host> Guest<'a, B, M, H> {
     }
 
     fn is_long_mode(&self) -> bool {
-        Efer::from_bits_retain(self.backend.read(Register::Efer)).contains(Efer::LMA)
+        Efer::from_bits_retain(self.vcpu.backend.read(Register::Efer)).contains(Efer::LMA)
     }
 
     fn rflags(&self) -> Rflags {
-        Rflags::from_bits_retain(self.backend.read(Register::Rflags))
+        Rflags::from_bits_retain(self.vcpu.backend.read(Register::Rflags))
     }
 
     /// The linear address of `offset` in a segment for an access of `bytes`, or the fault it is.
     fn linear(&self, name: SegmentName, offset: u64, bytes: u8) -> Result<Gva, Event> {
-        let segment = self.backend.segment(name);
+        let segment = self.vcpu.backend.segment(name);
         if self.code_size() == CodeSize::Bits64 {
             let base = if matches!(name, SegmentName::Fs | SegmentName::Gs) { segment.base } else { 0 };
             return Ok(Gva::new(base.wrapping_add(offset)));

@@ -6,11 +6,12 @@ use dolmen_arch::instruction::{CodeSize, Instruction};
 use dolmen_arch::register::{Cr0, Cr4, Efer};
 use dolmen_memory::GuestMemory;
 
-use super::{Guest, Host, Step};
+use super::{Host, Running, Step};
 use crate::backend::{Backend, Register};
 use crate::cpuid::{CpuidState, GuestCpuid};
 use crate::exit::{ControlRegister, Event};
 use crate::policy::StopReason;
+use crate::vcpu::Turn;
 
 /// CR4 bits that need no CPUID bit on a 64-bit processor.
 const CR4_ALWAYS: Cr4 = Cr4::VME
@@ -32,7 +33,7 @@ const CR4_PAGING: Cr4 =
 const LMSW: u64 = 0xf;
 
 /// The CR4 bits whose features `cpuid` shows.
-pub(super) fn cr4_mask(cpuid: &GuestCpuid) -> Cr4 {
+pub(crate) fn cr4_mask(cpuid: &GuestCpuid) -> Cr4 {
     let state = CpuidState { cr4: 0, xcr0: 1 };
     let (one, seven) = (cpuid.answer(1, 0, state), cpuid.answer(7, 0, state));
     [
@@ -49,16 +50,16 @@ pub(super) fn cr4_mask(cpuid: &GuestCpuid) -> Cr4 {
     .fold(CR4_ALWAYS, |mask, (_, _, flag)| mask.union(flag))
 }
 
-impl<B: Backend, M: GuestMemory, H: Host> Guest<'_, B, M, H> {
+impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
     pub(super) fn write_control(&mut self, register: ControlRegister) {
-        let Some((instruction, length)) = self.instruction() else { return self.backend.flush() };
+        let Some((instruction, length)) = self.instruction() else { return self.vcpu.backend.flush() };
         let accepted = match (register, instruction) {
             (ControlRegister::Cr0, Instruction::MovToControl { control: 0, from }) => {
                 let value = self.operand(from);
                 self.write_cr0(Cr0::from_bits_retain(value))
             }
             (ControlRegister::Cr0, Instruction::Lmsw(from)) => {
-                let now = self.backend.read(Register::Cr0);
+                let now = self.vcpu.backend.read(Register::Cr0);
                 let word = u64::from(low16(self.operand(from)));
                 let kept = now & (!LMSW | Cr0::PE.bits());
                 self.write_cr0(Cr0::from_bits_retain(kept | word & LMSW))
@@ -71,7 +72,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Guest<'_, B, M, H> {
                 let value = self.operand(from);
                 let valid = value <= 0xf;
                 if valid {
-                    self.board.set_cr8(low8(value));
+                    self.guest.board().set_cr8(low8(value));
                 }
                 valid
             }
@@ -79,45 +80,45 @@ impl<B: Backend, M: GuestMemory, H: Host> Guest<'_, B, M, H> {
             (
                 ControlRegister::Cr0 | ControlRegister::Cr3 | ControlRegister::Cr4 | ControlRegister::Cr8,
                 _,
-            ) => return self.backend.inject(Event::INVALID_OPCODE),
+            ) => return self.vcpu.backend.inject(Event::INVALID_OPCODE),
         };
         if accepted {
-            self.backend.skip_instruction(length);
+            self.vcpu.backend.skip_instruction(length);
         } else {
-            self.backend.inject(Event::GENERAL_PROTECTION);
+            self.vcpu.backend.inject(Event::GENERAL_PROTECTION);
         }
     }
 
     pub(super) fn read_control(&mut self, register: ControlRegister) {
         let Some((Instruction::MovFromControl { to, .. }, length)) = self.instruction() else {
-            return self.backend.flush();
+            return self.vcpu.backend.flush();
         };
         let value = match register {
-            ControlRegister::Cr0 => self.backend.read(Register::Cr0),
-            ControlRegister::Cr3 => self.backend.read(Register::Cr3),
-            ControlRegister::Cr4 => self.backend.read(Register::Cr4),
-            ControlRegister::Cr8 => u64::from(self.board.cr8()),
+            ControlRegister::Cr0 => self.vcpu.backend.read(Register::Cr0),
+            ControlRegister::Cr3 => self.vcpu.backend.read(Register::Cr3),
+            ControlRegister::Cr4 => self.vcpu.backend.read(Register::Cr4),
+            ControlRegister::Cr8 => u64::from(self.guest.board().cr8()),
         };
         let bytes = if self.code_size() == CodeSize::Bits64 { 8 } else { 4 };
-        self.backend.gprs().write_part(to, bytes, value);
-        self.backend.skip_instruction(length);
+        self.vcpu.backend.gprs().write_part(to, bytes, value);
+        self.vcpu.backend.skip_instruction(length);
     }
 
     /// A control register move takes 32 bits outside 64-bit mode.
     fn operand(&mut self, from: Gpr) -> u64 {
-        let value = self.backend.gprs().read(from);
+        let value = self.vcpu.backend.gprs().read(from);
         if self.code_size() == CodeSize::Bits64 { value } else { value & 0xffff_ffff }
     }
 
     /// APM vol. 2, 3.1.1 and 14.6.
     fn write_cr0(&mut self, wanted: Cr0) -> bool {
         let wanted = wanted.union(Cr0::ET);
-        let now = Cr0::from_bits_retain(self.backend.read(Register::Cr0));
+        let now = Cr0::from_bits_retain(self.vcpu.backend.read(Register::Cr0));
         if !wanted.is_valid() {
             return false;
         }
-        let mut efer = Efer::from_bits_retain(self.backend.read(Register::Efer));
-        let cr4 = Cr4::from_bits_retain(self.backend.read(Register::Cr4));
+        let mut efer = Efer::from_bits_retain(self.vcpu.backend.read(Register::Efer));
+        let cr4 = Cr4::from_bits_retain(self.vcpu.backend.read(Register::Cr4));
         let is_64_bit = self.code_size() == CodeSize::Bits64;
         match (now.contains(Cr0::PG), wanted.contains(Cr0::PG)) {
             (false, true) if efer.contains(Efer::LME) => {
@@ -134,33 +135,33 @@ impl<B: Backend, M: GuestMemory, H: Host> Guest<'_, B, M, H> {
             }
             (false, _) | (true, true) => {}
         }
-        self.backend.write(Register::Cr0, wanted.bits());
-        self.backend.write(Register::Efer, efer.bits());
+        self.vcpu.backend.write(Register::Cr0, wanted.bits());
+        self.vcpu.backend.write(Register::Efer, efer.bits());
         if now.symmetric_difference(wanted).intersects(Cr0::PG.union(Cr0::WP).union(Cr0::PE)) {
-            self.backend.flush();
+            self.vcpu.backend.flush();
         }
         true
     }
 
     fn is_long_code(&self) -> bool {
         use dolmen_arch::segment::{Attributes, SegmentName};
-        self.backend.segment(SegmentName::Cs).attributes().contains(Attributes::LONG)
+        self.vcpu.backend.segment(SegmentName::Cs).attributes().contains(Attributes::LONG)
     }
 
     /// APM vol. 2, 3.1.3 and 5.5.1.
     fn write_cr4(&mut self, wanted: Cr4) -> bool {
-        let now = Cr4::from_bits_retain(self.backend.read(Register::Cr4));
+        let now = Cr4::from_bits_retain(self.vcpu.backend.read(Register::Cr4));
         let enables_pcid = wanted.contains(Cr4::PCIDE) && !now.contains(Cr4::PCIDE);
-        let tables_have_id = self.backend.read(Register::Cr3) & 0xfff != 0;
-        if !self.cr4_mask.contains(wanted)
+        let tables_have_id = self.vcpu.backend.read(Register::Cr3) & 0xfff != 0;
+        if !self.vcpu.cr4_mask.contains(wanted)
             || self.is_long_mode() && !wanted.contains(Cr4::PAE)
             || enables_pcid && (!self.is_long_mode() || tables_have_id)
         {
             return false;
         }
-        self.backend.write(Register::Cr4, wanted.bits());
+        self.vcpu.backend.write(Register::Cr4, wanted.bits());
         if now.symmetric_difference(wanted).intersects(CR4_PAGING) {
-            self.backend.flush();
+            self.vcpu.backend.flush();
         }
         true
     }
@@ -172,15 +173,15 @@ impl<B: Backend, M: GuestMemory, H: Host> Guest<'_, B, M, H> {
         const AVX: u64 = 4;
         let Some(length) = self.length(|found| found == Instruction::Xsetbv) else { return };
         let valid = index == 0
-            && self.backend.privilege() == 0
+            && self.vcpu.backend.privilege() == 0
             && value & X87 != 0
             && (value & AVX == 0 || value & SSE != 0)
-            && value & !self.cpuid.xcr0_mask() == 0;
+            && value & !self.vcpu.cpuid.xcr0_mask() == 0;
         if valid {
-            self.backend.write(Register::Xcr0, value);
-            self.backend.skip_instruction(length);
+            self.vcpu.backend.write(Register::Xcr0, value);
+            self.vcpu.backend.skip_instruction(length);
         } else {
-            self.backend.inject(Event::GENERAL_PROTECTION);
+            self.vcpu.backend.inject(Event::GENERAL_PROTECTION);
         }
     }
 
@@ -190,10 +191,10 @@ impl<B: Backend, M: GuestMemory, H: Host> Guest<'_, B, M, H> {
     pub(super) fn explain_invalid_state(&mut self) -> Step {
         match self.instruction() {
             Some((Instruction::MovToControl { .. } | Instruction::Lmsw(_), _)) => {
-                self.backend.inject(Event::GENERAL_PROTECTION);
+                self.vcpu.backend.inject(Event::GENERAL_PROTECTION);
                 Ok(())
             }
-            Some(_) | None => Err(StopReason::InvalidState),
+            Some(_) | None => Err(Turn::Stopped(StopReason::InvalidState)),
         }
     }
 }

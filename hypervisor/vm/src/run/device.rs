@@ -4,13 +4,14 @@ use dolmen_arch::bits::low_bytes;
 use dolmen_arch::instruction::DecodeError;
 use dolmen_memory::{Gpa, GuestMemory};
 
-use super::{Guest, Host, Step};
+use super::{Host, Running, Step};
 use crate::backend::{Backend, Register};
 use crate::board::{Board, Effect, Tsc};
 use crate::decode::{DeviceWord, decode};
 use crate::policy::StopReason;
+use crate::vcpu::Turn;
 
-impl<B: Backend, M: GuestMemory, H: Host> Guest<'_, B, M, H> {
+impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
     /// Does the instruction that touched `gpa`. Where no device is, memory reads all ones and keeps nothing.
     pub(super) fn emulate_device(&mut self, gpa: Gpa) -> Step {
         let (bytes, count) = self.fetch();
@@ -18,20 +19,24 @@ impl<B: Backend, M: GuestMemory, H: Host> Guest<'_, B, M, H> {
             Ok(access) => access,
             // The processor fetched it whole, so its translation changed meanwhile.
             Err(DecodeError::Truncated) => {
-                self.backend.flush();
+                self.vcpu.backend.flush();
                 return Ok(());
             }
-            Err(DecodeError::Other) => return Err(StopReason::UnknownInstruction { gpa, bytes }),
+            Err(DecodeError::Other) => {
+                return Err(Turn::Stopped(StopReason::UnknownInstruction { gpa, bytes }));
+            }
         };
-        let rflags = self.backend.read(Register::Rflags);
+        let rflags = self.vcpu.backend.read(Register::Rflags);
         let (now, effect) = (self.host.now(), Effect::None);
-        let mut word = Word { board: self.board, gpa, bytes: access.bytes, now, effect };
-        let after = access.perform(self.backend.gprs(), rflags, &mut word);
+        let mut board = self.guest.board();
+        let mut word = Word { board: &mut board, gpa, bytes: access.bytes, now, effect };
+        let after = access.perform(self.vcpu.backend.gprs(), rflags, &mut word);
         let effect = word.effect;
+        drop(board);
         if after != rflags {
-            self.backend.write(Register::Rflags, after);
+            self.vcpu.backend.write(Register::Rflags, after);
         }
-        self.backend.skip_instruction(access.length);
+        self.vcpu.backend.skip_instruction(access.length);
         self.take_effect(effect)
     }
 }

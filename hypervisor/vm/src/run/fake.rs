@@ -9,14 +9,16 @@ use dolmen_arch::register::{Cr0, Cr4, Efer};
 use dolmen_arch::segment::{Attributes, Segment, SegmentName};
 use dolmen_memory::{Gpa, GuestMemory};
 
-use super::{Guest, Host};
+use super::Host;
 use crate::backend::{Backend, Readiness, Register, StartState};
-use crate::board::{Board, BoardConfig, Tsc};
+use crate::board::{BoardConfig, Tsc};
 use crate::cpuid::{CpuidConfig, GuestCpuid};
 use crate::exit::{Event, VmExit};
+use crate::guest::Guest;
 use crate::policy::StopReason;
 use crate::service::{CallArgs, CallResult};
 use crate::testing::Ram;
+use crate::vcpu::{Activity, Turn, Vcpu};
 
 /// Where the guest's code is in every test.
 pub(super) const CODE: u64 = 0x1000;
@@ -163,12 +165,14 @@ impl Backend for Processor {
     }
 }
 
-/// A host whose clock moves only while it waits.
+/// A host whose clock moves only while the guest waits.
 #[derive(Default)]
 pub(super) struct World {
     pub(super) now: Tsc,
     pub(super) deadlines: Vec<Option<Tsc>>,
     pub(super) interrupts: usize,
+    /// The host wants its processor back at the next interrupt.
+    pub(super) wants_back: bool,
     pub(super) waits: usize,
     pub(super) console: Vec<u8>,
     pub(super) input: VecDeque<u8>,
@@ -185,14 +189,10 @@ impl Host for World {
     fn set_deadline(&mut self, at: Option<Tsc>) {
         self.deadlines.push(at);
     }
-    fn take_interrupts(&mut self) {
+    fn take_interrupts(&mut self) -> bool {
         self.interrupts += 1;
+        !self.wants_back
     }
-    fn wait(&mut self) {
-        self.waits += 1;
-        self.now += WAIT;
-    }
-    fn work(&mut self) {}
     fn console_out(&mut self, byte: u8) {
         self.console.push(byte);
     }
@@ -231,11 +231,10 @@ pub(super) fn cpuid() -> GuestCpuid {
 
 /// Everything a guest consists of.
 pub(super) struct Scene {
-    pub(super) processor: Processor,
+    pub(super) vcpu: Vcpu<Processor>,
     pub(super) ram: Ram,
-    pub(super) board: Board,
+    pub(super) guest: Guest,
     pub(super) world: World,
-    pub(super) cpuid: GuestCpuid,
 }
 
 impl Scene {
@@ -244,26 +243,44 @@ impl Scene {
         let config =
             BoardConfig { tsc_khz: 1_000_000, ram_bytes: RAM as u64, wall_clock_ns: 0, created_at: 0 };
         let mut scene = Self {
-            processor: Processor::default(),
+            vcpu: Vcpu::new(0, Processor::default(), cpuid()),
             ram: Ram::new(RAM),
-            board: Board::new(config),
+            guest: Guest::new(config, 1),
             world: World::default(),
-            cpuid: cpuid(),
         };
+        scene.vcpu.activity = Activity::Running;
         scene.ram.write(Gpa::new(CODE), code).unwrap();
         scene
     }
 
     /// Enters the guest, which exits so, then triple-faults; answers why it stopped.
     pub(super) fn exits(&mut self, exits: &[VmExit]) -> StopReason {
-        self.processor.script.extend(exits.iter().map(|exit| Exit::from(*exit)));
+        self.vcpu.backend.script.extend(exits.iter().map(|exit| Exit::from(*exit)));
         self.run()
     }
 
-    /// Runs the guest to its end.
+    /// Runs the guest to its end; time passes while it waits, and input comes.
     pub(super) fn run(&mut self) -> StopReason {
-        let Self { processor, ram, board, world, cpuid } = self;
-        Guest::new(processor, ram, board, world, cpuid).run()
+        loop {
+            match self.turn() {
+                Turn::Stopped(reason) => return reason,
+                Turn::SliceOver => {}
+                Turn::Halted { .. } | Turn::AwaitsStartUp => self.wait(),
+            }
+        }
+    }
+
+    /// One turn.
+    pub(super) fn turn(&mut self) -> Turn {
+        self.vcpu.run(&self.guest, &mut self.ram, &mut self.world)
+    }
+
+    fn wait(&mut self) {
+        self.world.waits += 1;
+        self.world.now += WAIT;
+        while let Some(byte) = self.world.input.pop_front() {
+            self.guest.board().console_in(byte);
+        }
     }
 
     /// Switches the local APIC on and lets it ask for `vector`.
@@ -278,7 +295,7 @@ impl Scene {
     }
 
     pub(super) fn write_register(&mut self, msr: u32, value: u64) {
-        let answer = self.board.msr_write(msr, value, self.world.now, &mut self.ram);
+        let answer = self.guest.board().msr_write(msr, value, self.world.now, &mut self.ram);
         assert_eq!(answer, crate::board::MsrAnswer::Done, "{msr:#x}");
     }
 }
@@ -288,6 +305,6 @@ pub(super) fn identity_tables(scene: &mut Scene) {
     for (at, entry) in [(0x8000u64, 0x9007u64), (0x9000, 0xa007), (0xa000, 0x87)] {
         scene.ram.write(Gpa::new(at), &entry.to_le_bytes()).unwrap();
     }
-    scene.processor.write(Register::Cr3, 0x8000);
-    scene.processor.registers[2] |= Cr0::PG.bits();
+    scene.vcpu.backend.write(Register::Cr3, 0x8000);
+    scene.vcpu.backend.registers[2] |= Cr0::PG.bits();
 }

@@ -6,7 +6,7 @@ use dolmen_arch::msr::is_valid_pat;
 use dolmen_arch::register::{Cr0, Efer};
 use dolmen_memory::GuestMemory;
 
-use super::{Guest, Host};
+use super::{Host, Running};
 use crate::backend::{Backend, Register};
 use crate::board::MsrAnswer;
 use crate::exit::Event;
@@ -15,25 +15,25 @@ use crate::policy::MsrRule;
 /// EFER bits that a guest may set. LMA is the processor's; SVME is not there.
 const EFER_WRITABLE: Efer = Efer::SCE.union(Efer::LME).union(Efer::NXE);
 
-impl<B: Backend, M: GuestMemory, H: Host> Guest<'_, B, M, H> {
+impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
     pub(super) fn read_msr(&mut self, index: u32, rule: MsrRule) {
         let Some(length) = self.length(|found| found == Instruction::Rdmsr) else { return };
         let value = match rule {
-            MsrRule::Efer => Some(self.backend.read(Register::Efer)),
-            MsrRule::Pat => Some(self.backend.read(Register::Pat)),
-            MsrRule::TscAux => Some(self.backend.read(Register::TscAux)),
+            MsrRule::Efer => Some(self.vcpu.backend.read(Register::Efer)),
+            MsrRule::Pat => Some(self.vcpu.backend.read(Register::Pat)),
+            MsrRule::TscAux => Some(self.vcpu.backend.read(Register::TscAux)),
             MsrRule::Constant(value) => Some(value),
             MsrRule::Absent => None,
-            MsrRule::Board => match self.board.msr_read(index, self.host.now()) {
+            MsrRule::Board => match self.guest.board().msr_read(index, self.host.now()) {
                 MsrAnswer::Value(value) => Some(value),
                 MsrAnswer::Done | MsrAnswer::Fault | MsrAnswer::Unclaimed => None,
             },
         };
-        let Some(value) = value else { return self.backend.inject(Event::GENERAL_PROTECTION) };
-        let gprs = self.backend.gprs();
+        let Some(value) = value else { return self.vcpu.backend.inject(Event::GENERAL_PROTECTION) };
+        let gprs = self.vcpu.backend.gprs();
         gprs.rax = u64::from(low32(value));
         gprs.rdx = value >> 32;
-        self.backend.skip_instruction(length);
+        self.vcpu.backend.skip_instruction(length);
     }
 
     pub(super) fn write_msr(&mut self, index: u32, rule: MsrRule, value: u64) {
@@ -43,43 +43,43 @@ impl<B: Backend, M: GuestMemory, H: Host> Guest<'_, B, M, H> {
             MsrRule::Pat => {
                 let valid = is_valid_pat(value);
                 if valid {
-                    self.backend.write(Register::Pat, value);
+                    self.vcpu.backend.write(Register::Pat, value);
                 }
                 valid
             }
             MsrRule::TscAux => {
                 let valid = value >> 32 == 0;
                 if valid {
-                    self.backend.write(Register::TscAux, value);
+                    self.vcpu.backend.write(Register::TscAux, value);
                 }
                 valid
             }
             MsrRule::Constant(constant) => value == constant,
             MsrRule::Absent => false,
             MsrRule::Board => {
-                let answer = self.board.msr_write(index, value, self.host.now(), self.memory);
+                let answer = self.guest.board().msr_write(index, value, self.host.now(), self.memory);
                 matches!(answer, MsrAnswer::Done)
             }
         };
         if done {
-            self.backend.skip_instruction(length);
+            self.vcpu.backend.skip_instruction(length);
         } else {
-            self.backend.inject(Event::GENERAL_PROTECTION);
+            self.vcpu.backend.inject(Event::GENERAL_PROTECTION);
         }
     }
 
     /// APM vol. 2, 3.1.7 and 14.6: LME does not change while paging is on; a write of LMA is dropped.
     fn write_efer(&mut self, wanted: Efer) -> bool {
-        let now = Efer::from_bits_retain(self.backend.read(Register::Efer));
-        let paged = Cr0::from_bits_retain(self.backend.read(Register::Cr0)).contains(Cr0::PG);
+        let now = Efer::from_bits_retain(self.vcpu.backend.read(Register::Efer));
+        let paged = Cr0::from_bits_retain(self.vcpu.backend.read(Register::Cr0)).contains(Cr0::PG);
         let changed = wanted.symmetric_difference(now);
         if !EFER_WRITABLE.union(Efer::LMA).contains(wanted) || paged && changed.contains(Efer::LME) {
             return false;
         }
         let value = wanted.difference(Efer::LMA).union(now.intersection(Efer::LMA));
-        self.backend.write(Register::Efer, value.bits());
+        self.vcpu.backend.write(Register::Efer, value.bits());
         if changed.contains(Efer::NXE) {
-            self.backend.flush();
+            self.vcpu.backend.flush();
         }
         true
     }

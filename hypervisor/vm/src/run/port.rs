@@ -6,38 +6,38 @@ use dolmen_arch::instruction::{Instruction, StringPort};
 use dolmen_arch::register::Rflags;
 use dolmen_memory::{Access, AccessError, GuestMemory, Gva, read_virtual, write_virtual};
 
-use super::{Guest, Host, Step};
+use super::{Host, Running, Step};
 use crate::backend::Backend;
 use crate::exit::{Direction, Event, PortAccess, Vector};
-use crate::policy::StopReason;
+use crate::vcpu::Turn;
 
 /// Most repetitions of one string instruction before the guest is entered again and may be interrupted.
 const MOST_AT_ONCE: u64 = 256;
 
-impl<B: Backend, M: GuestMemory, H: Host> Guest<'_, B, M, H> {
+impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
     pub(super) fn access_port(&mut self, access: PortAccess) -> Step {
         if access.string {
             return self.access_string(access);
         }
         // Ports are told with the length of their instruction by every processor.
-        let Some(length) = self.backend.instruction_length() else {
-            self.backend.flush();
+        let Some(length) = self.vcpu.backend.instruction_length() else {
+            self.vcpu.backend.flush();
             return Ok(());
         };
         let (bytes, now) = (access.width.bytes(), self.host.now());
         let effect = match access.direction {
             Direction::In => {
-                let value = self.board.port_read(access.port, bytes, now);
-                self.backend.gprs().write_part(Gpr::Rax, bytes, u64::from(value));
+                let value = self.guest.board().port_read(access.port, bytes, now);
+                self.vcpu.backend.gprs().write_part(Gpr::Rax, bytes, u64::from(value));
                 Ok(())
             }
             Direction::Out => {
-                let value = low32(low_bytes(self.backend.gprs().rax, bytes));
-                let effect = self.board.port_write(access.port, bytes, value, now);
+                let value = low32(low_bytes(self.vcpu.backend.gprs().rax, bytes));
+                let effect = self.guest.board().port_write(access.port, bytes, value, now);
                 self.take_effect(effect)
             }
         };
-        self.backend.skip_instruction(length);
+        self.vcpu.backend.skip_instruction(length);
         effect
     }
 
@@ -45,10 +45,11 @@ impl<B: Backend, M: GuestMemory, H: Host> Guest<'_, B, M, H> {
     /// guest repeats the instruction until RCX is 0, as it would after an interrupt on the bare machine.
     fn access_string(&mut self, access: PortAccess) -> Step {
         let Some((Instruction::StringPort(form), length)) = self.instruction() else {
-            self.backend.flush();
+            self.vcpu.backend.flush();
             return Ok(());
         };
-        let mut left = if form.repeat { low_bytes(self.backend.gprs().rcx, form.address_bytes) } else { 1 };
+        let mut left =
+            if form.repeat { low_bytes(self.vcpu.backend.gprs().rcx, form.address_bytes) } else { 1 };
         for _ in 0..MOST_AT_ONCE {
             if left == 0 {
                 break;
@@ -60,10 +61,10 @@ impl<B: Backend, M: GuestMemory, H: Host> Guest<'_, B, M, H> {
                     return Ok(());
                 }
                 Err(Trouble::Segment(event)) => {
-                    self.backend.inject(event);
+                    self.vcpu.backend.inject(event);
                     return Ok(());
                 }
-                Err(Trouble::Stop(reason)) => return Err(reason),
+                Err(Trouble::End(turn)) => return Err(turn),
             }
             left = left.wrapping_sub(1);
             if form.repeat {
@@ -71,7 +72,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Guest<'_, B, M, H> {
             }
         }
         if left == 0 {
-            self.backend.skip_instruction(length);
+            self.vcpu.backend.skip_instruction(length);
         }
         Ok(())
     }
@@ -80,22 +81,22 @@ impl<B: Backend, M: GuestMemory, H: Host> Guest<'_, B, M, H> {
     fn transfer(&mut self, access: PortAccess, form: StringPort) -> Result<(), Trouble> {
         let bytes = access.width.bytes();
         let pointer = if form.input { Gpr::Rdi } else { Gpr::Rsi };
-        let offset = low_bytes(self.backend.gprs().read(pointer), form.address_bytes);
+        let offset = low_bytes(self.vcpu.backend.gprs().read(pointer), form.address_bytes);
         let at = self.linear(form.segment, offset, bytes).map_err(Trouble::Segment)?;
-        let (cpl, now) = (self.backend.privilege(), self.host.now());
+        let (cpl, now) = (self.vcpu.backend.privilege(), self.host.now());
         let mut buffer = [0u8; 4];
         let slot = buffer.get_mut(..usize::from(bytes)).unwrap_or_default();
         if form.input {
             // The page is checked before the port is read, whose value would otherwise be lost.
             self.read_all(at, Access::Write(cpl), slot)?;
-            let value = self.board.port_read(access.port, bytes, now).to_le_bytes();
-            let paging = self.backend.paging();
+            let value = self.guest.board().port_read(access.port, bytes, now).to_le_bytes();
+            let paging = self.vcpu.backend.paging();
             let value = value.get(..usize::from(bytes)).unwrap_or_default();
             write_virtual(self.memory, &paging, at, cpl, value)?;
         } else {
             self.read_all(at, Access::Read(cpl), slot)?;
-            let effect = self.board.port_write(access.port, bytes, u32::from_le_bytes(buffer), now);
-            self.take_effect(effect).map_err(Trouble::Stop)?;
+            let effect = self.guest.board().port_write(access.port, bytes, u32::from_le_bytes(buffer), now);
+            self.take_effect(effect).map_err(Trouble::End)?;
         }
         let step = u64::from(bytes);
         let is_down = self.rflags().contains(Rflags::DF);
@@ -106,7 +107,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Guest<'_, B, M, H> {
 
     /// Reads all of `into`, or says why the first byte that cannot be read cannot.
     fn read_all(&self, at: Gva, access: Access, into: &mut [u8]) -> Result<(), AccessError> {
-        let paging = self.backend.paging();
+        let paging = self.vcpu.backend.paging();
         let read = read_virtual(self.memory, &paging, at, access, into)?;
         if read == into.len() {
             return Ok(());
@@ -118,7 +119,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Guest<'_, B, M, H> {
 
     /// RCX, RSI and RDI change in the instruction's address size.
     fn set_address_register(&mut self, register: Gpr, form: StringPort, value: u64) {
-        self.backend.gprs().write_part(register, form.address_bytes, value);
+        self.vcpu.backend.gprs().write_part(register, form.address_bytes, value);
     }
 
     /// Gives the guest the fault that its own access to memory is. String instructions on device memory are
@@ -127,7 +128,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Guest<'_, B, M, H> {
         match error {
             AccessError::PageFault(fault) => self.reflect(Vector::PF, fault.error_code, fault.address.get()),
             AccessError::NotCanonical | AccessError::OutsideRam => {
-                self.backend.inject(Event::GENERAL_PROTECTION);
+                self.vcpu.backend.inject(Event::GENERAL_PROTECTION);
             }
         }
     }
@@ -137,7 +138,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Guest<'_, B, M, H> {
 enum Trouble {
     Fault(AccessError),
     Segment(Event),
-    Stop(StopReason),
+    End(Turn),
 }
 
 impl From<AccessError> for Trouble {

@@ -15,11 +15,11 @@ fn port(port: u16, width: Width, direction: Direction, string: bool) -> VmExit {
 #[test]
 fn ports_reach_the_board_and_the_console_the_host() {
     let mut scene = Scene::new(&[0xee]);
-    scene.processor.length = Some(1);
-    scene.processor.gprs.rax = u64::from(b'!') | 0xffff_ff00;
+    scene.vcpu.backend.length = Some(1);
+    scene.vcpu.backend.gprs.rax = u64::from(b'!') | 0xffff_ff00;
     scene.exits(&[port(0x3f8, Width::Byte, Direction::Out, false)]);
     assert_eq!(scene.world.console, b"!");
-    assert_eq!(scene.processor.skipped, [1]);
+    assert_eq!(scene.vcpu.backend.skipped, [1]);
 }
 
 #[test]
@@ -30,10 +30,10 @@ fn a_port_nobody_has_reads_ones_in_the_width_of_the_access() {
         (Width::Double, 0xffff_ffff),
     ] {
         let mut scene = Scene::new(&[0xed]);
-        scene.processor.length = Some(1);
-        scene.processor.gprs.rax = 0x1111_2222_3333_4444;
+        scene.vcpu.backend.length = Some(1);
+        scene.vcpu.backend.gprs.rax = 0x1111_2222_3333_4444;
         scene.exits(&[port(0x5f0, width, Direction::In, false)]);
-        assert_eq!(scene.processor.gprs.rax, want, "{width:?}");
+        assert_eq!(scene.vcpu.backend.gprs.rax, want, "{width:?}");
     }
 }
 
@@ -41,8 +41,8 @@ fn a_port_nobody_has_reads_ones_in_the_width_of_the_access() {
 fn reset_and_power_off_stop_the_guest() {
     for (number, value, want) in [(0xcf9, 6, StopReason::Reset), (0x600, 0x34, StopReason::PowerOff)] {
         let mut scene = Scene::new(&[0xee]);
-        scene.processor.length = Some(1);
-        scene.processor.gprs.rax = value;
+        scene.vcpu.backend.length = Some(1);
+        scene.vcpu.backend.gprs.rax = value;
         assert_eq!(scene.exits(&[port(number, Width::Byte, Direction::Out, false)]), want);
     }
 }
@@ -50,15 +50,15 @@ fn reset_and_power_off_stop_the_guest() {
 #[test]
 fn strings_go_through_guest_memory_in_bounded_pieces() {
     let mut scene = Scene::new(&[0xf3, 0x6c]);
-    scene.processor.gprs.rcx = 300;
-    scene.processor.gprs.rdi = 0x4000;
+    scene.vcpu.backend.gprs.rcx = 300;
+    scene.vcpu.backend.gprs.rdi = 0x4000;
     let exit = port(0x5f0, Width::Byte, Direction::In, true);
     scene.exits(&[exit]);
-    assert_eq!((scene.processor.gprs.rcx, scene.processor.gprs.rdi), (44, 0x4100));
-    assert!(scene.processor.skipped.is_empty(), "the guest repeats the rest");
+    assert_eq!((scene.vcpu.backend.gprs.rcx, scene.vcpu.backend.gprs.rdi), (44, 0x4100));
+    assert!(scene.vcpu.backend.skipped.is_empty(), "the guest repeats the rest");
     scene.exits(&[exit]);
-    assert_eq!((scene.processor.gprs.rcx, scene.processor.gprs.rdi), (0, 0x412c));
-    assert_eq!(scene.processor.skipped, [2]);
+    assert_eq!((scene.vcpu.backend.gprs.rcx, scene.vcpu.backend.gprs.rdi), (0, 0x412c));
+    assert_eq!(scene.vcpu.backend.skipped, [2]);
     assert!(scene.ram.bytes(0x4000, 300).iter().all(|byte| *byte == 0xff));
     assert_eq!(scene.ram.bytes(0x412c, 1), [0]);
 }
@@ -67,14 +67,14 @@ fn strings_go_through_guest_memory_in_bounded_pieces() {
 fn a_string_out_reads_down_when_told_so_and_stops_with_the_machine() {
     let mut scene = Scene::new(&[0xf3, 0x6e]);
     scene.ram.write(Gpa::new(0x4000), b"cba").unwrap();
-    scene.processor.gprs.rcx = 3;
-    scene.processor.gprs.rsi = 0x4002;
-    scene.processor.write(Register::Rflags, 0x602);
+    scene.vcpu.backend.gprs.rcx = 3;
+    scene.vcpu.backend.gprs.rsi = 0x4002;
+    scene.vcpu.backend.write(Register::Rflags, 0x602);
     scene.exits(&[port(0x3f8, Width::Byte, Direction::Out, true)]);
     assert_eq!(scene.world.console, b"abc");
     let mut scene = Scene::new(&[0x6e]);
     scene.ram.write(Gpa::new(0x4000), &[6]).unwrap();
-    scene.processor.gprs.rsi = 0x4000;
+    scene.vcpu.backend.gprs.rsi = 0x4000;
     assert_eq!(scene.exits(&[port(0xcf9, Width::Byte, Direction::Out, true)]), StopReason::Reset);
 }
 
@@ -91,13 +91,13 @@ fn strings_fault_where_the_processor_would() {
         if paged {
             identity_tables(&mut scene);
         }
-        scene.processor.cpl = cpl;
-        (scene.processor.gprs.rcx, scene.processor.gprs.rdi) = (1, rdi);
+        scene.vcpu.backend.cpl = cpl;
+        (scene.vcpu.backend.gprs.rcx, scene.vcpu.backend.gprs.rdi) = (1, rdi);
         scene.exits(&[port(0x5f0, Width::Byte, Direction::In, true)]);
-        assert_eq!(scene.processor.delivered, [want], "{rdi:#x}");
-        assert_eq!(scene.processor.gprs.rcx, 1, "nothing was done");
+        assert_eq!(scene.vcpu.backend.delivered, [want], "{rdi:#x}");
+        assert_eq!(scene.vcpu.backend.gprs.rcx, 1, "nothing was done");
         if want != GP {
-            assert_eq!(scene.processor.read(Register::Cr2), rdi);
+            assert_eq!(scene.vcpu.backend.read(Register::Cr2), rdi);
         }
     }
 }
@@ -111,13 +111,13 @@ fn outside_64_bit_mode_segment_limits_hold() {
         (0xfff, Attributes::DATA32.union(Attributes::from_bits_retain(4)), 0x1000, false),
     ] {
         let mut scene = Scene::new(&[0x6c]);
-        scene.processor.write(Register::Efer, 0);
-        scene.processor.segments[1] = Segment::flat(8, Attributes::CODE32);
-        scene.processor.segments[0] =
+        scene.vcpu.backend.write(Register::Efer, 0);
+        scene.vcpu.backend.segments[1] = Segment::flat(8, Attributes::CODE32);
+        scene.vcpu.backend.segments[0] =
             Segment { selector: 0x10, attributes: attributes.bits(), limit, base: 0x4000 };
-        scene.processor.gprs.rdi = offset;
+        scene.vcpu.backend.gprs.rdi = offset;
         scene.exits(&[port(0x5f0, Width::Byte, Direction::In, true)]);
-        assert_eq!(scene.processor.delivered == [GP], faults, "{limit:#x} {offset:#x}");
+        assert_eq!(scene.vcpu.backend.delivered == [GP], faults, "{limit:#x} {offset:#x}");
         assert_eq!(scene.ram.bytes(0x4000 + offset as usize, 1) == [0xff], !faults);
     }
 }

@@ -32,20 +32,20 @@ fn msrs_follow_their_rules() {
         (0x8ff, None), // the board has no such register
     ] {
         let mut scene = Scene::new(RDMSR);
-        (scene.processor.gprs.rax, scene.processor.gprs.rdx) = (u64::MAX, u64::MAX);
+        (scene.vcpu.backend.gprs.rax, scene.vcpu.backend.gprs.rdx) = (u64::MAX, u64::MAX);
         scene.exits(&[VmExit::ReadMsr { msr: index }]);
-        let got = scene.processor.gprs;
-        let value = (scene.processor.skipped == [2]).then_some(got.rdx << 32 | got.rax);
+        let got = scene.vcpu.backend.gprs;
+        let value = (scene.vcpu.backend.skipped == [2]).then_some(got.rdx << 32 | got.rax);
         assert_eq!(value, want, "{index:#x}");
-        assert_eq!(scene.processor.delivered.as_slice(), if want.is_some() { &[][..] } else { &[GP] });
+        assert_eq!(scene.vcpu.backend.delivered.as_slice(), if want.is_some() { &[][..] } else { &[GP] });
     }
 }
 
 /// Writes one MSR; whether it was taken, and the scene afterwards.
 fn write_msr(scene: &mut Scene, index: u32, value: u64) -> bool {
     scene.exits(&[VmExit::WriteMsr { msr: index, value }]);
-    let taken = scene.processor.skipped == [2];
-    assert_eq!(taken, scene.processor.delivered != [GP], "{index:#x} {value:#x}");
+    let taken = scene.vcpu.backend.skipped == [2];
+    assert_eq!(taken, scene.vcpu.backend.delivered != [GP], "{index:#x} {value:#x}");
     taken
 }
 
@@ -62,12 +62,12 @@ fn efer_takes_what_the_guest_is_offered_and_keeps_lma() {
     ] {
         let mut scene = Scene::new(WRMSR);
         if paged {
-            scene.processor.registers[2] |= Cr0::PG.bits();
+            scene.vcpu.backend.registers[2] |= Cr0::PG.bits();
             identity_tables(&mut scene);
         }
         let taken = write_msr(&mut scene, msr::EFER, value);
         assert_eq!(taken, want.is_some(), "{value:#x}");
-        assert_eq!(scene.processor.read(Register::Efer), want.unwrap_or(long.bits()), "{value:#x}");
+        assert_eq!(scene.vcpu.backend.read(Register::Efer), want.unwrap_or(long.bits()), "{value:#x}");
     }
 }
 
@@ -90,10 +90,10 @@ fn values_that_a_processor_refuses_are_refused() {
 
 /// Writes RAX to a control register by `code`; whether that was taken.
 fn write_control(scene: &mut Scene, register: ControlRegister, value: u64) -> bool {
-    scene.processor.gprs.rax = value;
+    scene.vcpu.backend.gprs.rax = value;
     scene.exits(&[VmExit::WriteControl(register)]);
-    assert_eq!(scene.processor.skipped.is_empty(), scene.processor.delivered == [GP], "{value:#x}");
-    !scene.processor.skipped.is_empty()
+    assert_eq!(scene.vcpu.backend.skipped.is_empty(), scene.vcpu.backend.delivered == [GP], "{value:#x}");
+    !scene.vcpu.backend.skipped.is_empty()
 }
 
 #[test]
@@ -111,13 +111,13 @@ fn cr4_takes_what_cpuid_shows_and_nothing_impossible() {
     ] {
         let mut scene = Scene::new(MOV_CR4_RAX);
         assert_eq!(write_control(&mut scene, ControlRegister::Cr4, value), taken, "{value:#x}");
-        assert_eq!(scene.processor.read(Register::Cr4), if taken { value } else { pae });
+        assert_eq!(scene.vcpu.backend.read(Register::Cr4), if taken { value } else { pae });
     }
     let mut scene = Scene::new(MOV_CR4_RAX);
     assert!(write_control(&mut scene, ControlRegister::Cr4, pae | Cr4::PGE.bits()));
-    assert_eq!(scene.processor.flushes, 1, "translations follow");
+    assert_eq!(scene.vcpu.backend.flushes, 1, "translations follow");
     let mut scene = Scene::new(MOV_CR4_RAX);
-    scene.processor.write(Register::Cr3, 0x8001);
+    scene.vcpu.backend.write(Register::Cr3, 0x8001);
     assert!(!write_control(&mut scene, ControlRegister::Cr4, pae | Cr4::PCIDE.bits()));
 }
 
@@ -141,43 +141,43 @@ fn cr0_switches_long_mode_as_the_manual_says() {
     ] {
         let mut scene = Scene::new(MOV_CR0_RAX);
         identity_tables(&mut scene);
-        scene.processor.write(Register::Cr0, from.bits());
-        scene.processor.write(Register::Efer, efer.bits());
-        scene.processor.segments[1] = Segment::flat(8, code);
+        scene.vcpu.backend.write(Register::Cr0, from.bits());
+        scene.vcpu.backend.write(Register::Efer, efer.bits());
+        scene.vcpu.backend.segments[1] = Segment::flat(8, code);
         let taken = write_control(&mut scene, ControlRegister::Cr0, to.bits());
         assert_eq!(taken, want.is_some(), "{efer:?} {code:?} {to:?}");
-        assert_eq!(scene.processor.read(Register::Cr0), if taken { to } else { from }.bits());
-        assert_eq!(scene.processor.read(Register::Efer), want.unwrap_or(efer).bits());
+        assert_eq!(scene.vcpu.backend.read(Register::Cr0), if taken { to } else { from }.bits());
+        assert_eq!(scene.vcpu.backend.read(Register::Efer), want.unwrap_or(efer).bits());
     }
 }
 
 #[test]
 fn lmsw_cannot_clear_pe() {
     let mut scene = Scene::new(&[0x0f, 0x01, 0xf0]);
-    scene.processor.gprs.rax = 0xffff_ffff_ffff_0008;
+    scene.vcpu.backend.gprs.rax = 0xffff_ffff_ffff_0008;
     scene.exits(&[VmExit::WriteControl(ControlRegister::Cr0)]);
-    assert_eq!(scene.processor.read(Register::Cr0), (Cr0::PE | Cr0::ET | Cr0::TS).bits());
+    assert_eq!(scene.vcpu.backend.read(Register::Cr0), (Cr0::PE | Cr0::ET | Cr0::TS).bits());
 }
 
 #[test]
 fn forms_of_control_writes_that_are_not_emulated_are_no_instruction() {
     let mut scene = Scene::new(&[0x0f, 0x06]); // CLTS does not exit here
     scene.exits(&[VmExit::WriteControl(ControlRegister::Cr0)]);
-    assert_eq!(scene.processor.delivered, [Event::INVALID_OPCODE]);
+    assert_eq!(scene.vcpu.backend.delivered, [Event::INVALID_OPCODE]);
 }
 
 #[test]
 fn cr8_is_the_boards_task_priority() {
     let mut scene = Scene::new(MOV_CR8_RAX);
     assert!(write_control(&mut scene, ControlRegister::Cr8, 5));
-    assert_eq!(scene.board.cr8(), 5);
+    assert_eq!(scene.guest.board().cr8(), 5);
     let mut scene = Scene::new(MOV_CR8_RAX);
     assert!(!write_control(&mut scene, ControlRegister::Cr8, 16));
     let mut scene = Scene::new(MOV_RAX_CR8);
-    scene.board.set_cr8(7);
-    scene.processor.gprs.rax = u64::MAX;
+    scene.guest.board().set_cr8(7);
+    scene.vcpu.backend.gprs.rax = u64::MAX;
     scene.exits(&[VmExit::ReadControl(ControlRegister::Cr8)]);
-    assert_eq!((scene.processor.gprs.read(Gpr::Rax), &scene.processor.skipped[..]), (7, &[4][..]));
+    assert_eq!((scene.vcpu.backend.gprs.read(Gpr::Rax), &scene.vcpu.backend.skipped[..]), (7, &[4][..]));
 }
 
 #[test]
@@ -193,10 +193,10 @@ fn xcr0_takes_what_cpuid_shows() {
         (3, 0, 1, false),
     ] {
         let mut scene = Scene::new(XSETBV);
-        scene.processor.cpl = cpl;
+        scene.vcpu.backend.cpl = cpl;
         scene.exits(&[VmExit::WriteXcr { index, value }]);
-        assert_eq!(scene.processor.skipped == [3], taken, "{index} {value:#x}");
-        assert_eq!(scene.processor.read(Register::Xcr0), if taken { value } else { 1 });
+        assert_eq!(scene.vcpu.backend.skipped == [3], taken, "{index} {value:#x}");
+        assert_eq!(scene.vcpu.backend.read(Register::Xcr0), if taken { value } else { 1 });
     }
 }
 
@@ -209,6 +209,6 @@ fn a_reserved_bit_that_ends_the_guests_turn_is_a_fault_and_not_its_end() {
     ] {
         let mut scene = Scene::new(code);
         assert_eq!(scene.exits(&[VmExit::InvalidState]), want);
-        assert_eq!(scene.processor.delivered == [GP], want == StopReason::TripleFault);
+        assert_eq!(scene.vcpu.backend.delivered == [GP], want == StopReason::TripleFault);
     }
 }

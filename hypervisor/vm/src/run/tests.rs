@@ -18,30 +18,30 @@ const GP: Event = Event::GENERAL_PROTECTION;
 #[test]
 fn cpuid_is_answered_and_stepped_over() {
     let mut scene = Scene::new(CPUID);
-    scene.processor.gprs.rax = u64::MAX;
+    scene.vcpu.backend.gprs.rax = u64::MAX;
     let stop = scene.exits(&[VmExit::Cpuid { leaf: 0x4000_0000, subleaf: 0 }]);
     assert_eq!(stop, StopReason::TripleFault);
-    assert_eq!(scene.processor.skipped, [2]);
-    assert_eq!(scene.processor.gprs.rax, 0x4000_0001, "the upper half is cleared");
-    assert_eq!(scene.processor.gprs.rbx as u32, u32::from_le_bytes(*b"Dolm"));
+    assert_eq!(scene.vcpu.backend.skipped, [2]);
+    assert_eq!(scene.vcpu.backend.gprs.rax, 0x4000_0001, "the upper half is cleared");
+    assert_eq!(scene.vcpu.backend.gprs.rbx as u32, u32::from_le_bytes(*b"Dolm"));
 }
 
 #[test]
 fn a_processor_that_tells_lengths_is_believed() {
     let mut scene = Scene::new(&[0x90]);
-    scene.processor.length = Some(7);
+    scene.vcpu.backend.length = Some(7);
     scene.exits(&[VmExit::Cpuid { leaf: 0, subleaf: 0 }]);
-    assert_eq!(scene.processor.skipped, [7]);
+    assert_eq!(scene.vcpu.backend.skipped, [7]);
 }
 
 #[test]
 fn other_bytes_than_those_that_exited_are_run_again() {
     let mut scene = Scene::new(&[0x90, 0x90]);
-    scene.processor.gprs.rax = 77;
+    scene.vcpu.backend.gprs.rax = 77;
     scene.exits(&[VmExit::Cpuid { leaf: 0, subleaf: 0 }, VmExit::Hypercall, VmExit::Halt]);
-    assert!(scene.processor.skipped.is_empty());
-    assert_eq!(scene.processor.gprs.rax, 77);
-    assert_eq!(scene.processor.flushes, 3, "a stale translation is dropped");
+    assert!(scene.vcpu.backend.skipped.is_empty());
+    assert_eq!(scene.vcpu.backend.gprs.rax, 77);
+    assert_eq!(scene.vcpu.backend.flushes, 3, "a stale translation is dropped");
     assert!(scene.world.calls.is_empty());
 }
 
@@ -53,16 +53,16 @@ fn a_halted_guest_wakes_with_its_timer() {
     scene.write_register(0x83e, 0b1011);
     scene.write_register(0x838, 3_000_000);
     scene.exits(&[VmExit::Halt]);
-    assert_eq!(scene.processor.skipped, [1]);
+    assert_eq!(scene.vcpu.backend.skipped, [1]);
     assert!(scene.world.waits >= 1 && scene.world.now >= WAIT, "time passed");
-    assert_eq!(scene.processor.delivered, [Event::Interrupt(0x40)]);
+    assert_eq!(scene.vcpu.backend.delivered, [Event::Interrupt(0x40)]);
     assert!(scene.world.deadlines.iter().any(Option::is_some), "the host knew when");
 }
 
 #[test]
 fn a_guest_that_nothing_can_wake_stops() {
     let mut scene = Scene::new(HLT);
-    scene.processor.readiness = Readiness::Masked;
+    scene.vcpu.backend.readiness = Readiness::Masked;
     assert_eq!(scene.exits(&[VmExit::Halt]), StopReason::HaltedForEver);
 }
 
@@ -72,15 +72,15 @@ fn console_input_wakes_a_halted_guest() {
     scene.enable_apic();
     // I/O APIC pin 4 to vector 34h; the UART's receive interrupt on.
     for (gpa, value) in [(0xfec0_0000u64, 0x18u64), (0xfec0_0010, 0x34)] {
-        let effect = scene.board.mmio_write(Gpa::new(gpa), 4, value, 0);
+        let effect = scene.guest.board().mmio_write(Gpa::new(gpa), 4, value, 0);
         assert_eq!(effect, Some(crate::board::Effect::None));
     }
     for (number, value) in [(0x3f9, 1), (0x3fc, 8)] {
-        assert_eq!(scene.board.port_write(number, 1, value, 0), crate::board::Effect::None);
+        assert_eq!(scene.guest.board().port_write(number, 1, value, 0), crate::board::Effect::None);
     }
     scene.world.input.push_back(b'x');
     scene.exits(&[VmExit::Halt]);
-    assert_eq!(scene.processor.delivered, [Event::Interrupt(0x34)]);
+    assert_eq!(scene.vcpu.backend.delivered, [Event::Interrupt(0x34)]);
 }
 
 #[test]
@@ -92,23 +92,23 @@ fn an_interrupt_is_offered_as_the_guest_can_take_it() {
     ] {
         let mut scene = Scene::new(&[]);
         scene.raise(0x41);
-        scene.processor.readiness = readiness;
+        scene.vcpu.backend.readiness = readiness;
         scene.exits(&[VmExit::Pause]);
-        assert_eq!(scene.processor.delivered, delivered, "{readiness:?}");
-        assert_eq!(scene.processor.windows, windows, "{readiness:?}");
+        assert_eq!(scene.vcpu.backend.delivered, delivered, "{readiness:?}");
+        assert_eq!(scene.vcpu.backend.windows, windows, "{readiness:?}");
     }
 }
 
 #[test]
 fn an_interrupt_waits_behind_an_exception() {
     let mut scene = Scene::new(&[]);
-    scene.processor.script.push_back(VmExit::Virtualisation.into());
-    scene.processor.script.push_back(VmExit::InterruptWindow.into());
+    scene.vcpu.backend.script.push_back(VmExit::Virtualisation.into());
+    scene.vcpu.backend.script.push_back(VmExit::InterruptWindow.into());
     scene.raise(0x41);
-    scene.processor.readiness = Readiness::Masked;
+    scene.vcpu.backend.readiness = Readiness::Masked;
     scene.run();
-    assert_eq!(scene.processor.delivered, [Event::INVALID_OPCODE]);
-    assert_eq!(scene.processor.windows, 3);
+    assert_eq!(scene.vcpu.backend.delivered, [Event::INVALID_OPCODE]);
+    assert_eq!(scene.vcpu.backend.windows, 3);
 }
 
 #[test]
@@ -116,9 +116,9 @@ fn an_nmi_needs_no_if() {
     let mut scene = Scene::new(&[]);
     scene.enable_apic();
     scene.write_register(0x830, 1 << 18 | 4 << 8);
-    scene.processor.readiness = Readiness::Masked;
+    scene.vcpu.backend.readiness = Readiness::Masked;
     scene.exits(&[VmExit::Pause]);
-    assert_eq!(scene.processor.delivered, [Event::Nmi]);
+    assert_eq!(scene.vcpu.backend.delivered, [Event::Nmi]);
 }
 
 #[test]
@@ -133,9 +133,9 @@ fn a_delivery_cut_short_is_repeated_unless_the_guest_repeats_it_itself() {
     ] {
         let mut scene = Scene::new(&[]);
         let exit = Exit { exit: VmExit::HostInterrupt, interrupted: Some(event) };
-        scene.processor.script.push_back(exit);
+        scene.vcpu.backend.script.push_back(exit);
         scene.run();
-        assert_eq!(scene.processor.delivered == [event], repeated, "{event:?}");
+        assert_eq!(scene.vcpu.backend.delivered == [event], repeated, "{event:?}");
         assert_eq!(scene.world.interrupts, 1);
     }
 }
@@ -145,7 +145,7 @@ fn delivery_through_device_memory_stops_the_guest() {
     let mut scene = Scene::new(&[]);
     let gpa = Gpa::new(0xfee0_0000);
     let exit = VmExit::NestedFault { gpa, access: FaultAccess::Write };
-    scene.processor.script.push_back(Exit { exit, interrupted: Some(Event::Interrupt(0x50)) });
+    scene.vcpu.backend.script.push_back(Exit { exit, interrupted: Some(Event::Interrupt(0x50)) });
     assert_eq!(scene.run(), StopReason::TablesOutsideRam(gpa));
 }
 
@@ -157,13 +157,13 @@ fn exceptions_that_exit_reach_the_guest() {
         VmExit::Exception { vector: Vector::DB, error_code: 0, address: 0x99 },
     ]);
     assert_eq!(
-        scene.processor.delivered,
+        scene.vcpu.backend.delivered,
         [
             Event::Exception { vector: Vector::PF, error_code: 2 },
             Event::Exception { vector: Vector::DB, error_code: 0 }
         ]
     );
-    assert_eq!(scene.processor.read(Register::Cr2), 0x1234);
+    assert_eq!(scene.vcpu.backend.read(Register::Cr2), 0x1234);
 }
 
 #[test]
@@ -172,15 +172,15 @@ fn hypercalls_tell_who_asks() {
         [(0, Attributes::CODE64, true), (3, Attributes::CODE64, false), (0, Attributes::CODE32, false)]
     {
         let mut scene = Scene::new(VMMCALL);
-        scene.processor.cpl = cpl;
-        scene.processor.segments[1] = Segment::flat(8, attributes);
-        scene.processor.gprs.rax = 0xffff_ffff_444c_0007;
-        scene.processor.gprs.rdi = 1;
+        scene.vcpu.backend.cpl = cpl;
+        scene.vcpu.backend.segments[1] = Segment::flat(8, attributes);
+        scene.vcpu.backend.gprs.rax = 0xffff_ffff_444c_0007;
+        scene.vcpu.backend.gprs.rdi = 1;
         scene.exits(&[VmExit::Hypercall]);
         let (number, args, asked) = scene.world.calls[0];
         assert_eq!((number, args.rdi, asked), (0x444c_0007, 1, privileged));
-        assert_eq!((scene.processor.gprs.rax, scene.processor.gprs.rdx), (0x1234, 0x5678));
-        assert_eq!(scene.processor.skipped, [3]);
+        assert_eq!((scene.vcpu.backend.gprs.rax, scene.vcpu.backend.gprs.rdx), (0x1234, 0x5678));
+        assert_eq!(scene.vcpu.backend.skipped, [3]);
     }
 }
 
@@ -189,7 +189,7 @@ fn caches_are_no_business_of_the_guests() {
     for code in [&[0x0f, 0x09][..], &[0x0f, 0x08]] {
         let mut scene = Scene::new(code);
         scene.exits(&[VmExit::CacheFlush]);
-        assert_eq!(scene.processor.skipped, [2]);
+        assert_eq!(scene.vcpu.backend.skipped, [2]);
     }
 }
 
@@ -197,14 +197,14 @@ fn caches_are_no_business_of_the_guests() {
 fn a_device_is_read_by_the_instruction_at_rip() {
     let gpa = Gpa::new(0xfee0_0030);
     let mut scene = Scene::new(&[0x8b, 0x07]); // mov eax, [rdi]
-    scene.processor.gprs.rax = u64::MAX;
+    scene.vcpu.backend.gprs.rax = u64::MAX;
     scene.exits(&[VmExit::NestedFault { gpa, access: FaultAccess::Read }]);
-    assert_eq!(scene.processor.skipped, [2]);
-    assert_ne!(scene.processor.gprs.rax, u64::MAX, "the APIC's version");
+    assert_eq!(scene.vcpu.backend.skipped, [2]);
+    assert_ne!(scene.vcpu.backend.gprs.rax, u64::MAX, "the APIC's version");
     let mut scene = Scene::new(&[0x8b, 0x07]);
     let nobody = Gpa::new(0xfed4_0000);
     scene.exits(&[VmExit::NestedFault { gpa: nobody, access: FaultAccess::Read }]);
-    assert_eq!(scene.processor.gprs.rax, 0xffff_ffff, "the TPM's page is nobody's");
+    assert_eq!(scene.vcpu.backend.gprs.rax, 0xffff_ffff, "the TPM's page is nobody's");
 }
 
 #[test]
@@ -287,20 +287,20 @@ proptest! {
     ) {
         let mut scene = Scene::new(&code);
         for (number, value) in (0..16).zip(gprs) {
-            scene.processor.gprs.write(Gpr::from_encoding(number), value);
+            scene.vcpu.backend.gprs.write(Gpr::from_encoding(number), value);
         }
         let [rip, cr0, cr3, efer] = registers;
-        scene.processor.write(Register::Rip, CODE + rip % 80);
-        scene.processor.write(Register::Cr0, cr0);
-        scene.processor.write(Register::Cr3, cr3 & 0xf_ffff);
-        scene.processor.write(Register::Efer, efer);
-        scene.processor.segments[1].attributes = attributes;
-        scene.processor.cpl = cpl;
-        scene.processor.length = length;
+        scene.vcpu.backend.write(Register::Rip, CODE + rip % 80);
+        scene.vcpu.backend.write(Register::Cr0, cr0);
+        scene.vcpu.backend.write(Register::Cr3, cr3 & 0xf_ffff);
+        scene.vcpu.backend.write(Register::Efer, efer);
+        scene.vcpu.backend.segments[1].attributes = attributes;
+        scene.vcpu.backend.cpl = cpl;
+        scene.vcpu.backend.length = length;
         let most = exits.len() + 1;
         scene.exits(&exits);
-        prop_assert!(scene.processor.entries <= most);
-        let kept = scene.processor.read(Register::Efer) ^ efer;
+        prop_assert!(scene.vcpu.backend.entries <= most);
+        let kept = scene.vcpu.backend.read(Register::Efer) ^ efer;
         prop_assert_eq!(kept & Efer::SVME.bits(), 0, "no exit gives the guest SVM");
     }
 }

@@ -1,0 +1,192 @@
+//! What the virtual processors of one guest share, used by reference from every processor of the host.
+//!
+//! Locks are per guest; nobody holds one while the guest runs. Order: board, then whatever the host locks
+//! (scheduler), of which console and TPM desk are leaves.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use dolmen_arch::VmExit;
+use spin::{Mutex, MutexGuard};
+
+use crate::board::{Board, BoardConfig};
+use crate::manifest::MAX_VCPUS;
+
+/// One guest, but for its memory and its processors.
+#[derive(Debug)]
+pub struct Guest {
+    board: Mutex<Board>,
+    /// Bit n: virtual processor n can be woken by nothing but another one.
+    sleepers: AtomicU32,
+    vcpus: u32,
+    counters: [Counters; VCPU_SLOTS],
+}
+
+/// [`MAX_VCPUS`] as the length of an array.
+pub const VCPU_SLOTS: usize = 8;
+
+const _: () = assert!(MAX_VCPUS <= 8);
+
+impl Guest {
+    /// A guest of `vcpus` virtual processors, as it is after power-on.
+    pub fn new(config: BoardConfig, vcpus: u32) -> Self {
+        Self {
+            board: Mutex::new(Board::new(config)),
+            sleepers: AtomicU32::new(0),
+            vcpus,
+            counters: [const { Counters::new() }; VCPU_SLOTS],
+        }
+    }
+
+    /// The board, locked.
+    pub fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock()
+    }
+
+    /// How many virtual processors it has.
+    pub const fn vcpus(&self) -> u32 {
+        self.vcpus
+    }
+
+    /// What virtual processor `index` has exited for so far.
+    pub fn counters(&self, index: usize) -> Option<&Counters> {
+        self.counters.get(index)
+    }
+
+    /// Notes that virtual processor `index` sleeps so that only another one can wake it; whether all do.
+    pub(crate) fn fall_asleep(&self, index: usize) -> bool {
+        let own = bit(index);
+        let all = 1u32.checked_shl(self.vcpus).unwrap_or(0).wrapping_sub(1);
+        (self.sleepers.fetch_or(own, Ordering::AcqRel) | own) & all == all
+    }
+
+    /// Notes that virtual processor `index` runs.
+    pub(crate) fn wake_up(&self, index: usize) {
+        self.sleepers.fetch_and(!bit(index), Ordering::AcqRel);
+    }
+}
+
+fn bit(index: usize) -> u32 {
+    u32::try_from(index).ok().and_then(|index| 1u32.checked_shl(index)).unwrap_or(0)
+}
+
+/// What an exit is counted as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum ExitKind {
+    /// A physical interrupt, NMI, SMI or INIT.
+    Host,
+    /// The moment came to deliver an interrupt.
+    Window,
+    /// CPUID.
+    Cpuid,
+    /// RDMSR or WRMSR.
+    Msr,
+    /// A port instruction.
+    Port,
+    /// HLT.
+    Halt,
+    /// A hypercall.
+    Hypercall,
+    /// Access to device memory.
+    Device,
+    /// A control register or XSETBV.
+    Control,
+    /// An exception or a refused instruction.
+    Fault,
+    /// Everything else.
+    Other,
+}
+
+impl ExitKind {
+    /// All kinds, in the order of their counters.
+    pub const ALL: [Self; 11] = [
+        Self::Host,
+        Self::Window,
+        Self::Cpuid,
+        Self::Msr,
+        Self::Port,
+        Self::Halt,
+        Self::Hypercall,
+        Self::Device,
+        Self::Control,
+        Self::Fault,
+        Self::Other,
+    ];
+
+    /// The kind of one exit.
+    pub const fn of(exit: &VmExit) -> Self {
+        match exit {
+            VmExit::HostInterrupt | VmExit::HostNmi | VmExit::HostSmi | VmExit::HostInit => Self::Host,
+            VmExit::InterruptWindow | VmExit::Stepped | VmExit::NmiReturn => Self::Window,
+            VmExit::Cpuid { .. } => Self::Cpuid,
+            VmExit::ReadMsr { .. } | VmExit::WriteMsr { .. } => Self::Msr,
+            VmExit::Port(_) => Self::Port,
+            VmExit::Halt => Self::Halt,
+            VmExit::Hypercall => Self::Hypercall,
+            VmExit::NestedFault { .. } => Self::Device,
+            VmExit::WriteControl(_) | VmExit::ReadControl(_) | VmExit::WriteXcr { .. } => Self::Control,
+            VmExit::Exception { .. }
+            | VmExit::Virtualisation
+            | VmExit::HiddenFeature
+            | VmExit::ReadCounter => Self::Fault,
+            VmExit::Pause
+            | VmExit::CacheFlush
+            | VmExit::Shutdown
+            | VmExit::InvalidState
+            | VmExit::Unknown { .. } => Self::Other,
+        }
+    }
+}
+
+/// Exits of one virtual processor. Only the processor that runs it counts; anybody may read.
+#[derive(Debug)]
+pub struct Counters([AtomicU64; ExitKind::ALL.len()]);
+
+impl Counters {
+    const fn new() -> Self {
+        Self([const { AtomicU64::new(0) }; ExitKind::ALL.len()])
+    }
+
+    /// Exits of one kind.
+    pub fn get(&self, kind: ExitKind) -> u64 {
+        self.slot(kind).map_or(0, |slot| slot.load(Ordering::Relaxed))
+    }
+
+    /// One more: by its only writer, so load and store are enough.
+    pub(crate) fn count(&self, kind: ExitKind) {
+        if let Some(slot) = self.slot(kind) {
+            slot.store(slot.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        }
+    }
+
+    #[expect(clippy::as_conversions, reason = "a fieldless enum's discriminant has no From")]
+    fn slot(&self, kind: ExitKind) -> Option<&AtomicU64> {
+        self.0.get(kind as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_counter_of_its_own() {
+        let counters = Counters::new();
+        for (count, kind) in (1..).zip(ExitKind::ALL) {
+            (0..count).for_each(|_| counters.count(kind));
+        }
+        for (count, kind) in (1..).zip(ExitKind::ALL) {
+            assert_eq!(counters.get(kind), count, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_guest_sleeps_for_ever_when_all_its_processors_do() {
+        let config = BoardConfig { tsc_khz: 1, ram_bytes: 0, wall_clock_ns: 0, created_at: 0 };
+        let guest = Guest::new(config, 2);
+        assert!(!guest.fall_asleep(1));
+        guest.wake_up(1);
+        assert!(!guest.fall_asleep(0));
+        assert!(guest.fall_asleep(1));
+    }
+}

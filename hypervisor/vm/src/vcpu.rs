@@ -1,0 +1,88 @@
+//! One virtual processor: private to the processor of the host that runs it.
+
+use dolmen_arch::register::Cr4;
+use dolmen_memory::GuestMemory;
+
+use crate::backend::{Backend, StartState};
+use crate::board::Tsc;
+use crate::cpuid::GuestCpuid;
+use crate::guest::Guest;
+use crate::policy::StopReason;
+use crate::run::{self, Host};
+
+/// What a virtual processor does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// It executes instructions.
+    Running,
+    /// It executed HLT and waits for an interrupt.
+    Halted,
+    /// It was reset, and waits for another one to start it.
+    AwaitsStartUp,
+}
+
+/// How a virtual processor's turn on a processor ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// The host wants its processor back; the guest could go on.
+    SliceOver,
+    /// It waits for an interrupt: nothing is to be done before `until`, unless it is woken.
+    Halted {
+        /// Its next timer.
+        until: Option<Tsc>,
+    },
+    /// It waits to be started.
+    AwaitsStartUp,
+    /// The guest stops.
+    Stopped(StopReason),
+}
+
+/// One virtual processor.
+#[derive(Debug)]
+pub struct Vcpu<B> {
+    index: usize,
+    pub(crate) backend: B,
+    pub(crate) cpuid: GuestCpuid,
+    /// CR4 bits that belong to features the guest is told of.
+    pub(crate) cr4_mask: Cr4,
+    pub(crate) activity: Activity,
+}
+
+impl<B: Backend> Vcpu<B> {
+    /// Processor `index` of its guest. It awaits to be started.
+    pub fn new(index: usize, backend: B, cpuid: GuestCpuid) -> Self {
+        let cr4_mask = run::cr4_mask(&cpuid);
+        Self { index, backend, cpuid, cr4_mask, activity: Activity::AwaitsStartUp }
+    }
+
+    /// Which one of its guest's it is.
+    pub const fn index(&self) -> usize {
+        self.index
+    }
+
+    /// What it does.
+    pub const fn activity(&self) -> Activity {
+        self.activity
+    }
+
+    /// The processor behind it.
+    pub const fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// The processor behind it, for whoever gives it to a processor of the host or takes it away.
+    pub const fn backend_mut(&mut self) -> &mut B {
+        &mut self.backend
+    }
+
+    /// Puts the guest's first processor where its image begins.
+    pub fn start(&mut self, state: &StartState) {
+        self.backend.start(state);
+        self.activity = Activity::Running;
+    }
+
+    /// Runs until the turn ends.
+    pub fn run(&mut self, guest: &Guest, memory: &mut impl GuestMemory, host: &mut impl Host) -> Turn {
+        run::turn(self, guest, memory, host)
+    }
+}
