@@ -10,6 +10,7 @@ use crate::image::{self, Parts};
 use crate::machine::profile::{Firmware, Profile};
 use crate::machine::relay::ToolTpm;
 use crate::machine::shell::Shell;
+use crate::machine::swtpm::Record;
 use crate::machine::{ConsoleTo, Machine, Medium, Setting, swtpm};
 use crate::manifest::Manifest;
 use crate::measure::{self, Reference};
@@ -31,6 +32,7 @@ pub(crate) struct Lab<'a> {
     artifacts: &'a Artifacts,
     profile: Profile,
     folder: PathBuf,
+    record: Record,
 }
 
 impl<'a> Lab<'a> {
@@ -50,7 +52,13 @@ impl<'a> Lab<'a> {
         if profile.tpm.is_some() {
             swtpm::manufacture(&folder.join("tpm"), banks)?;
         }
-        Ok(Self { tools, artifacts, profile, folder: folder.to_owned() })
+        Ok(Self { tools, artifacts, profile, folder: folder.to_owned(), record: Record::default() })
+    }
+
+    /// The same machine with a TPM that records every command.
+    pub(crate) fn recording(mut self) -> Self {
+        self.record = Record::Commands;
+        self
     }
 
     /// The machine's folder.
@@ -95,13 +103,14 @@ impl<'a> Lab<'a> {
             cycle,
             more,
             console: ConsoleTo::Harness,
+            record: self.record,
         })
     }
 
     /// Powers the TPM alone, as somebody does who took the board home: starts it and serves it to tools.
     pub(crate) fn tpm_alone(&self) -> Result<(swtpm::Swtpm, ToolTpm)> {
         let log = self.folder.join("tpm-alone.log");
-        let tpm = swtpm::Swtpm::start(&self.folder.join("tpm"), &machine::sockets()?, &log)?;
+        let tpm = swtpm::Swtpm::start(&self.folder.join("tpm"), &machine::sockets()?, &log, self.record)?;
         let mut attached = tpm.attach()?;
         attached.reset()?;
         let tool = ToolTpm::serve(attached)?;

@@ -62,7 +62,7 @@ enum Task {
     /// Run every level of tests, or those chosen, and count.
     Test(test::Options),
     /// Count bytes, lines and executed instructions, beside those of KVM and Xen.
-    Bench,
+    Bench(bench::Options),
     /// Build twice in two folders and compare.
     Reproduce,
     /// Run what must hold before a change is pushed.
@@ -107,7 +107,7 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
         Task::Image(options) => image::task::run(&options)?,
         Task::Prepush => return prepush::run(),
         Task::Test(options) => return test::run(&options),
-        Task::Bench => bench::run()?,
+        Task::Bench(options) => bench::run(&options)?,
         Task::Reproduce => reproduce::run()?,
         Task::Lint => lint::run()?,
         Task::TpmRelay { socket } => machine::relay::pass_bytes(&socket)?,

@@ -63,6 +63,9 @@ impl Reference {
 
 /// Computes and prints the reference values of a manifest.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    if options.json {
+        ui::data_only();
+    }
     let artifacts = artifact::build(&setup::ensure()?)?;
     let manifest = Manifest::load(&options.manifest)?;
     let reference =

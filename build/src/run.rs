@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use crate::artifact;
 use crate::image::{self, Parts};
 use crate::machine::profile::{Firmware, Profile};
+use crate::machine::swtpm::Record;
 use crate::machine::{ConsoleTo, Machine, Medium, Setting};
 use crate::manifest::Manifest;
 use crate::{place, setup, ui};
@@ -53,6 +54,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         cycle: "run",
         more: &options.qemu,
         console: ConsoleTo::Terminal,
+        record: Record::default(),
     })?;
     machine.log.follow(|line| println!("\r│ {line}\r"));
     let status = machine.wait_off(Duration::from_secs(3600))?;

@@ -3,12 +3,30 @@
 //! On a terminal a running step is a spinner; elsewhere each step is one plain line, so that logs stay readable.
 
 use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Steps longer than this say how long they took.
 const WORTH_SAYING: Duration = Duration::from_secs(2);
+
+/// Whether standard output is for data alone.
+static DATA_ONLY: AtomicBool = AtomicBool::new(false);
+
+/// Leaves standard output to data, for programs that read it: everything said goes to standard error.
+pub(crate) fn data_only() {
+    DATA_ONLY.store(true, Ordering::Relaxed);
+}
+
+/// Says one line.
+fn line(text: &str) {
+    if DATA_ONLY.load(Ordering::Relaxed) {
+        eprintln!("{text}");
+    } else {
+        println!("{text}");
+    }
+}
 
 /// Whether the user watches a terminal.
 pub(crate) fn on_terminal() -> bool {
@@ -18,9 +36,9 @@ pub(crate) fn on_terminal() -> bool {
 /// A headline between parts of the output.
 pub(crate) fn heading(text: &str) {
     if on_terminal() {
-        println!("\n\x1b[1m{text}\x1b[0m");
+        line(&format!("\n\x1b[1m{text}\x1b[0m"));
     } else {
-        println!("\n== {text}");
+        line(&format!("\n== {text}"));
     }
 }
 
@@ -42,15 +60,15 @@ pub(crate) fn note(text: &str) {
 /// A detail below a remark.
 pub(crate) fn fact(text: &str) {
     if on_terminal() {
-        println!("      \x1b[2m{text}\x1b[0m");
+        line(&format!("      \x1b[2m{text}\x1b[0m"));
     } else {
-        println!("       {text}");
+        line(&format!("       {text}"));
     }
 }
 
 fn mark(colour: &str, plain: &str, text: &str) {
     let sign = if on_terminal() { colour } else { plain };
-    println!("{sign} {text}");
+    line(&format!("{sign} {text}"));
 }
 
 /// A step under way.
@@ -76,7 +94,7 @@ impl Progress {
             bar
         });
         if bar.is_none() {
-            println!("     {what} …");
+            line(&format!("     {what} …"));
         }
         Self { what: what.to_owned(), start: Instant::now(), bar }
     }

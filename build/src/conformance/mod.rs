@@ -16,6 +16,7 @@ use dolmen_drtm::pcr;
 
 use crate::machine::profile::{Firmware, Profile};
 use crate::machine::relay::ToolTpm;
+use crate::machine::swtpm::Record;
 use crate::machine::{ConsoleTo, Machine, Medium, Setting, swtpm};
 use crate::measure::bank_name;
 use crate::test::Tally;
@@ -81,6 +82,7 @@ impl Bench<'_> {
             cycle: &self.cycle,
             more: &[],
             console: ConsoleTo::Harness,
+            record: Record::default(),
         })?;
         if case.kill_tpm {
             machine.log.wait_for(KILL, LIMIT)?;

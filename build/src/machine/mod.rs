@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use crate::place;
 use profile::{Firmware, Profile};
 use stream::{Port, Stream};
-use swtpm::Swtpm;
+use swtpm::{Record, Swtpm};
 
 /// Longest wait for the emulator to open its serial ports.
 const OPENING: Duration = Duration::from_secs(20);
@@ -68,6 +68,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) more: &'a [String],
     /// Who has the console.
     pub(crate) console: ConsoleTo,
+    /// What the TPM's log holds.
+    pub(crate) record: Record,
 }
 
 /// A machine that is switched on. Dropping it switches it off.
@@ -177,7 +179,7 @@ fn power_tpm(setting: &Setting<'_>, sockets: &Arc<TempDir>) -> Result<Swtpm> {
     if !state.exists() {
         swtpm::manufacture(&state, "sha1,sha256,sha384,sha512")?;
     }
-    Swtpm::start(&state, sockets, &transcript(setting, "tpm"))
+    Swtpm::start(&state, sockets, &transcript(setting, "tpm"), setting.record)
 }
 
 /// A file of this power cycle.

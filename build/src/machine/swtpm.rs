@@ -36,6 +36,26 @@ pub(crate) fn manufacture(state: &Path, banks: &str) -> Result<()> {
     process::output(&mut command).map(drop).context("cannot make a TPM")
 }
 
+/// What swtpm writes into its log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Record {
+    /// Errors.
+    #[default]
+    Errors,
+    /// Every command and response, in full.
+    Commands,
+}
+
+impl Record {
+    /// swtpm's log level.
+    const fn level(self) -> u8 {
+        match self {
+            Self::Errors => 1,
+            Self::Commands => 5,
+        }
+    }
+}
+
 /// A running TPM.
 #[derive(Debug)]
 pub(crate) struct Swtpm {
@@ -47,7 +67,7 @@ pub(crate) struct Swtpm {
 
 impl Swtpm {
     /// Powers the TPM of `state` on; its control socket lies in `sockets`.
-    pub(crate) fn start(state: &Path, sockets: &Arc<TempDir>, log: &Path) -> Result<Self> {
+    pub(crate) fn start(state: &Path, sockets: &Arc<TempDir>, log: &Path, record: Record) -> Result<Self> {
         let control = sockets.path().join("tpm.ctrl");
         let mut directory = std::ffi::OsString::from("dir=");
         directory.push(state);
@@ -58,7 +78,7 @@ impl Swtpm {
             .arg("--ctrl")
             .arg(format!("type=unixio,path={}", control.display()))
             .arg("--log")
-            .arg(format!("file={},level=1", log.display()))
+            .arg(format!("file={},level={}", log.display(), record.level()))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());

@@ -164,7 +164,8 @@ impl Launch<'_> {
             fact(format_args!("processors parked"));
         }
         let (slb, LaunchImage { entry, measured }) = (block.base.base, image);
-        fact(format_args!("skinit slb={slb:#x} entry={entry:#x} measured={measured:#x}"));
+        let tsc = processor::time_stamp();
+        fact(format_args!("skinit slb={slb:#x} entry={entry:#x} measured={measured:#x} tsc={tsc}"));
         let slb = u32::try_from(slb).unwrap_or(0);
         // SAFETY: `probe` found SKINIT; the block is filled; this program has nothing left to do.
         unsafe { processor::skinit(slb) }

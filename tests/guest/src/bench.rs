@@ -134,6 +134,7 @@ fn quote() {
     let request = QuoteRequest { flags: 0, reserved: 0, report_data: [9; 64] };
     let mut reply = [0u8; size_of::<QuoteReply>()];
     let (from, to) = (place(&request), place_mut(&mut reply));
+    say!("quote begins");
     let (mut requests, start) = (0u32, cpu::read_tsc());
     let status = loop {
         let (status, _) = call(Quote::NUMBER, from, to);
@@ -142,7 +143,9 @@ fn quote() {
             break status;
         }
     };
-    say!("cost quote requests={requests} min={0} median={0}", cpu::read_tsc() - start);
+    let ticks = cpu::read_tsc() - start;
+    say!("quote ends");
+    say!("cost quote requests={requests} min={ticks} median={ticks}");
     say_status("quote", status);
 }
 

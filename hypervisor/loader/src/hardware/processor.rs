@@ -3,7 +3,7 @@
 // UNSAFETY: model-specific registers are read only where CPUID says that they exist.
 
 use core::arch::asm;
-use core::arch::x86_64::__cpuid;
+use core::arch::x86_64::{__cpuid, _rdtsc};
 
 /// IA32_APIC_BASE (APM vol. 2, 16.3.1): on every x86-64 processor.
 const APIC_BASE: u32 = 0x1b;
@@ -59,6 +59,13 @@ impl Processor {
             is_boot_processor: apic_base() & 1 << 8 != 0,
         }
     }
+}
+
+/// The time-stamp counter, from which the launch image's own readings count on.
+#[must_use]
+pub fn time_stamp() -> u64 {
+    // SAFETY: firmware never sets CR4.TSD, and this program runs at privilege level 0.
+    unsafe { _rdtsc() }
 }
 
 fn vm_cr() -> u64 {
