@@ -10,6 +10,7 @@
 )]
 
 pub mod bits;
+mod cpu_set;
 pub mod cpuid;
 mod event;
 mod exit;
@@ -20,6 +21,7 @@ pub mod register;
 pub mod segment;
 pub mod svm;
 
+pub use cpu_set::{CpuId, CpuSet, MAX_CPUS, Members};
 pub use event::{Event, Vector};
 pub use exit::{ControlRegister, Direction, FaultAccess, PortAccess, VmExit, Width};
 pub use gpr::{Gpr, Gprs};
