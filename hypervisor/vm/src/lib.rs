@@ -20,6 +20,7 @@ pub mod manifest;
 pub mod policy;
 pub mod pvclock;
 pub mod run;
+pub mod sched;
 pub mod service;
 pub mod vcpu;
 
