@@ -2,10 +2,10 @@
 //!
 //! Every extent has to be RAM by the processor's own registers ([`crate::map`]), aligned, of sensible length,
 //! and clear of the secure loader block, of the registers of devices that matter, and of every other extent.
-//! The firmware's memory map and the ACPI root pointer pass through unread.
+//! The firmware's memory map, the ACPI root pointer and the list of processors pass through unread.
 
 use crate::handoff::{
-    CoreHeader, Extent, Handoff, MAX_COMPONENTS, MAX_RANGES, MemoryRange, REGION_ALIGN, SLB_SIZE,
+    CoreHeader, Extent, Handoff, MAX_COMPONENTS, MAX_CPUS, MAX_RANGES, MemoryRange, REGION_ALIGN, SLB_SIZE,
 };
 use crate::map::{Map, MapError};
 
@@ -55,6 +55,8 @@ pub enum CheckError {
     Components(u32),
     /// It lists more memory ranges than there is room for.
     Ranges(u32),
+    /// It lists more processors than there is room for.
+    Cpus(u32),
     /// This part is not all RAM.
     NotRam(Part, MapError),
     /// This part is not aligned as it must be.
@@ -76,6 +78,7 @@ pub struct CheckedHandoff<'a> {
     handoff: &'a Handoff,
     components: usize,
     ranges: usize,
+    cpus: usize,
 }
 
 impl<'a> CheckedHandoff<'a> {
@@ -118,6 +121,16 @@ impl<'a> CheckedHandoff<'a> {
     #[must_use]
     pub fn memory(&self) -> &'a [MemoryRange] {
         self.handoff.memory.get(..self.ranges).unwrap_or(&[])
+    }
+    /// Local APIC IDs of the processors: still hostile.
+    #[must_use]
+    pub fn apic_ids(&self) -> &'a [u32] {
+        self.handoff.apic_ids.get(..self.cpus).unwrap_or(&[])
+    }
+    /// Processors that are not in that list, as the loader says.
+    #[must_use]
+    pub const fn cpus_left_out(&self) -> u32 {
+        self.handoff.cpus_left_out
     }
     /// Takes what the launch image works on; the rest stays readable.
     #[must_use]
@@ -207,8 +220,9 @@ pub fn check<'a>(
     check_head(handoff)?;
     let components = count(handoff.component_count, MAX_COMPONENTS, CheckError::Components)?;
     let ranges = count(handoff.memory_count, MAX_RANGES, CheckError::Ranges)?;
+    let cpus = count(handoff.cpu_count, MAX_CPUS, CheckError::Cpus)?;
     let slb = Extent { base: slb, length: SLB_SIZE };
-    let checked = CheckedHandoff { slb, handoff, components, ranges };
+    let checked = CheckedHandoff { slb, handoff, components, ranges, cpus };
     let total = Part::FIXED.len().saturating_add(components);
     let part_at = |index: usize| part(&checked, devices, index);
     for index in 0..total {

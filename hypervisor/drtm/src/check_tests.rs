@@ -37,15 +37,19 @@ fn good() -> Handoff {
         version: Handoff::VERSION,
         component_count: 2,
         memory_count: 1,
+        cpu_count: 3,
+        cpus_left_out: 5,
         reserved: 0,
         core: extent(0x200_0000, 0x8_0000),
         manifest: extent(0x220_0000, 0x400),
         region: extent(0x400_0000, 0x200_0000),
         guest_pool: extent(0x1000_0000, 0x4000_0000),
         rsdp: 0xf_52a0,
+        apic_ids: [0; MAX_CPUS],
         components: [Extent::default(); MAX_COMPONENTS],
         memory: [MemoryRange::default(); MAX_RANGES],
     };
+    handoff.apic_ids[..3].copy_from_slice(&[0, 1, 300]);
     handoff.components[0] = extent(0x800_0000, 0xc0_1234);
     handoff.components[1] = extent(0xa00_0000, 0x10_0001);
     handoff
@@ -59,6 +63,7 @@ fn an_honest_hand_off_is_taken_as_it_is() {
     assert_eq!(checked.components(), &good().components[..2]);
     assert_eq!(checked.memory().len(), 1);
     assert_eq!(checked.rsdp(), 0xf_52a0);
+    assert_eq!((checked.apic_ids(), checked.cpus_left_out()), (&[0, 1, 300][..], 5));
     let (claims, passed) = checked.claim();
     assert_eq!(passed.memory().len(), 1);
     assert_eq!((claims.core(), claims.region()), (good().core, good().region));
@@ -68,11 +73,12 @@ fn an_honest_hand_off_is_taken_as_it_is() {
 fn every_lie_about_one_part_is_named() {
     use CheckError as E;
     use MapError as M;
-    let table: [(&str, Change, CheckError); 31] = [
+    let table: [(&str, Change, CheckError); 32] = [
         ("magic", |h| h.magic[7] = 0, E::Magic),
-        ("version", |h| h.version = 2, E::Version(2)),
+        ("version", |h| h.version = 1, E::Version(1)),
         ("reserved", |h| h.reserved = 1, E::Reserved(1)),
-        ("25 components", |h| h.component_count = 25, E::Components(25)),
+        ("97 components", |h| h.component_count = 97, E::Components(97)),
+        ("33 processors", |h| h.cpu_count = 33, E::Cpus(33)),
         ("all components", |h| h.component_count = u32::MAX, E::Components(u32::MAX)),
         ("65 ranges", |h| h.memory_count = 65, E::Ranges(65)),
         ("no core", |h| h.core.length = 0, E::TooShort(Part::Core)),

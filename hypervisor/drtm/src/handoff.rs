@@ -18,8 +18,10 @@ pub const LAUNCH_VA: u64 = 0xffff_ffff_80a2_0000;
 pub const CORE_VA: u64 = 0xffff_ffff_c000_0000;
 /// Alignment of the region and of the guest pool, in bytes.
 pub const REGION_ALIGN: u64 = 0x20_0000;
-/// Most guest components a loader may stage.
-pub const MAX_COMPONENTS: usize = 24;
+/// Most guest components a loader may stage: three for each of 32 guests.
+pub const MAX_COMPONENTS: usize = 96;
+/// Most processors that the hypervisor runs on; the rest of a larger machine stays parked.
+pub const MAX_CPUS: usize = 32;
 /// Most memory ranges a loader may describe, after merging neighbours of one kind.
 pub const MAX_RANGES: usize = 64;
 
@@ -75,6 +77,10 @@ pub struct Handoff {
     pub component_count: u32,
     /// Entries used in `memory`.
     pub memory_count: u32,
+    /// Entries used in `apic_ids`.
+    pub cpu_count: u32,
+    /// Processors that firmware names beyond those of `apic_ids`.
+    pub cpus_left_out: u32,
     /// Must be zero.
     pub reserved: u32,
     /// The core's file, as staged.
@@ -87,6 +93,8 @@ pub struct Handoff {
     pub guest_pool: Extent,
     /// ACPI root pointer as firmware told it, or 0.
     pub rsdp: u64,
+    /// Local APIC IDs of the processors that firmware calls usable, the boot processor's among them.
+    pub apic_ids: [u32; MAX_CPUS],
     /// Guest components in manifest order.
     pub components: [Extent; MAX_COMPONENTS],
     /// The firmware's memory map.
@@ -97,7 +105,7 @@ impl Handoff {
     /// Marks a hand-off.
     pub const MAGIC: [u8; 8] = *b"DOLMENHO";
     /// Layout version.
-    pub const VERSION: u32 = 1;
+    pub const VERSION: u32 = 2;
 }
 
 const _: () = assert!(size_of::<Handoff>() <= 0x1000, "the hand-off fits the last page of the block");
@@ -181,6 +189,10 @@ pub struct CoreHandoff {
     pub bank_count: u32,
     /// Launch-fact bits (`dolmen_abi::LaunchFacts`).
     pub facts: u32,
+    /// Entries used in `apic_ids`.
+    pub cpu_count: u32,
+    /// As the loader said.
+    pub cpus_left_out: u32,
     /// The secure loader block.
     pub slb: Extent,
     /// The region; its first `core.length` bytes are the core.
@@ -210,6 +222,8 @@ pub struct CoreHandoff {
     pub pcr18: [[u8; MAX_DIGEST]; MAX_BANKS],
     /// IOMMUs.
     pub iommus: [IommuUnit; MAX_IOMMUS],
+    /// Local APIC IDs of the processors, as the loader said: hostile.
+    pub apic_ids: [u32; MAX_CPUS],
     /// Guest components in manifest order: checked to be RAM, not yet hashed.
     pub components: [Extent; MAX_COMPONENTS],
     /// The firmware's memory map: hostile.
@@ -220,5 +234,5 @@ impl CoreHandoff {
     /// Marks a core hand-off.
     pub const MAGIC: [u8; 8] = *b"DOLMCOHO";
     /// Layout version.
-    pub const VERSION: u32 = 1;
+    pub const VERSION: u32 = 2;
 }

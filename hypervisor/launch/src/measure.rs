@@ -91,6 +91,8 @@ fn describe(handoff: &mut CoreHandoff, passed: &Passed<'_>, iommus: &Iommus) {
     handoff.rsdp = passed.rsdp();
     handoff.component_count = fill(&mut handoff.components, passed.components());
     handoff.memory_count = fill(&mut handoff.memory, passed.memory());
+    handoff.cpu_count = fill(&mut handoff.apic_ids, passed.apic_ids());
+    handoff.cpus_left_out = passed.cpus_left_out();
     handoff.iommu_count = iommus.count;
     handoff.iommus = iommus.list;
     // SMM runs from the first STGI on, and nothing isolates it.

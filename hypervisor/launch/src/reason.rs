@@ -111,6 +111,7 @@ fn handoff(line: Line, error: CheckError) -> Line {
         CheckError::Reserved(value) => line.text("reserved field is ").hex(value.into()),
         CheckError::Components(count) => line.number(count.into()).text(" components"),
         CheckError::Ranges(count) => line.number(count.into()).text(" memory ranges"),
+        CheckError::Cpus(count) => line.number(count.into()).text(" processors"),
         CheckError::NotRam(what, error) => map(part(line, what).text(": "), error),
         CheckError::Unaligned(what) => part(line, what).text(" is not aligned"),
         CheckError::TooShort(what) => part(line, what).text(" is too short"),

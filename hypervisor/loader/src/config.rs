@@ -21,7 +21,7 @@ use dolmen_drtm::handoff::MAX_COMPONENTS;
 /// Where the configuration lies, on the volume that the loader was started from.
 pub const CONFIG_PATH: &str = "\\dolmen\\boot.cfg";
 /// Longest configuration, in bytes.
-pub const MAX_CONFIG: usize = 16 * 1024;
+pub const MAX_CONFIG: usize = 32 * 1024;
 /// Longest path, in characters.
 pub const MAX_PATH: usize = 255;
 /// Sizes of the region that make sense, in MiB.
@@ -125,7 +125,7 @@ impl<'a> Config<'a> {
         if bytes.len() > MAX_CONFIG {
             return Err(ConfigError::TooLong);
         }
-        let mut draft = Draft::default();
+        let mut draft = Draft::EMPTY;
         for (line, number) in bytes.split(|b| *b == b'\n').zip(1..) {
             let line = core::str::from_utf8(line).map_err(|_| ConfigError::NotText { number })?;
             let line = line.trim_start_matches('\u{feff}').trim();
@@ -144,7 +144,6 @@ impl<'a> Config<'a> {
     }
 }
 
-#[derive(Default)]
 struct Draft<'a> {
     launch: Option<&'a str>,
     core: Option<&'a str>,
@@ -155,6 +154,15 @@ struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
+    const EMPTY: Self = Self {
+        launch: None,
+        core: None,
+        manifest: None,
+        region_mib: None,
+        components: [""; MAX_COMPONENTS],
+        component_count: 0,
+    };
+
     fn take(&mut self, line: &'a str) -> Result<(), Expected> {
         let (key, value) = line.split_once('=').ok_or(Expected::KeyValue)?;
         let value = value.trim();
@@ -250,7 +258,7 @@ mod tests {
         let text = "component=\\k\n".repeat(MAX_COMPONENTS + 1);
         let error = Config::parse(text.as_bytes()).unwrap_err();
         assert!(
-            matches!(error, ConfigError::Line { number: 25, expected: Expected::FewerComponents, .. }),
+            matches!(error, ConfigError::Line { number: 97, expected: Expected::FewerComponents, .. }),
             "{error}"
         );
     }

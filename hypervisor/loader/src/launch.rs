@@ -4,6 +4,7 @@
 
 use crate::check::{Machine, Missing};
 use crate::console::{fact, refuse};
+use crate::cpus::CpuList;
 use crate::hardware::parking::{ParkError, park_others};
 use crate::hardware::physical::Memory;
 use crate::hardware::processor::{self, Processor};
@@ -152,7 +153,8 @@ impl Launch<'_> {
         let image = check_files(memory, &self.staged, self.region_bytes)?;
         let plan = lay_out(self.map, &self.staged, self.slb, self.region_bytes)?;
         self.log(&plan);
-        let handoff = self.staged.handoff(&plan, self.map, self.rsdp)?;
+        let cpus = self.list_cpus(memory);
+        let handoff = self.staged.handoff(&plan, self.map, self.rsdp, &cpus)?;
         let block = Block { base: plan.slb, image: self.staged.launch(), handoff };
         #[cfg(feature = "hostile")]
         let block = self.attack(memory, &plan, block)?;
@@ -169,6 +171,20 @@ impl Launch<'_> {
         let slb = u32::try_from(slb).unwrap_or(0);
         // SAFETY: `probe` found SKINIT; the block is filled; this program has nothing left to do.
         unsafe { processor::skinit(slb) }
+    }
+
+    /// The processors that firmware names. Without its list the boot processor works alone.
+    fn list_cpus(&self, memory: &Memory) -> CpuList {
+        match CpuList::read(memory, self.rsdp) {
+            Ok(cpus) => {
+                fact(format_args!("processors listed={} left_out={}", cpus.count, cpus.left_out));
+                cpus
+            }
+            Err(error) => {
+                fact(format_args!("no list of processors ({error:?}); one will work: update the firmware"));
+                CpuList::default()
+            }
+        }
     }
 
     fn log(&self, plan: &Plan) {

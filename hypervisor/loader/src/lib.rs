@@ -16,6 +16,7 @@
 pub mod check;
 pub mod config;
 pub mod console;
+pub mod cpus;
 pub mod hardware;
 #[cfg(feature = "hostile")]
 pub mod hostile;

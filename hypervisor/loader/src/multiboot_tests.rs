@@ -25,13 +25,13 @@ impl Fake {
 
 fn multiboot_1(modules: u32) -> Fake {
     let mut fake = Fake(vec![0; 0x1000]);
-    fake.put(0x100, &[0x4c, 0, 0, 0, 0x200, modules, 0x300, 0, 0, 0, 0, 48, 0x600]);
+    fake.put(0x100, &[0x4c, 0, 0, 0, 0x200, modules, 0x300, 0, 0, 0, 0, 48, 0xa00]);
     fake.0[0x200..0x21e].copy_from_slice(b"loader region_mib=64 attack=x\0");
     for n in 0..modules {
         fake.put(0x300 + n as usize * 16, &[0x10_0000 + n * 0x1000, 0x10_0000 + n * 0x1000 + 0x123, 0, 0]);
     }
-    fake.put(0x600, &[20, 0, 0, 0x9_fc00, 0, 1]);
-    fake.put(0x618, &[20, 0xfffc_0000, 0, 0x4_0000, 0, 2]);
+    fake.put(0xa00, &[20, 0, 0, 0x9_fc00, 0, 1]);
+    fake.put(0xa18, &[20, 0xfffc_0000, 0, 0x4_0000, 0, 2]);
     fake
 }
 
@@ -73,7 +73,7 @@ fn what_is_missing_is_said() {
     let parse = |fake: &Fake, magic| parse(fake, magic, 0x100, &mut MemoryMap::new()).unwrap_err();
     assert_eq!(parse(&multiboot_1(3), 0), MultibootError::Magic(0));
     assert_eq!(parse(&multiboot_1(2), MAGIC_1), MultibootError::TooFewModules(2));
-    assert_eq!(parse(&multiboot_1(28), MAGIC_1), MultibootError::TooManyModules);
+    assert_eq!(parse(&multiboot_1(100), MAGIC_1), MultibootError::TooManyModules);
     let mut fake = multiboot_1(3);
     fake.put(0x100, &[0x0c]);
     assert_eq!(parse(&fake, MAGIC_1), MultibootError::NoMemoryMap);

@@ -1,6 +1,7 @@
 //! The boot files in memory, and the hand-off that tells of them.
 #![forbid(unsafe_code)]
 
+use crate::cpus::CpuList;
 use crate::map::{MapError, MemoryMap};
 use crate::plan::Plan;
 use dolmen_drtm::handoff::{Extent, Handoff, MAX_COMPONENTS, MAX_RANGES, MemoryRange};
@@ -11,10 +12,16 @@ pub const FIXED_FILES: usize = 3;
 pub const MAX_FILES: usize = FIXED_FILES + MAX_COMPONENTS;
 
 /// The boot files as they lie in memory: launch image, core, manifest, components in manifest order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Staged {
     files: [Extent; MAX_FILES],
     count: usize,
+}
+
+impl Default for Staged {
+    fn default() -> Self {
+        Self { files: [Extent { base: 0, length: 0 }; MAX_FILES], count: 0 }
+    }
 }
 
 impl Staged {
@@ -78,7 +85,13 @@ impl Staged {
     ///
     /// # Errors
     /// The map has more ranges than a hand-off.
-    pub fn handoff(&self, plan: &Plan, map: &MemoryMap, rsdp: u64) -> Result<Handoff, MapError> {
+    pub fn handoff(
+        &self,
+        plan: &Plan,
+        map: &MemoryMap,
+        rsdp: u64,
+        cpus: &CpuList,
+    ) -> Result<Handoff, MapError> {
         let mut memory = [MemoryRange::default(); MAX_RANGES];
         let mut memory_count = 0u32;
         let mut places = memory.iter_mut();
@@ -97,12 +110,15 @@ impl Staged {
             version: Handoff::VERSION,
             component_count,
             memory_count,
+            cpu_count: cpus.count,
+            cpus_left_out: cpus.left_out,
             reserved: 0,
             core: self.core(),
             manifest: self.manifest(),
             region: plan.region,
             guest_pool: plan.guest_pool,
             rsdp,
+            apic_ids: cpus.apic_ids,
             components,
             memory,
         })
@@ -128,7 +144,9 @@ mod tests {
         map.add(0, 0x1_0000, Kind::Free).unwrap();
         map.add(0x1_0000, 0x1000, Kind::Reserved).unwrap();
         let plan = Plan { slb: extent(1, 2), region: extent(3, 4), guest_pool: extent(5, 6) };
-        let handoff = staged.handoff(&plan, &map, 0xf_1234).unwrap();
+        let mut cpus = CpuList::default();
+        cpus.push(7);
+        let handoff = staged.handoff(&plan, &map, 0xf_1234, &cpus).unwrap();
         assert_eq!((handoff.core, handoff.manifest), (extent(0x2000, 2), extent(0x3000, 3)));
         assert_eq!(
             (handoff.region, handoff.guest_pool, handoff.rsdp),
@@ -136,6 +154,7 @@ mod tests {
         );
         assert_eq!(handoff.component_count, 2);
         assert_eq!(handoff.components[..3], [extent(0x4000, 4), extent(0x5000, 5), extent(0, 0)]);
+        assert_eq!((handoff.cpu_count, handoff.apic_ids[0], handoff.cpus_left_out), (1, 7, 0));
         assert_eq!(handoff.memory_count, 2);
         assert_eq!(handoff.memory[0], MemoryRange { base: 0, length: 0x1_0000, kind: MemoryRange::RAM });
     }

@@ -13,6 +13,7 @@
 pub mod acpi;
 pub mod amdvi;
 pub mod ivrs;
+pub mod madt;
 pub mod pci;
 pub mod rtc;
 pub mod sldev;

@@ -19,7 +19,7 @@ pub const MAX_GUESTS: usize = 32;
 /// Most components of one guest.
 pub const MAX_GUEST_COMPONENTS: usize = 8;
 /// Most components of all guests together: what a hand-off carries.
-pub const MAX_COMPONENTS: usize = 24;
+pub const MAX_COMPONENTS: usize = 96;
 /// Longest kernel command line, in bytes, without a terminator.
 pub const MAX_CMDLINE: usize = 2048;
 /// Longest guest name, in bytes.
