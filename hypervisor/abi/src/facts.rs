@@ -30,6 +30,8 @@ bitflags! {
         const MEMORY_ENCRYPTED = 1 << 9;
         /// Other processors stay parked: the machine runs on one.
         const PROCESSORS_PARKED = 1 << 10;
+        /// The processor has no random number generator: who listens on the TPM's bus might guess the session's salt.
+        const NO_PROCESSOR_RANDOM = 1 << 11;
         const _ = !0; // facts of newer hypervisors: kept as they are
     }
 }
@@ -73,6 +75,11 @@ impl LaunchFacts {
             Self::PROCESSORS_PARKED,
             "PROCESSORS_PARKED",
             "other processors stay parked: the machine runs on one",
+        ),
+        (
+            Self::NO_PROCESSOR_RANDOM,
+            "NO_PROCESSOR_RANDOM",
+            "the processor has no random number generator: who listens on the TPM's bus might guess the session's salt",
         ),
     ];
 
@@ -133,7 +140,7 @@ mod tests {
             assert_eq!(seen & bit.bits(), 0, "{name}");
             seen | bit.bits()
         });
-        assert_eq!(facts, (1 << 11) - 1);
+        assert_eq!(facts, (1 << 12) - 1);
         let groups = CallGroup::ALL.iter().fold(CallGroup::empty(), |seen, entry| seen | entry.0);
         assert_eq!(groups, CallGroup::all());
     }

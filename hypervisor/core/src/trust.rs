@@ -144,5 +144,6 @@ pub(crate) fn facts(said: u32) -> LaunchFacts {
     let mut facts =
         LaunchFacts::from_bits_retain(said) | LaunchFacts::SMM_NOT_ISOLATED | LaunchFacts::PROCESSORS_PARKED;
     facts.set(LaunchFacts::DEBUG, cfg!(debug_assertions));
+    facts.set(LaunchFacts::NO_PROCESSOR_RANDOM, !cpu::has_random());
     facts
 }

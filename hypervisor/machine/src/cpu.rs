@@ -13,11 +13,17 @@ pub fn read_tsc() -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
+/// Whether the processor has RDRAND.
+#[must_use]
+pub fn has_random() -> bool {
+    const ECX_RDRAND: u32 = 1 << 30;
+    core::arch::x86_64::__cpuid(1).ecx & ECX_RDRAND != 0
+}
+
 /// A hardware random number, or `None` where the processor has no RDRAND or it did not deliver.
 #[must_use]
 pub fn read_random() -> Option<u64> {
-    const ECX_RDRAND: u32 = 1 << 30;
-    if core::arch::x86_64::__cpuid(1).ecx & ECX_RDRAND == 0 {
+    if !has_random() {
         return None;
     }
     // AMD recommends at most ten tries.
