@@ -210,6 +210,7 @@ fn debug_unmeasured_and_unknown_facts_are_refused() {
         good | LaunchFacts::UNMEASURED,
         LaunchFacts::UNMEASURED | LaunchFacts::IOMMU_SHIELDED,
         good | LaunchFacts::SHIELD_RACE,
+        good | LaunchFacts::NO_PROCESSOR_RANDOM,
         good | LaunchFacts::INTEL_SENTER,
         LaunchFacts::AMD_SKINIT,
         good | LaunchFacts::from_bits_retain(1 << 31),
