@@ -96,8 +96,9 @@ pub(crate) fn small_guest(
 ) -> Result<Release> {
     let path = folder.join("dolmen.toml");
     let text = format!(
-        "[[guest]]\nname = \"micro\"\nmemory_mib = 64\nformat = \"pvh\"\nconsole = \"com2\"\n\
-         hypercalls = [\"random\", \"registers\", \"seal\", \"quote\", \"log\"]\non_reboot = \"reset\"\n\
+        "[[guest]]\nname = \"micro\"\nmemory_mib = 64\nformat = \"pvh\"\nconsoles = [\"com2\"]\n\
+         hypercalls = [\"random\", \"registers\", \"seal\", \"quote\", \"log\"]\non_reboot = \"reset-machine\"\n\
+         on_crash = \"halt-machine\"\non_power_off = \"halt-machine\"\n\
          kernel = \"{}\"\ncmdline = \"{command_line}\"\n",
         kernel.display()
     );

@@ -10,16 +10,19 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 use dolmen_abi::CallGroup;
 use dolmen_vm::manifest::{
-    ComponentConfig, GuestConfig, Header, MAX_CMDLINE, MAX_GUEST_COMPONENTS, MAX_GUESTS, MAX_NAME,
+    Answer, ComponentConfig, Console, GuestConfig, Header, MAX_CMDLINE, MAX_CPUS, MAX_GUEST_COMPONENTS,
+    MAX_GUESTS, MAX_NAME, MAX_UARTS, MAX_VCPUS,
 };
 use toml::Spanned;
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::place;
-use source::{Console, Format, Guest, OnReboot, Source};
+use source::{Format, Guest, Source, Start};
 
 /// Guests get whole large pages.
 const LARGE_PAGE_MIB: u64 = 2;
+/// Restarts after crashes, where the manifest does not say how many.
+const USUAL_RESTARTS: u32 = 3;
 /// One MiB.
 const MIB: u64 = 1 << 20;
 /// Prefix of files that `cargo xtask build` makes.
@@ -85,7 +88,7 @@ impl Manifest {
             bytes.extend_from_slice(guest.config.as_bytes());
         }
         dolmen_vm::manifest::Manifest::parse(&bytes)
-            .map_err(|error| anyhow!("the hypervisor would refuse this manifest: {error:?}"))?;
+            .map_err(|error| anyhow!("the hypervisor would refuse this manifest: {error}"))?;
         Ok(Self { bytes, guests })
     }
 }
@@ -129,25 +132,55 @@ impl Compiler<'_> {
             Format::Multiboot => GuestConfig::FORMAT_MULTIBOOT,
         };
         config.vcpus = *guest.vcpus.get_ref();
-        if config.vcpus != 1 {
-            return Err(self.wrong(&guest.vcpus, "vcpus", "1: this version runs one virtual processor"));
+        if !(1..=MAX_VCPUS).contains(&config.vcpus) {
+            return Err(self.wrong(&guest.vcpus, "vcpus", &format!("1 to {MAX_VCPUS}")));
         }
-        config.console = match guest.console {
-            Console::Com1 => 1,
-            Console::Com2 => 2,
+        config.weight = *guest.weight.get_ref();
+        for cpu in &guest.affinity {
+            let bit = 1_u64.checked_shl(*cpu.get_ref()).filter(|_| *cpu.get_ref() < MAX_CPUS);
+            config.affinity |=
+                bit.ok_or_else(|| self.wrong(cpu, "affinity", &format!("0 to {}", MAX_CPUS - 1)))?;
+        }
+        config.start = match guest.start {
+            Start::Boot => GuestConfig::START_BOOT,
+            Start::OnDemand => GuestConfig::START_ON_DEMAND,
         };
+        config.consoles = self.consoles(guest)?;
         config.hypercalls = self.hypercalls(guest)?;
-        config.on_reboot = match guest.on_reboot {
-            OnReboot::Reset => GuestConfig::ON_REBOOT_RESET,
-            OnReboot::Stop => GuestConfig::ON_REBOOT_STOP,
+        config.on_reboot = self.answer(&guest.on_reboot, "on_reboot")?;
+        config.on_crash = self.answer(&guest.on_crash, "on_crash")?;
+        config.on_power_off = self.answer(&guest.on_power_off, "on_power_off")?;
+        config.restart_limit = match &guest.restart_limit {
+            Some(limit) => *limit.get_ref(),
+            None if config.on_crash == Answer::Restart.to_wire() => USUAL_RESTARTS,
+            None => 0,
         };
         self.cmdline(guest, &mut config)?;
         let files = self.components(guest)?;
         config.component_count = u32::try_from(files.len()).context("too many components")?;
         for (slot, file) in config.components.iter_mut().zip(&files) {
-            *slot = ComponentConfig { kind: file.kind, reserved: 0 };
+            *slot = ComponentConfig::new(file.kind);
         }
         Ok(CompiledGuest { name: guest.name.get_ref().clone(), config, files })
+    }
+
+    fn answer(&self, name: &Spanned<String>, field: &str) -> Result<u32> {
+        let known = Answer::ALL.iter().find(|entry| entry.2 == name.get_ref());
+        let names = Answer::ALL.map(|entry| entry.2).join(", ");
+        known.map(|entry| entry.1).ok_or_else(|| self.wrong(name, field, &format!("one of {names}")))
+    }
+
+    fn consoles(&self, guest: &Guest) -> Result<[u32; MAX_UARTS]> {
+        let mut consoles = [0; MAX_UARTS];
+        for (index, name) in guest.consoles.iter().enumerate() {
+            let known = Console::ALL.iter().find(|entry| entry.2 == name.get_ref());
+            let names = Console::ALL.map(|entry| entry.2).join(", ");
+            let expected = format!("one of {names}, at most {MAX_UARTS} of them");
+            let slot = consoles.get_mut(index).zip(known);
+            let (slot, entry) = slot.ok_or_else(|| self.wrong(name, "consoles", &expected))?;
+            *slot = entry.1;
+        }
+        Ok(consoles)
     }
 
     fn name(&self, guest: &Guest) -> Result<[u8; MAX_NAME]> {

@@ -26,15 +26,33 @@ pub(crate) struct Guest {
     /// Image format of the kernel.
     #[serde(default)]
     pub(crate) format: Format,
-    /// Physical port behind the guest's serial port.
+    /// Physical processors that may run it; none means all.
     #[serde(default)]
-    pub(crate) console: Console,
+    pub(crate) affinity: Vec<Spanned<u32>>,
+    /// Share of a contended processor.
+    #[serde(default = "usual_weight")]
+    pub(crate) weight: Spanned<u32>,
+    /// When it starts.
+    #[serde(default)]
+    pub(crate) start: Start,
+    /// What is behind its serial ports.
+    #[serde(default = "multiplexed")]
+    pub(crate) consoles: Vec<Spanned<String>>,
     /// Groups of hypercalls it may use.
     #[serde(default)]
     pub(crate) hypercalls: Vec<Spanned<String>>,
-    /// What happens when it reboots.
+    /// What follows when it reboots.
+    #[serde(default = "restart")]
+    pub(crate) on_reboot: Spanned<String>,
+    /// What follows when it can run no further.
+    #[serde(default = "stop")]
+    pub(crate) on_crash: Spanned<String>,
+    /// What follows when it switches itself off.
+    #[serde(default = "stop")]
+    pub(crate) on_power_off: Spanned<String>,
+    /// Restarts after crashes.
     #[serde(default)]
-    pub(crate) on_reboot: OnReboot,
+    pub(crate) restart_limit: Option<Spanned<u32>>,
     /// Kernel file.
     pub(crate) kernel: Spanned<String>,
     /// Initial RAM disk; at most one.
@@ -64,26 +82,31 @@ pub(crate) enum Format {
     Multiboot,
 }
 
-/// Physical serial ports.
+/// When a guest starts.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Console {
-    /// Shared with the hypervisor's log.
-    Com1,
-    /// The guest's own.
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Start {
+    /// With the machine.
     #[default]
-    Com2,
+    Boot,
+    /// When a managing guest says so.
+    OnDemand,
 }
 
-/// What a reboot of the guest does.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum OnReboot {
-    /// Resets the machine, secrets scrubbed first.
-    #[default]
-    Reset,
-    /// Stops the machine.
-    Stop,
+fn usual_weight() -> Spanned<u32> {
+    Spanned::new(0..0, 100)
+}
+
+fn multiplexed() -> Vec<Spanned<String>> {
+    vec![Spanned::new(0..0, "multiplexed".to_owned())]
+}
+
+fn restart() -> Spanned<String> {
+    Spanned::new(0..0, "restart".to_owned())
+}
+
+fn stop() -> Spanned<String> {
+    Spanned::new(0..0, "stop".to_owned())
 }
 
 fn one() -> Spanned<u32> {

@@ -10,6 +10,7 @@ const GOOD: &str = r#"
 [[guest]]
 name = "debian"
 memory_mib = 512
+format = "pvh"
 kernel = "Cargo.toml"
 initrd = "src/main.rs"
 data = ["src/ui.rs"]
@@ -50,8 +51,8 @@ fn a_complaint_names_line_field_and_what_was_expected() {
             "line 3: `name` is \"Debian\"; expected 1 to 32 characters of a-z, 0-9 and -",
         ),
         ("512", "511", "line 4: `memory_mib` is 511; expected an even number of MiB, at least 2"),
-        ("\"seal\"", "\"fly\"", "line 9: `hypercalls` is \"fly\"; expected one of random,"),
-        ("\"Cargo.toml\"", "\"absent\"", "line 5: `kernel` is \"absent\"; expected the path of a file"),
+        ("\"seal\"", "\"fly\"", "line 10: `hypercalls` is \"fly\"; expected one of random,"),
+        ("\"Cargo.toml\"", "\"absent\"", "line 6: `kernel` is \"absent\"; expected the path of a file"),
     ] {
         let complaint = compile(&GOOD.replace(from, to)).unwrap_err();
         assert!(complaint.contains(want), "{complaint}");
@@ -61,7 +62,7 @@ fn a_complaint_names_line_field_and_what_was_expected() {
 #[test]
 fn an_unknown_field_is_refused_with_its_line() {
     let complaint = compile(&format!("{GOOD}colour = 1\n")).unwrap_err();
-    assert!(complaint.contains("line 11") && complaint.contains("colour"), "{complaint}");
+    assert!(complaint.contains("line 12") && complaint.contains("colour"), "{complaint}");
 }
 
 #[test]

@@ -7,9 +7,8 @@ use dolmen_machine::own::{GuestRam, Machine};
 use dolmen_memory::{Gpa, GuestMemory, Hpa};
 use dolmen_vm::acpi;
 use dolmen_vm::backend::StartState;
-use dolmen_vm::image::{self, Boot, File, Format, ImageError, ImageSource, OutsideImage};
+use dolmen_vm::image::{self, Boot, File, ImageError, ImageSource, OutsideImage};
 use dolmen_vm::layout::RamLayout;
-use dolmen_vm::manifest::GuestConfig;
 
 use crate::measure::MeasuredGuest;
 use crate::stop::Reason;
@@ -26,12 +25,14 @@ pub(crate) fn guest(
     let config = &guest.config;
     let rsdp = acpi::write_tables(ram, config.vcpus)
         .map_err(|_| Reason::Unsupported("too little memory for ACPI tables"))?;
+    let format = config.format().ok_or(Reason::Unsupported("an unknown image format"))?;
     // The manifest's check puts the kernel first.
     let (kernel, rest) = guest.components.split_first().ok_or(Reason::Components)?;
-    let mut files = [File { component: 0, length: 0 }; image::MAX_COMPONENTS];
+    let mut files = [File { component: 0, length: 0, text: b"" }; image::MAX_COMPONENTS];
     let mut count = 0usize;
-    for ((component, at), slot) in (1..).zip(rest).zip(files.iter_mut()) {
-        *slot = File { component, length: at.length };
+    let described = config.components().iter().skip(1);
+    for (((component, at), described), slot) in (1..).zip(rest).zip(described).zip(files.iter_mut()) {
+        *slot = File { component, length: at.length, text: described.text() };
         count = component;
     }
     let boot = Boot {
@@ -41,8 +42,7 @@ pub(crate) fn guest(
         cmdline: config.cmdline(),
         rsdp,
     };
-    let plan =
-        image::load(format(config)?, &Staged { machine, at: *kernel }, &boot, ram).map_err(Reason::Image)?;
+    let plan = image::load(format, &Staged { machine, at: *kernel }, &boot, ram).map_err(Reason::Image)?;
     let mut piece = vec![0; PIECE];
     for copy in plan.copies() {
         let from = guest.components.get(copy.component).ok_or(Reason::Components)?;
@@ -50,15 +50,6 @@ pub(crate) fn guest(
         copy_in(machine, part, copy.to, ram, &mut piece)?;
     }
     Ok(plan.start)
-}
-
-fn format(config: &GuestConfig) -> Result<Format, Reason> {
-    match config.format {
-        GuestConfig::FORMAT_LINUX => Ok(Format::Linux),
-        GuestConfig::FORMAT_PVH => Ok(Format::Pvh),
-        GuestConfig::FORMAT_MULTIBOOT => Ok(Format::Multiboot),
-        _ => Err(Reason::Unsupported("an unknown image format")),
-    }
 }
 
 fn part_of(whole: Extent, offset: u64, length: u64) -> Option<Extent> {

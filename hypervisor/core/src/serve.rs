@@ -11,7 +11,7 @@ use dolmen_memory::GuestMemory;
 use dolmen_vm::backend::Backend;
 use dolmen_vm::board::Tsc;
 use dolmen_vm::guest::Guest;
-use dolmen_vm::manifest::GuestConfig;
+use dolmen_vm::manifest::Answer;
 use dolmen_vm::policy::StopReason;
 use dolmen_vm::run::Host;
 use dolmen_vm::service::{CallArgs, CallResult, Service};
@@ -42,7 +42,7 @@ pub(crate) fn for_ever(virtualising: Virtualising) -> Result<Infallible, Reason>
     if reason == StopReason::PowerOff {
         return Err(Reason::PowerOff);
     }
-    if reason == StopReason::Reset && config.on_reboot == GuestConfig::ON_REBOOT_RESET {
+    if reason == StopReason::Reset && config.on_reboot() == Answer::ResetMachine {
         stop::reset();
     }
     console::raw(|com1| vcpu.backend().dump(com1));

@@ -12,7 +12,7 @@ use dolmen_vm::board::BoardConfig;
 use dolmen_vm::cpuid::{CpuidConfig, GuestCpuid};
 use dolmen_vm::guest::Guest;
 use dolmen_vm::layout::RamLayout;
-use dolmen_vm::manifest::GuestConfig;
+use dolmen_vm::manifest::{Console, GuestConfig};
 use dolmen_vm::service::{GuestSlot, Scratch, Service, ServiceConfig};
 use dolmen_vm::vcpu::Vcpu;
 
@@ -104,11 +104,11 @@ fn cpuid_config(config: &GuestConfig, facts: LaunchFacts) -> CpuidConfig {
 }
 
 fn open_console(config: &GuestConfig) -> Result<Option<Serial>, Reason> {
-    let port = match config.console {
-        0 => return Ok(None),
-        1 => Serial::COM1,
-        2 => Serial::COM2,
-        _ => return Err(Reason::Unsupported("a console on another port than COM1 and COM2")),
+    let [console, _] = config.consoles();
+    let port = match console {
+        Console::None => return Ok(None),
+        Console::Com1 | Console::Multiplexed => Serial::COM1,
+        Console::Com2 => Serial::COM2,
     };
     match Serial::open(port) {
         Some(serial) => Ok(Some(serial)),

@@ -9,7 +9,7 @@ const RAM: u64 = 0x800_0000;
 
 libfuzzer_sys::fuzz_target!(|input: (u64, &[u8])| {
     let (length, image) = input;
-    let files = [File { component: 1, length }];
+    let files = [File { component: 1, length, text: b"one" }];
     let boot = Boot {
         ram: RamLayout::new(RAM),
         kernel: 0,

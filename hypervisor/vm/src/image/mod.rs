@@ -66,11 +66,13 @@ pub enum Format {
 
 /// A component that is placed whole: an initial RAM disk or a module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct File {
+pub struct File<'a> {
     /// Which component it is; comes back in [`Copy::component`].
     pub component: usize,
     /// Its bytes.
     pub length: u64,
+    /// What the boot protocol hands over beside it, without a terminator; Linux has no place for it.
+    pub text: &'a [u8],
 }
 
 /// What is to be booted beside the kernel.
@@ -81,7 +83,7 @@ pub struct Boot<'a> {
     /// Which component the kernel is.
     pub kernel: usize,
     /// Initial RAM disks and modules, in order.
-    pub files: &'a [File],
+    pub files: &'a [File<'a>],
     /// Command line, without a terminator.
     pub cmdline: &'a [u8],
     /// The guest's root ACPI pointer.
@@ -136,6 +138,8 @@ pub enum ImageError {
         /// What the kernel takes.
         limit: usize,
     },
+    /// A text beside a module that is longer than a manifest's can be.
+    TextTooLong(usize),
     /// More components than [`MAX_COMPONENTS`], or than the format takes.
     TooManyFiles,
     /// The guest has too little RAM for the structures of the boot protocol.
@@ -191,6 +195,7 @@ impl fmt::Display for ImageError {
             Self::CmdlineTooLong { length, limit } => {
                 write!(f, "the command line has {length} bytes, the kernel takes {limit}")
             }
+            Self::TextTooLong(length) => write!(f, "a module's text has {length} bytes"),
             Self::TooManyFiles => f.write_str("more components than this format takes"),
             Self::NoLowRam => f.write_str("too little RAM for the boot protocol; raise `memory`"),
         }

@@ -64,9 +64,6 @@ struct MapRange {
     kind: u32,
 }
 
-/// A zero byte in what is otherwise unused.
-const EMPTY_STRING: u64 = LOADER_NAME + 0x100;
-
 /// A header, and where it was found.
 struct Header {
     at: u64,
@@ -164,10 +161,11 @@ fn write_information(
 ) -> Result<(), ImageError> {
     let low = |value: u64| u32::try_from(value).map_err(|_| ImageError::NoLowRam);
     let mut module_count = 0u32;
-    for (file, at) in boot.files.iter().zip((MODULES..).step_by(size_of::<Module>())) {
+    for ((file, at), index) in boot.files.iter().zip((MODULES..).step_by(size_of::<Module>())).zip(0..) {
         let start = placement.place_file(*file, u64::MAX)?;
         let end = low(start.saturating_add(file.length))?;
-        let module = Module { start: low(start)?, end, cmdline: low(EMPTY_STRING)?, reserved: 0 };
+        let cmdline = low(place::write_text(*file, index, memory)?)?;
+        let module = Module { start: low(start)?, end, cmdline, reserved: 0 };
         memory.write(Gpa::new(at), module.as_bytes())?;
         module_count = module_count.saturating_add(1);
     }

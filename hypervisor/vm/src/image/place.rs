@@ -7,6 +7,7 @@ use super::{Boot, File, ImageError};
 use crate::backend::{StartMode, StartState};
 use crate::device::power;
 use crate::layout::{CONVENTIONAL_END, IO_APIC_BASE, LOCAL_APIC_BASE, RESET_VECTOR, RamLayout};
+use crate::manifest::MAX_TEXT;
 
 /// Images and modules lie above; below are the structures of the boot protocols and the ACPI tables.
 const FIRST_FREE: u64 = 0x10_0000;
@@ -18,6 +19,10 @@ pub(super) const BOOT_INFO: u64 = 0x2000;
 pub(super) const MEMORY_MAP: u64 = 0x3000;
 /// List of modules.
 pub(super) const MODULES: u64 = 0x4000;
+/// Texts of the modules, each with room for the longest.
+pub(super) const TEXTS: u64 = 0x4100;
+/// Room for one text and its terminator.
+const TEXT_ROOM: usize = MAX_TEXT + 1;
 /// Name of the boot loader.
 pub(super) const LOADER_NAME: u64 = 0x5000;
 /// Page tables: one of level 4, one of level 3, four of level 2.
@@ -164,7 +169,7 @@ impl Placement {
     }
 
     /// Places a whole component as high as it goes.
-    pub(super) fn place_file(&mut self, file: File, limit: u64) -> Result<u64, ImageError> {
+    pub(super) fn place_file(&mut self, file: File<'_>, limit: u64) -> Result<u64, ImageError> {
         let start = self.take_highest(file.length, limit)?;
         self.copy(Copy { component: file.component, offset: 0, to: Gpa::new(start), length: file.length })?;
         Ok(start)
@@ -202,6 +207,21 @@ pub(super) fn write_cmdline(
     memory.write(Gpa::new(CMDLINE), boot.cmdline)?;
     memory.write(Gpa::new(end), &[0])?;
     Ok(())
+}
+
+/// Writes the text beside the module `index` with its terminator; answers where it is.
+pub(super) fn write_text(
+    file: File<'_>,
+    index: u64,
+    memory: &mut impl GuestMemory,
+) -> Result<u64, ImageError> {
+    let mut bytes = [0; TEXT_ROOM];
+    let room = bytes.get_mut(..file.text.len()).ok_or(ImageError::TextTooLong(file.text.len()))?;
+    room.copy_from_slice(file.text);
+    let room = u64::try_from(TEXT_ROOM).unwrap_or(u64::MAX);
+    let at = TEXTS.saturating_add(index.saturating_mul(room));
+    memory.write(Gpa::new(at), &bytes)?;
+    Ok(at)
 }
 
 /// The first state of a processor that starts at `entry`; writes the descriptor table for it.

@@ -63,9 +63,11 @@ pub(super) fn load(
     load_segments(image, &elf, entry, boot.kernel, placement)?;
     place::write_cmdline(boot, CMDLINE_LIMIT, memory)?;
     let mut module_count = 0;
-    for (file, at) in boot.files.iter().zip((MODULES..).step_by(size_of::<Module>())) {
+    for ((file, at), index) in boot.files.iter().zip((MODULES..).step_by(size_of::<Module>())).zip(0..) {
         let address = placement.place_file(*file, u64::MAX)?;
-        let module = Module { address, length: file.length, cmdline: 0, reserved: 0 };
+        // "The string may be absent": its address is zero then.
+        let cmdline = if file.text.is_empty() { 0 } else { place::write_text(*file, index, memory)? };
+        let module = Module { address, length: file.length, cmdline, reserved: 0 };
         memory.write(Gpa::new(at), module.as_bytes())?;
         module_count = u32::saturating_add(module_count, 1);
     }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 const RAM_BYTES: u64 = 0x200_0000;
 const RSDP: Gpa = Gpa::new(0xe_0000);
 
-fn boot<'a>(files: &'a [File], cmdline: &'a [u8]) -> Boot<'a> {
+fn boot<'a>(files: &'a [File<'a>], cmdline: &'a [u8]) -> Boot<'a> {
     Boot { ram: RamLayout::new(RAM_BYTES), kernel: 7, files, cmdline, rsdp: RSDP }
 }
 
@@ -139,7 +139,8 @@ fn the_page_tables_map_the_low_4_gib_to_themselves() {
 
 #[test]
 fn initial_ram_disks_lie_in_one_piece_at_the_top() {
-    let files = [File { component: 1, length: 0x1001 }, File { component: 2, length: 0x20 }];
+    let files =
+        [File { component: 1, length: 0x1001, text: b"" }, File { component: 2, length: 0x20, text: b"" }];
     let mut ram = ram();
     let plan = load(Format::Linux, &bzimage()[..], &boot(&files, b""), &mut ram).unwrap();
     let start = 0x1ff_e000;
@@ -190,7 +191,7 @@ fn a_command_line_that_the_kernel_would_cut_is_refused() {
 #[test]
 fn an_absurd_initial_ram_disk_has_no_room() {
     for length in [RAM_BYTES, u64::MAX - 3, u64::MAX] {
-        let files = [File { component: 1, length }];
+        let files = [File { component: 1, length, text: b"" }];
         let error = check(Format::Linux, &bzimage()[..], &boot(&files, b"")).unwrap_err();
         assert!(matches!(error, ImageError::NoRoom(_)), "{length:#x} {error:?}");
     }
@@ -198,7 +199,7 @@ fn an_absurd_initial_ram_disk_has_no_room() {
 
 #[test]
 fn a_pvh_kernel_starts_in_flat_mode_with_the_start_info_in_rbx() {
-    let files = [File { component: 1, length: 0x1001 }];
+    let files = [File { component: 1, length: 0x1001, text: b"" }];
     let mut ram = ram();
     let plan = load(Format::Pvh, &pvh_elf()[..], &boot(&files, b"a b"), &mut ram).unwrap();
     assert_eq!((plan.start.mode, plan.start.entry), (StartMode::Flat32, 0x20_0010));
@@ -250,7 +251,7 @@ fn segments_that_overlap_are_refused() {
 
 #[test]
 fn a_multiboot_kernel_gets_magic_and_information() {
-    let files = [File { component: 1, length: 0x1001 }];
+    let files = [File { component: 1, length: 0x1001, text: b"" }];
     let mut ram = ram();
     let plan = load(Format::Multiboot, &multiboot_elf()[..], &boot(&files, b"a b"), &mut ram).unwrap();
     assert_eq!((plan.start.mode, plan.start.entry), (StartMode::Flat32, 0x40_0010));
@@ -305,7 +306,7 @@ fn a_guest_with_almost_no_ram_is_refused() {
 }
 
 /// What holds of every plan, however the image lies.
-fn is_sound(plan: &Plan, image: &[u8], files: &[File]) -> bool {
+fn is_sound(plan: &Plan, image: &[u8], files: &[File<'_>]) -> bool {
     let in_ram = plan.copies().iter().all(|copy| {
         copy.to.get() >= 0x10_0000
             && copy.to.get().checked_add(copy.length).is_some_and(|end| end <= RAM_BYTES)
@@ -345,7 +346,7 @@ proptest! {
             image[at] = value;
         }
         image.truncate(cut.max(1));
-        let files = [File { component: 1, length }, File { component: 2, length: 5 }];
+        let files = [File { component: 1, length, text: b"" }, File { component: 2, length: 5, text: b"" }];
         if let Ok(plan) = check(format, &image[..], &boot(&files, b"x")) {
             prop_assert!(is_sound(&plan, &image, &files), "{plan:?}");
         }

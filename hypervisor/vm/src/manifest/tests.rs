@@ -1,5 +1,8 @@
 use super::*;
 use proptest::prelude::*;
+use sha2::{Digest, Sha384};
+
+const RECORD: usize = 3176;
 
 fn named(name: &str) -> GuestConfig {
     let mut guest = GuestConfig::new_zeroed();
@@ -7,6 +10,10 @@ fn named(name: &str) -> GuestConfig {
     guest.memory = 64 * MEMORY_STEP;
     guest.format = GuestConfig::FORMAT_LINUX;
     guest.vcpus = 1;
+    guest.weight = 100;
+    guest.on_reboot = Answer::Restart.to_wire();
+    guest.on_crash = Answer::Stop.to_wire();
+    guest.on_power_off = Answer::Stop.to_wire();
     guest.hypercalls = CallGroup::all().bits();
     guest.component_count = 2;
     guest.components[0].kind = ComponentConfig::KERNEL;
@@ -26,7 +33,7 @@ fn encoded(guests: &[GuestConfig]) -> Vec<u8> {
 
 #[test]
 fn a_manifest_reads_back_as_written() {
-    let guests = [named("first"), GuestConfig { console: 2, ..named("second-2") }];
+    let guests = [named("first"), GuestConfig { consoles: [2, 3], ..named("second-2") }];
     let bytes = encoded(&guests);
     let manifest = Manifest::parse(&bytes).unwrap();
     assert!(manifest.guests().eq(guests));
@@ -57,11 +64,12 @@ fn the_frame_of_a_manifest_is_checked() {
         (good[..good.len() - 1].to_vec(), ManifestError::Length { want: good.len(), have: good.len() - 1 }),
         (longer, ManifestError::Length { want: good.len(), have: good.len() + 1 }),
         (patched(0, b'X'), ManifestError::Magic(*b"XOLMANIF")),
-        (patched(8, 2), ManifestError::Version(2)),
+        (patched(8, 1), ManifestError::Version(1)),
+        (patched(8, 3), ManifestError::Version(3)),
         (patched(12, 0), ManifestError::GuestCount(0)),
         (patched(12, 33), ManifestError::GuestCount(33)),
         (patched(15, 0xff), ManifestError::GuestCount(0xff00_0001)),
-        (patched(12, 2), ManifestError::Length { want: 16 + 2 * 2184, have: good.len() }),
+        (patched(12, 2), ManifestError::Length { want: 16 + 2 * RECORD, have: good.len() }),
     ] {
         assert_eq!(Manifest::parse(&bytes).err(), Some(want));
     }
@@ -82,10 +90,24 @@ fn every_field_of_a_guest_is_checked() {
         (|g| g.format = 0, Problem::Format(0)),
         (|g| g.format = 4, Problem::Format(4)),
         (|g| g.vcpus = 0, Problem::Vcpus(0)),
-        (|g| g.vcpus = 2, Problem::Vcpus(2)),
-        (|g| g.console = 3, Problem::Console(3)),
-        (|g| g.hypercalls = 0x20, Problem::Hypercalls(0x20)),
-        (|g| g.on_reboot = 2, Problem::OnReboot(2)),
+        (|g| g.vcpus = 9, Problem::Vcpus(9)),
+        (|g| g.affinity = 1 << 32, Problem::Affinity(1 << 32)),
+        (|g| g.weight = 0, Problem::Weight(0)),
+        (|g| g.weight = 1001, Problem::Weight(1001)),
+        (|g| g.start = 2, Problem::Start(2)),
+        (|g| g.consoles[0] = 4, Problem::Console(4)),
+        (|g| g.consoles[1] = 4, Problem::Console(4)),
+        (|g| g.consoles = [2, 2], Problem::ConsoleTaken(Console::Com2)),
+        (|g| g.consoles = [3, 3], Problem::ConsoleTaken(Console::Multiplexed)),
+        (|g| g.consoles = [3, 1], Problem::ConsoleMixed),
+        (|g| g.hypercalls = 0x40, Problem::Hypercalls(0x40)),
+        (|g| g.on_reboot = 0, Problem::OnReboot(0)),
+        (|g| g.on_reboot = 5, Problem::OnReboot(5)),
+        (|g| g.on_crash = 5, Problem::OnCrash(5)),
+        (|g| g.on_power_off = 5, Problem::OnPowerOff(5)),
+        (|g| g.restart_limit = 1, Problem::RestartLimit(1)),
+        (|g| g.on_crash = 1, Problem::RestartLimit(0)),
+        (|g| (g.on_crash, g.restart_limit) = (1, 1001), Problem::RestartLimit(1001)),
         (|g| g.reserved = 1, Problem::NotZero),
         (|g| g.component_count = 0, Problem::ComponentCount(0)),
         (|g| g.component_count = 9, Problem::ComponentCount(9)),
@@ -95,8 +117,13 @@ fn every_field_of_a_guest_is_checked() {
         (|g| g.components[0].kind = ComponentConfig::DATA, Problem::Component(0)),
         (|g| g.components[1].kind = ComponentConfig::KERNEL, Problem::Component(1)),
         (|g| g.components[1].kind = 5, Problem::Component(1)),
-        (|g| g.components[1].reserved = 1, Problem::NotZero),
-        (|g| g.components[7].reserved = 1, Problem::NotZero),
+        (|g| g.components[1].text[0] = 1, Problem::NotZero),
+        (|g| g.components[7].text[119] = 1, Problem::NotZero),
+        (|g| g.components[7].text_length = 1, Problem::NotZero),
+        (|g| g.components[1].text_length = 121, Problem::Text(1)),
+        (|g| g.components[1].text_length = 1, Problem::TextWithoutPlace(1)),
+        (|g| g.components[1].kind = ComponentConfig::DATA, Problem::DataForLinux),
+        (|g| g.format = GuestConfig::FORMAT_MULTIBOOT, Problem::InitrdForMultiboot),
         (|g| g.cmdline_length = 2049, Problem::CmdlineLength(2049)),
         (|g| g.cmdline_length = 6, Problem::NotZero),
         (|g| g.cmdline_length = 8, Problem::Cmdline(7)),
@@ -104,7 +131,7 @@ fn every_field_of_a_guest_is_checked() {
         (|g| g.cmdline[2047] = 1, Problem::NotZero),
     ];
     for (spoil, problem) in cases {
-        let mut second = GuestConfig { console: 1, ..named("second") };
+        let mut second = GuestConfig { consoles: [1, 0], ..named("second") };
         spoil(&mut second);
         let bytes = encoded(&[named("first"), second]);
         let want = ManifestError::Guest { index: 1, problem: *problem };
@@ -113,39 +140,108 @@ fn every_field_of_a_guest_is_checked() {
 }
 
 #[test]
-fn a_second_initrd_is_one_too_many() {
+fn an_initrd_is_second_and_the_only_one() {
     let mut guest = named("first");
     guest.component_count = 3;
     guest.components[2].kind = ComponentConfig::INITRD;
-    let want = ManifestError::Guest { index: 0, problem: Problem::Component(2) };
-    assert_eq!(Manifest::parse(&encoded(&[guest])).err(), Some(want));
+    for second in [ComponentConfig::INITRD, ComponentConfig::MODULE] {
+        guest.components[1].kind = second;
+        let want = ManifestError::Guest { index: 0, problem: Problem::Component(2) };
+        assert_eq!(Manifest::parse(&encoded(&[guest])).err(), Some(want));
+    }
 }
 
 #[test]
-fn guests_share_neither_name_nor_console() {
-    let first = GuestConfig { console: 2, ..named("first") };
-    for (second, problem) in [
-        (named("first"), Problem::NameTaken),
-        (GuestConfig { console: 2, ..named("second") }, Problem::ConsoleTaken(2)),
+fn modules_of_formats_that_have_a_place_for_it_may_carry_text() {
+    for (format, kind, problem) in [
+        (GuestConfig::FORMAT_LINUX, ComponentConfig::MODULE, Some(Problem::TextWithoutPlace(1))),
+        (GuestConfig::FORMAT_PVH, ComponentConfig::INITRD, Some(Problem::TextWithoutPlace(1))),
+        (GuestConfig::FORMAT_PVH, ComponentConfig::MODULE, None),
+        (GuestConfig::FORMAT_MULTIBOOT, ComponentConfig::MODULE, None),
+        (GuestConfig::FORMAT_MULTIBOOT, ComponentConfig::DATA, None),
     ] {
-        let want = ManifestError::Guest { index: 1, problem };
-        assert_eq!(Manifest::parse(&encoded(&[first, second])).err(), Some(want));
+        let mut guest = GuestConfig { format, ..named("first") };
+        guest.components[1] = ComponentConfig { text_length: 3, ..ComponentConfig::new(kind) };
+        guest.components[1].text[..3].copy_from_slice(b"a b");
+        let want = problem.map(|problem| ManifestError::Guest { index: 0, problem });
+        assert_eq!(Manifest::parse(&encoded(&[guest])).err(), want);
+        assert_eq!(guest.components()[1].text(), b"a b");
+        guest.components[1].text[1] = 0x7f;
+        assert!(Manifest::parse(&encoded(&[guest])).is_err());
+    }
+}
+
+#[test]
+fn guests_share_neither_name_nor_console_unless_it_is_multiplexed() {
+    let first = GuestConfig { consoles: [2, 3], ..named("first") };
+    let own_com1 = GuestConfig { consoles: [1, 0], ..named("first") };
+    let problem = |problem| Some(ManifestError::Guest { index: 1, problem });
+    for (first, second, want) in [
+        (first, named("first"), problem(Problem::NameTaken)),
+        (
+            first,
+            GuestConfig { consoles: [0, 2], ..named("second") },
+            problem(Problem::ConsoleTaken(Console::Com2)),
+        ),
+        (first, GuestConfig { consoles: [1, 0], ..named("second") }, problem(Problem::ConsoleMixed)),
+        (own_com1, GuestConfig { consoles: [2, 3], ..named("second") }, problem(Problem::ConsoleMixed)),
+        (first, GuestConfig { consoles: [3, 0], ..named("second") }, None),
+        (own_com1, GuestConfig { consoles: [2, 0], ..named("second") }, None),
+    ] {
+        assert_eq!(Manifest::parse(&encoded(&[first, second])).err(), want);
+    }
+}
+
+#[test]
+fn a_guest_on_demand_needs_one_that_starts_at_boot_and_may_start_it() {
+    let waiting = GuestConfig { start: GuestConfig::START_ON_DEMAND, ..named("waiting") };
+    let manager = named("manager");
+    let powerless = GuestConfig { hypercalls: CallGroup::SEAL.bits(), ..named("powerless") };
+    let nobody = |index| Some(ManifestError::Guest { index, problem: Problem::NobodyStartsIt });
+    for (guests, want) in [
+        (vec![waiting], nobody(0)),
+        (vec![powerless, waiting], nobody(1)),
+        (vec![waiting, manager], None),
+        (vec![manager, waiting], None),
+    ] {
+        assert_eq!(Manifest::parse(&encoded(&guests)).err(), want);
     }
 }
 
 #[test]
 #[cfg_attr(miri, ignore = "minutes of it; the other tests run the same code")]
 fn all_guests_together_have_no_more_components_than_a_hand_off() {
-    let guests: Vec<GuestConfig> = (0..4)
+    let guests: Vec<GuestConfig> = (0..13)
         .map(|n| {
             let mut guest = named(&format!("guest-{n}"));
-            guest.component_count = 7;
-            guest.components[2..7].fill(ComponentConfig { kind: ComponentConfig::MODULE, reserved: 0 });
+            guest.component_count = 8;
+            guest.components[2..8].fill(ComponentConfig::new(ComponentConfig::MODULE));
             guest
         })
         .collect();
-    assert!(Manifest::parse(&encoded(&guests[..3])).is_ok());
-    assert_eq!(Manifest::parse(&encoded(&guests)).err(), Some(ManifestError::ComponentTotal(28)));
+    assert!(Manifest::parse(&encoded(&guests[..12])).is_ok());
+    assert_eq!(Manifest::parse(&encoded(&guests)).err(), Some(ManifestError::ComponentTotal(104)));
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "minutes of it; the other tests run the same code")]
+fn all_guests_together_have_no_more_processors_than_are_scheduled() {
+    let guests: Vec<GuestConfig> =
+        (0..9).map(|n| GuestConfig { vcpus: 8, ..named(&format!("guest-{n}")) }).collect();
+    let bytes = encoded(&guests[..8]);
+    let manifest = Manifest::parse(&bytes).unwrap();
+    assert_eq!((manifest.vcpu_total(), manifest.memory_total()), (64, 8 * 64 * MEMORY_STEP));
+    assert_eq!(Manifest::parse(&encoded(&guests)).err(), Some(ManifestError::VcpuTotal(72)));
+}
+
+#[test]
+fn every_number_has_one_meaning_and_every_meaning_one_number() {
+    for (answer, number, _) in Answer::ALL {
+        assert_eq!((Answer::from_wire(number), answer.to_wire()), (Some(answer), number));
+    }
+    for (console, number, _) in Console::ALL {
+        assert_eq!((Console::from_wire(number), console.to_wire()), (Some(console), number));
+    }
 }
 
 #[test]
@@ -199,8 +295,8 @@ fn the_identity_needs_the_digests_of_exactly_the_measured_components() {
 
 proptest! {
     #[test]
-    fn any_change_of_a_manifest_is_refused_or_read_as_a_change(at in 0usize..4384, by in 1u8..) {
-        let guests = [named("first"), GuestConfig { console: 1, ..named("second") }];
+    fn any_change_of_a_manifest_is_refused_or_read_as_a_change(at in 0usize..6368, by in 1u8..) {
+        let guests = [named("first"), GuestConfig { consoles: [1, 0], ..named("second") }];
         let mut bytes = encoded(&guests);
         prop_assume!(at < bytes.len());
         bytes[at] = bytes[at].wrapping_add(by);
@@ -213,10 +309,10 @@ proptest! {
 
     #[test]
     #[cfg_attr(miri, ignore = "minutes of it; the other tests run the same code")]
-    fn arbitrary_bytes_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..5000), frame in any::<bool>()) {
+    fn arbitrary_bytes_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..7000), frame in any::<bool>()) {
         if frame && bytes.len() >= 16 {
             bytes[..16].copy_from_slice(&encoded(&[named("a")])[..16]);
-            bytes.resize(16 + 2184, 0);
+            bytes.resize(16 + RECORD, 0);
         }
         if let Ok(manifest) = Manifest::parse(&bytes) {
             prop_assert!(manifest.guests().len() >= 1);
