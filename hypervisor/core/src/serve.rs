@@ -10,6 +10,7 @@ use dolmen_machine::{apic, cpu};
 use dolmen_memory::GuestMemory;
 use dolmen_vm::backend::Backend;
 use dolmen_vm::board::Tsc;
+use dolmen_vm::bus::VcpuSet;
 use dolmen_vm::guest::Guest;
 use dolmen_vm::manifest::Answer;
 use dolmen_vm::policy::StopReason;
@@ -87,13 +88,16 @@ impl Surroundings {
 
     /// Gives the guest's console what came for it.
     fn take_input(&mut self, guest: &Guest) {
+        let mut wires = guest.bus().wires();
         let mut board = guest.board();
         while board.console_room() > 0 {
             let Some(byte) = self.console_in() else { break };
-            if !board.console_in(byte) {
+            if !board.console_in(byte, &mut wires) {
                 break;
             }
         }
+        drop(board);
+        self.wake(wires.woken());
     }
 }
 
@@ -112,6 +116,10 @@ impl Host for Surroundings {
         self.arm();
         self.desk.work();
         true
+    }
+
+    fn wake(&mut self, _: VcpuSet) {
+        // The one virtual processor there is runs here, and looks for mail before it goes on.
     }
 
     fn console_out(&mut self, byte: u8) {

@@ -54,8 +54,10 @@ pub(crate) fn build(measured: Measured) -> Result<Virtualising, Reason> {
         },
         Box::leak(Box::new(Scratch::new())),
     );
-    let guest = Guest::new(board_config(host.clock.tsc_khz, config.memory)?, config.vcpus);
-    let mut vcpu = Vcpu::new(0, processor, GuestCpuid::new(&ThisCpu, cpuid_config(&config, facts)));
+    let board = board_config(host.clock.tsc_khz, config.memory)?;
+    let guest = Guest::new(board, config.vcpus);
+    let cpuid = GuestCpuid::new(&ThisCpu, cpuid_config(&config, facts));
+    let mut vcpu = Vcpu::new(0, processor, cpuid, &board);
     vcpu.start(&start);
     let console = open_console(&config)?;
     heap::close();

@@ -9,20 +9,19 @@ use dolmen_arch::VmExit;
 use spin::{Mutex, MutexGuard};
 
 use crate::board::{Board, BoardConfig};
+use crate::bus::{Bus, MAX_VCPUS as VCPU_SLOTS};
 use crate::manifest::MAX_VCPUS;
 
 /// One guest, but for its memory and its processors.
 #[derive(Debug)]
 pub struct Guest {
     board: Mutex<Board>,
+    bus: Bus,
     /// Bit n: virtual processor n can be woken by nothing but another one.
     sleepers: AtomicU32,
     vcpus: u32,
     counters: [Counters; VCPU_SLOTS],
 }
-
-/// [`MAX_VCPUS`] as the length of an array.
-pub const VCPU_SLOTS: usize = 8;
 
 const _: () = assert!(MAX_VCPUS <= 8);
 
@@ -31,6 +30,7 @@ impl Guest {
     pub fn new(config: BoardConfig, vcpus: u32) -> Self {
         Self {
             board: Mutex::new(Board::new(config)),
+            bus: Bus::new(usize::try_from(vcpus).unwrap_or(VCPU_SLOTS)),
             sleepers: AtomicU32::new(0),
             vcpus,
             counters: [const { Counters::new() }; VCPU_SLOTS],
@@ -40,6 +40,11 @@ impl Guest {
     /// The board, locked.
     pub fn board(&self) -> MutexGuard<'_, Board> {
         self.board.lock()
+    }
+
+    /// How interrupts travel.
+    pub const fn bus(&self) -> &Bus {
+        &self.bus
     }
 
     /// How many virtual processors it has.

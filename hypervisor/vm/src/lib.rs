@@ -9,6 +9,7 @@
 pub mod acpi;
 pub mod backend;
 pub mod board;
+pub mod bus;
 pub mod cpuid;
 pub mod decode;
 pub mod device;
@@ -16,6 +17,7 @@ pub mod exit;
 pub mod guest;
 pub mod image;
 pub mod layout;
+pub mod local;
 pub mod manifest;
 pub mod policy;
 pub mod pvclock;

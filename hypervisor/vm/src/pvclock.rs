@@ -83,23 +83,17 @@ pub struct Epoch {
     pub created_at: Tsc,
 }
 
-/// The registers of one virtual processor.
-#[derive(Debug)]
-pub struct PvClock {
+/// The time of one guest: the same for all its processors, wherever they run.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
     scale: Scale,
     epoch: Epoch,
-    wall_clock: u64,
-    system_time: u64,
 }
 
-/// The register points where a structure cannot be: #GP(0).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadAddress;
-
-impl PvClock {
-    /// A clock for a counter of `scale` that started with `epoch`.
-    pub const fn new(scale: Scale, epoch: Epoch) -> Self {
-        Self { scale, epoch, wall_clock: 0, system_time: 0 }
+impl Clock {
+    /// The time by a counter of `tsc_khz` that started with `epoch`.
+    pub fn new(tsc_khz: u32, epoch: Epoch) -> Self {
+        Self { scale: Scale::new(tsc_khz), epoch }
     }
 
     /// Nanoseconds since the guest was made.
@@ -110,6 +104,25 @@ impl PvClock {
     /// Nanoseconds since 1970.
     pub fn wall_clock(&self, now: Tsc) -> u64 {
         self.epoch.wall_clock_ns.saturating_add(self.system_time(now))
+    }
+}
+
+/// The registers of one virtual processor.
+#[derive(Debug)]
+pub struct PvClock {
+    clock: Clock,
+    wall_clock: u64,
+    system_time: u64,
+}
+
+/// The register points where a structure cannot be: #GP(0).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadAddress;
+
+impl PvClock {
+    /// The registers as after power-on.
+    pub const fn new(clock: Clock) -> Self {
+        Self { clock, wall_clock: 0, system_time: 0 }
     }
 
     /// What was last written to [`MSR_WALL_CLOCK`].
@@ -127,7 +140,7 @@ impl PvClock {
     /// # Errors
     /// [`BadAddress`] if the structure is not wholly in the guest's RAM.
     pub fn write_wall_clock(&mut self, at: u64, memory: &mut impl GuestMemory) -> Result<(), BadAddress> {
-        let base = self.epoch.wall_clock_ns;
+        let base = self.clock.epoch.wall_clock_ns;
         let structure = WallClock {
             version: NOT_BEING_WRITTEN,
             seconds: u32::try_from(base / NS_PER_S).unwrap_or(u32::MAX),
@@ -138,24 +151,20 @@ impl PvClock {
         Ok(())
     }
 
-    /// Writes [`MSR_SYSTEM_TIME`]: if it switches the clock on, the structure goes to that address.
+    /// Writes [`MSR_SYSTEM_TIME`]: if it switches the clock on, the structure goes to that address. It counts
+    /// from the start of the guest's time, so that all processors compute from the same numbers.
     ///
     /// # Errors
     /// [`BadAddress`] if the structure is not wholly in the guest's RAM.
-    pub fn write_system_time(
-        &mut self,
-        value: u64,
-        now: Tsc,
-        memory: &mut impl GuestMemory,
-    ) -> Result<(), BadAddress> {
+    pub fn write_system_time(&mut self, value: u64, memory: &mut impl GuestMemory) -> Result<(), BadAddress> {
         if value & SYSTEM_TIME_ENABLE != 0 {
             let structure = SystemTime {
                 version: NOT_BEING_WRITTEN,
                 padding: 0,
-                tsc: now,
-                nanoseconds: self.system_time(now),
-                multiplier: self.scale.multiplier,
-                shift: self.scale.shift,
+                tsc: self.clock.epoch.created_at,
+                nanoseconds: 0,
+                multiplier: self.clock.scale.multiplier,
+                shift: self.clock.scale.shift,
                 flags: FLAG_STABLE,
                 padding_2: [0; 2],
             };
@@ -177,7 +186,7 @@ mod tests {
     const EPOCH: Epoch = Epoch { wall_clock_ns: 1_709_210_096_123_456_789, created_at: 1000 };
 
     fn clock() -> PvClock {
-        PvClock::new(Scale::new(2_600_000), EPOCH)
+        PvClock::new(Clock::new(2_600_000, EPOCH))
     }
 
     #[test]
@@ -192,17 +201,16 @@ mod tests {
     #[test]
     fn the_system_time_structure_lets_the_guest_compute_our_time() {
         let (mut clock, mut ram) = (clock(), Ram::new(4096));
-        clock.write_system_time(0x201, 2_600_001_000, &mut ram).unwrap();
+        clock.write_system_time(0x201, &mut ram).unwrap();
         assert_eq!(ram.u32(0x200), 2);
-        assert_eq!(ram.u64(0x208), 2_600_001_000);
-        assert_eq!(ram.u64(0x210), 999_999_999);
+        assert_eq!((ram.u64(0x208), ram.u64(0x210)), (EPOCH.created_at, 0));
         assert_eq!((ram.u32(0x218), ram.bytes(0x21c, 2)), (3_303_820_996, &[0xff, 1][..]));
     }
 
     #[test]
     fn a_structure_outside_of_ram_is_refused() {
         let (mut clock, mut ram) = (clock(), Ram::new(4096));
-        assert_eq!(clock.write_system_time(4096 - 30 + 1, 5, &mut ram), Err(BadAddress));
+        assert_eq!(clock.write_system_time(4096 - 30 + 1, &mut ram), Err(BadAddress));
         assert_eq!(clock.write_wall_clock(u64::MAX, &mut ram), Err(BadAddress));
         assert_eq!(clock.system_time_register(), 0);
     }
@@ -210,13 +218,15 @@ mod tests {
     #[test]
     fn switched_off_nothing_is_written() {
         let (mut clock, mut ram) = (clock(), Ram::new(4096));
-        clock.write_system_time(0xffff_0000, 5, &mut ram).unwrap();
+        clock.write_system_time(0xffff_0000, &mut ram).unwrap();
         assert_eq!(clock.system_time_register(), 0xffff_0000);
     }
 
     #[test]
     fn time_does_not_run_before_its_start() {
-        assert_eq!((clock().system_time(10), clock().wall_clock(1000)), (0, EPOCH.wall_clock_ns));
+        let clock = Clock::new(2_600_000, EPOCH);
+        assert_eq!((clock.system_time(10), clock.wall_clock(1000)), (0, EPOCH.wall_clock_ns));
+        assert_eq!(clock.system_time(2_600_001_000), 999_999_999);
     }
 
     proptest! {

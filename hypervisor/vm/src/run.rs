@@ -11,7 +11,9 @@ use dolmen_memory::{Access, GuestMemory, Gva, read_virtual};
 
 use crate::backend::{Backend, Readiness, Register};
 use crate::board::{Effect, Tsc};
+use crate::bus::VcpuSet;
 use crate::cpuid::CpuidState;
+use crate::device::local_apic::{Collected, Request};
 use crate::exit::{Event, Vector};
 use crate::guest::{ExitKind, Guest};
 use crate::policy::{self, Action, StopReason};
@@ -42,6 +44,8 @@ pub trait Host {
     fn set_deadline(&mut self, at: Option<Tsc>);
     /// Takes the interrupts that wait for the host; whether the virtual processor may go on.
     fn take_interrupts(&mut self) -> bool;
+    /// There is mail for these virtual processors of the guest, which may wait or run elsewhere.
+    fn wake(&mut self, whom: VcpuSet);
     /// Sends a byte of the guest's console.
     fn console_out(&mut self, byte: u8);
     /// A byte for the guest's console, if there is one.
@@ -90,6 +94,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
         if self.vcpu.activity != Activity::Running {
             self.wake()?;
         }
+        self.take_mail()?;
         self.offer_events();
         let exit = self.vcpu.backend.run();
         if let Some(counters) = self.guest.counters(self.vcpu.index()) {
@@ -135,20 +140,53 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
         Ok(())
     }
 
+    /// Takes in what other processors and the devices have sent.
+    fn take_mail(&mut self) -> Step {
+        let Some(mailbox) = self.guest.bus().mailbox(self.vcpu.index()) else { return Ok(()) };
+        match self.vcpu.devices.collect(mailbox) {
+            Collected { init: true, .. } => Err(Turn::Stopped(StopReason::Reset)),
+            Collected { init: false, .. } => Ok(()),
+        }
+    }
+
+    /// Does what an access to the local APIC asked for.
+    fn serve_request(&mut self, request: Request) {
+        match request {
+            Request::None => {}
+            Request::Send(message) => {
+                let woken = self.guest.bus().send(message, Some(self.vcpu.index()));
+                self.wake_others(woken);
+            }
+            Request::EndOfInterrupt(vector) => {
+                let mut wires = self.guest.bus().wires();
+                self.guest.board().end_of_interrupt(vector, &mut wires);
+                self.wake_others(wires.woken());
+            }
+        }
+    }
+
+    /// Lets others know of their mail. This processor takes its own before it goes on.
+    fn wake_others(&mut self, woken: VcpuSet) {
+        let others = woken.without(self.vcpu.index());
+        if !others.is_empty() {
+            self.host.wake(others);
+        }
+    }
+
     /// Fires timers that are due and gives the guest what it can take, or asks to be told when it can.
     fn offer_events(&mut self) {
-        self.guest.board().advance(self.host.now());
+        self.vcpu.devices.advance(self.host.now());
         self.bound_stretch();
         let readiness = self.vcpu.backend.readiness();
-        if self.guest.board().pending_nmi() && self.vcpu.backend.accepts_nmi() {
-            self.guest.board().acknowledge_nmi();
+        if self.vcpu.devices.pending_nmi() && self.vcpu.backend.accepts_nmi() {
+            self.vcpu.devices.acknowledge_nmi();
             self.vcpu.backend.inject(Event::Nmi);
             return;
         }
-        let Some(vector) = self.guest.board().pending_vector() else { return };
+        let Some(vector) = self.vcpu.devices.pending_vector() else { return };
         match readiness {
             Readiness::Ready => {
-                self.guest.board().acknowledge(vector);
+                self.vcpu.devices.acknowledge(vector);
                 self.vcpu.backend.inject(Event::Interrupt(vector));
             }
             Readiness::Shadowed | Readiness::Masked | Readiness::Busy => {
@@ -158,7 +196,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
     }
 
     fn bound_stretch(&mut self) {
-        let deadline = self.guest.board().next_deadline();
+        let deadline = self.vcpu.devices.next_deadline();
         if self.deadline != Some(deadline) {
             self.deadline = Some(deadline);
             self.host.set_deadline(deadline);
@@ -174,13 +212,16 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
     }
 
     fn take_console_input(&mut self) {
+        let mut wires = self.guest.bus().wires();
         let mut board = self.guest.board();
         while board.console_room() > 0 {
             let Some(byte) = self.host.console_in() else { break };
-            if !board.console_in(byte) {
+            if !board.console_in(byte, &mut wires) {
                 break;
             }
         }
+        drop(board);
+        self.wake_others(wires.woken());
     }
 
     /// HLT: steps over it, then waits for what wakes the processor.
@@ -193,12 +234,13 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
 
     /// Goes on if there is something to wake for; ends the turn otherwise.
     fn wake(&mut self) -> Step {
-        let mut board = self.guest.board();
-        board.advance(self.host.now());
+        self.take_mail()?;
+        let devices = &mut self.vcpu.devices;
+        devices.advance(self.host.now());
         let is_masked = self.vcpu.backend.readiness() == Readiness::Masked;
         let is_awake = match self.vcpu.activity {
             Activity::Running => true,
-            Activity::Halted => board.pending_nmi() || board.pending_vector().is_some() && !is_masked,
+            Activity::Halted => devices.pending_nmi() || devices.pending_vector().is_some() && !is_masked,
             Activity::AwaitsStartUp => false,
         };
         if is_awake {
@@ -207,7 +249,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
             return Ok(());
         }
         if self.vcpu.activity == Activity::Halted && !is_masked {
-            return Err(Turn::Halted { until: board.next_deadline() });
+            return Err(Turn::Halted { until: devices.next_deadline() });
         }
         // Only another processor of the guest can wake it now.
         Err(match self.vcpu.activity {

@@ -4,9 +4,10 @@ use dolmen_arch::register::Cr4;
 use dolmen_memory::GuestMemory;
 
 use crate::backend::{Backend, StartState};
-use crate::board::Tsc;
+use crate::board::{BoardConfig, Tsc};
 use crate::cpuid::GuestCpuid;
 use crate::guest::Guest;
+use crate::local::LocalDevices;
 use crate::policy::StopReason;
 use crate::run::{self, Host};
 
@@ -43,6 +44,7 @@ pub struct Vcpu<B> {
     index: usize,
     pub(crate) backend: B,
     pub(crate) cpuid: GuestCpuid,
+    pub(crate) devices: LocalDevices,
     /// CR4 bits that belong to features the guest is told of.
     pub(crate) cr4_mask: Cr4,
     pub(crate) activity: Activity,
@@ -50,9 +52,10 @@ pub struct Vcpu<B> {
 
 impl<B: Backend> Vcpu<B> {
     /// Processor `index` of its guest. It awaits to be started.
-    pub fn new(index: usize, backend: B, cpuid: GuestCpuid) -> Self {
+    pub fn new(index: usize, backend: B, cpuid: GuestCpuid, config: &BoardConfig) -> Self {
         let cr4_mask = run::cr4_mask(&cpuid);
-        Self { index, backend, cpuid, cr4_mask, activity: Activity::AwaitsStartUp }
+        let devices = LocalDevices::new(index, config);
+        Self { index, backend, cpuid, devices, cr4_mask, activity: Activity::AwaitsStartUp }
     }
 
     /// Which one of its guest's it is.

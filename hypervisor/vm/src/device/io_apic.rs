@@ -3,7 +3,7 @@
 //!
 //! Messages go out through a closure, since an end of interrupt can bring several.
 
-use super::local_apic::{Delivery, Destination, Message};
+use crate::bus::{Delivery, Destination, Message};
 
 /// Pins, and redirection entries.
 pub const PINS: usize = 24;

@@ -72,7 +72,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
                 let value = self.operand(from);
                 let valid = value <= 0xf;
                 if valid {
-                    self.guest.board().set_cr8(low8(value));
+                    self.vcpu.devices.set_cr8(low8(value));
                 }
                 valid
             }
@@ -97,7 +97,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
             ControlRegister::Cr0 => self.vcpu.backend.read(Register::Cr0),
             ControlRegister::Cr3 => self.vcpu.backend.read(Register::Cr3),
             ControlRegister::Cr4 => self.vcpu.backend.read(Register::Cr4),
-            ControlRegister::Cr8 => u64::from(self.guest.board().cr8()),
+            ControlRegister::Cr8 => u64::from(self.vcpu.devices.cr8()),
         };
         let bytes = if self.code_size() == CodeSize::Bits64 { 8 } else { 4 };
         self.vcpu.backend.gprs().write_part(to, bytes, value);

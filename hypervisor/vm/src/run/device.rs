@@ -6,8 +6,12 @@ use dolmen_memory::{Gpa, GuestMemory};
 
 use super::{Host, Running, Step};
 use crate::backend::{Backend, Register};
-use crate::board::{Board, Effect, Tsc};
+use crate::board::{Effect, Tsc};
+use crate::bus::VcpuSet;
 use crate::decode::{DeviceWord, decode};
+use crate::device::local_apic::Request;
+use crate::guest::Guest;
+use crate::local::LocalDevices;
 use crate::policy::StopReason;
 use crate::vcpu::Turn;
 
@@ -27,36 +31,64 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
             }
         };
         let rflags = self.vcpu.backend.read(Register::Rflags);
-        let (now, effect) = (self.host.now(), Effect::None);
-        let mut board = self.guest.board();
-        let mut word = Word { board: &mut board, gpa, bytes: access.bytes, now, effect };
+        let mut word = Word {
+            devices: &mut self.vcpu.devices,
+            guest: self.guest,
+            gpa,
+            bytes: access.bytes,
+            now: self.host.now(),
+            outcome: Outcome::default(),
+        };
         let after = access.perform(self.vcpu.backend.gprs(), rflags, &mut word);
-        let effect = word.effect;
-        drop(board);
+        let Outcome { request, effect, woken } = word.outcome;
         if after != rflags {
             self.vcpu.backend.write(Register::Rflags, after);
         }
         self.vcpu.backend.skip_instruction(access.length);
+        self.serve_request(request);
+        self.wake_others(woken);
         self.take_effect(effect)
     }
 }
 
-/// The board's memory at one address.
+/// Device memory at one address: the processor's own, or the board's, whose lock is held for one access.
 struct Word<'a> {
-    board: &'a mut Board,
+    devices: &'a mut LocalDevices,
+    guest: &'a Guest,
     gpa: Gpa,
     bytes: u8,
     now: Tsc,
+    outcome: Outcome,
+}
+
+/// What a write asks for.
+struct Outcome {
+    request: Request,
     effect: Effect,
+    woken: VcpuSet,
+}
+
+impl Default for Outcome {
+    fn default() -> Self {
+        Self { request: Request::None, effect: Effect::None, woken: VcpuSet::EMPTY }
+    }
 }
 
 impl DeviceWord for Word<'_> {
     fn read(&mut self) -> u64 {
-        self.board.mmio_read(self.gpa, self.bytes, self.now).unwrap_or(u64::MAX)
+        let own = self.devices.mmio_read(self.gpa, self.bytes, self.now);
+        own.or_else(|| self.guest.board().mmio_read(self.gpa, self.bytes)).unwrap_or(u64::MAX)
     }
 
     fn write(&mut self, value: u64) {
         let value = low_bytes(value, self.bytes);
-        self.effect = self.board.mmio_write(self.gpa, self.bytes, value, self.now).unwrap_or(Effect::None);
+        if let Some(request) = self.devices.mmio_write(self.gpa, self.bytes, value, self.now) {
+            self.outcome.request = request;
+            return;
+        }
+        let mut wires = self.guest.bus().wires();
+        let effect = self.guest.board().mmio_write(self.gpa, self.bytes, value, &mut wires);
+        self.outcome.effect = effect.unwrap_or(Effect::None);
+        self.outcome.woken = wires.woken();
     }
 }

@@ -12,9 +12,12 @@ use dolmen_memory::{Gpa, GuestMemory};
 use super::Host;
 use crate::backend::{Backend, Readiness, Register, StartState};
 use crate::board::{BoardConfig, Tsc};
+use crate::bus::VcpuSet;
 use crate::cpuid::{CpuidConfig, GuestCpuid};
+use crate::device::local_apic::Request;
 use crate::exit::{Event, VmExit};
 use crate::guest::Guest;
+use crate::local::MsrAnswer;
 use crate::policy::StopReason;
 use crate::service::{CallArgs, CallResult};
 use crate::testing::Ram;
@@ -174,6 +177,7 @@ pub(super) struct World {
     /// The host wants its processor back at the next interrupt.
     pub(super) wants_back: bool,
     pub(super) waits: usize,
+    pub(super) woken: VcpuSet,
     pub(super) console: Vec<u8>,
     pub(super) input: VecDeque<u8>,
     pub(super) calls: Vec<(u32, CallArgs, bool)>,
@@ -192,6 +196,9 @@ impl Host for World {
     fn take_interrupts(&mut self) -> bool {
         self.interrupts += 1;
         !self.wants_back
+    }
+    fn wake(&mut self, whom: VcpuSet) {
+        self.woken = self.woken.union(whom);
     }
     fn console_out(&mut self, byte: u8) {
         self.console.push(byte);
@@ -243,7 +250,7 @@ impl Scene {
         let config =
             BoardConfig { tsc_khz: 1_000_000, ram_bytes: RAM as u64, wall_clock_ns: 0, created_at: 0 };
         let mut scene = Self {
-            vcpu: Vcpu::new(0, Processor::default(), cpuid()),
+            vcpu: Vcpu::new(0, Processor::default(), cpuid(), &config),
             ram: Ram::new(RAM),
             guest: Guest::new(config, 1),
             world: World::default(),
@@ -279,7 +286,9 @@ impl Scene {
         self.world.waits += 1;
         self.world.now += WAIT;
         while let Some(byte) = self.world.input.pop_front() {
-            self.guest.board().console_in(byte);
+            let mut wires = self.guest.bus().wires();
+            self.guest.board().console_in(byte, &mut wires);
+            assert!(!wires.woken().contains(1));
         }
     }
 
@@ -295,8 +304,8 @@ impl Scene {
     }
 
     pub(super) fn write_register(&mut self, msr: u32, value: u64) {
-        let answer = self.guest.board().msr_write(msr, value, self.world.now, &mut self.ram);
-        assert_eq!(answer, crate::board::MsrAnswer::Done, "{msr:#x}");
+        let answer = self.vcpu.devices.msr_write(msr, value, self.world.now, &mut self.ram);
+        assert_eq!(answer, MsrAnswer::Done(Request::None), "{msr:#x}");
     }
 }
 

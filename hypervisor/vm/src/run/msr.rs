@@ -8,8 +8,8 @@ use dolmen_memory::GuestMemory;
 
 use super::{Host, Running};
 use crate::backend::{Backend, Register};
-use crate::board::MsrAnswer;
 use crate::exit::Event;
+use crate::local::MsrAnswer;
 use crate::policy::MsrRule;
 
 /// EFER bits that a guest may set. LMA is the processor's; SVME is not there.
@@ -24,9 +24,9 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
             MsrRule::TscAux => Some(self.vcpu.backend.read(Register::TscAux)),
             MsrRule::Constant(value) => Some(value),
             MsrRule::Absent => None,
-            MsrRule::Board => match self.guest.board().msr_read(index, self.host.now()) {
+            MsrRule::Board => match self.vcpu.devices.msr_read(index, self.host.now()) {
                 MsrAnswer::Value(value) => Some(value),
-                MsrAnswer::Done | MsrAnswer::Fault | MsrAnswer::Unclaimed => None,
+                MsrAnswer::Done(_) | MsrAnswer::Fault | MsrAnswer::Unclaimed => None,
             },
         };
         let Some(value) = value else { return self.vcpu.backend.inject(Event::GENERAL_PROTECTION) };
@@ -56,10 +56,13 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
             }
             MsrRule::Constant(constant) => value == constant,
             MsrRule::Absent => false,
-            MsrRule::Board => {
-                let answer = self.guest.board().msr_write(index, value, self.host.now(), self.memory);
-                matches!(answer, MsrAnswer::Done)
-            }
+            MsrRule::Board => match self.vcpu.devices.msr_write(index, value, self.host.now(), self.memory) {
+                MsrAnswer::Done(request) => {
+                    self.serve_request(request);
+                    true
+                }
+                MsrAnswer::Value(_) | MsrAnswer::Fault | MsrAnswer::Unclaimed => false,
+            },
         };
         if done {
             self.vcpu.backend.skip_instruction(length);

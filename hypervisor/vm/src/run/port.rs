@@ -8,6 +8,7 @@ use dolmen_memory::{Access, AccessError, GuestMemory, Gva, read_virtual, write_v
 
 use super::{Host, Running, Step};
 use crate::backend::Backend;
+use crate::board::Tsc;
 use crate::exit::{Direction, Event, PortAccess, Vector};
 use crate::vcpu::Turn;
 
@@ -27,18 +28,31 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
         let (bytes, now) = (access.width.bytes(), self.host.now());
         let effect = match access.direction {
             Direction::In => {
-                let value = self.guest.board().port_read(access.port, bytes, now);
+                let value = self.read_port(access.port, bytes, now);
                 self.vcpu.backend.gprs().write_part(Gpr::Rax, bytes, u64::from(value));
                 Ok(())
             }
             Direction::Out => {
                 let value = low32(low_bytes(self.vcpu.backend.gprs().rax, bytes));
-                let effect = self.guest.board().port_write(access.port, bytes, value, now);
-                self.take_effect(effect)
+                self.write_port(access.port, bytes, value, now)
             }
         };
         self.vcpu.backend.skip_instruction(length);
         effect
+    }
+
+    fn read_port(&mut self, port: u16, bytes: u8, now: Tsc) -> u32 {
+        let mut wires = self.guest.bus().wires();
+        let value = self.guest.board().port_read(port, bytes, now, &mut wires);
+        self.wake_others(wires.woken());
+        value
+    }
+
+    fn write_port(&mut self, port: u16, bytes: u8, value: u32, now: Tsc) -> Step {
+        let mut wires = self.guest.bus().wires();
+        let effect = self.guest.board().port_write(port, bytes, value, now, &mut wires);
+        self.wake_others(wires.woken());
+        self.take_effect(effect)
     }
 
     /// INS or OUTS, a bounded number of repetitions at a time: RCX, RSI and RDI show how far it got, and the
@@ -89,14 +103,13 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
         if form.input {
             // The page is checked before the port is read, whose value would otherwise be lost.
             self.read_all(at, Access::Write(cpl), slot)?;
-            let value = self.guest.board().port_read(access.port, bytes, now).to_le_bytes();
+            let value = self.read_port(access.port, bytes, now).to_le_bytes();
             let paging = self.vcpu.backend.paging();
             let value = value.get(..usize::from(bytes)).unwrap_or_default();
             write_virtual(self.memory, &paging, at, cpl, value)?;
         } else {
             self.read_all(at, Access::Read(cpl), slot)?;
-            let effect = self.guest.board().port_write(access.port, bytes, u32::from_le_bytes(buffer), now);
-            self.take_effect(effect).map_err(Trouble::End)?;
+            self.write_port(access.port, bytes, u32::from_le_bytes(buffer), now).map_err(Trouble::End)?;
         }
         let step = u64::from(bytes);
         let is_down = self.rflags().contains(Rflags::DF);

@@ -170,11 +170,11 @@ fn forms_of_control_writes_that_are_not_emulated_are_no_instruction() {
 fn cr8_is_the_boards_task_priority() {
     let mut scene = Scene::new(MOV_CR8_RAX);
     assert!(write_control(&mut scene, ControlRegister::Cr8, 5));
-    assert_eq!(scene.guest.board().cr8(), 5);
+    assert_eq!(scene.vcpu.devices.cr8(), 5);
     let mut scene = Scene::new(MOV_CR8_RAX);
     assert!(!write_control(&mut scene, ControlRegister::Cr8, 16));
     let mut scene = Scene::new(MOV_RAX_CR8);
-    scene.guest.board().set_cr8(7);
+    scene.vcpu.devices.set_cr8(7);
     scene.vcpu.backend.gprs.rax = u64::MAX;
     scene.exits(&[VmExit::ReadControl(ControlRegister::Cr8)]);
     assert_eq!((scene.vcpu.backend.gprs.read(Gpr::Rax), &scene.vcpu.backend.skipped[..]), (7, &[4][..]));

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::fake::{CODE, Exit, Scene, WAIT};
 use crate::backend::{Backend, Readiness, Register};
+use crate::bus::{Delivery, Destination, Message};
 use crate::exit::{ControlRegister, Direction, Event, FaultAccess, PortAccess, Vector, VmExit, Width};
 use crate::policy::StopReason;
 
@@ -72,11 +73,14 @@ fn console_input_wakes_a_halted_guest() {
     scene.enable_apic();
     // I/O APIC pin 4 to vector 34h; the UART's receive interrupt on.
     for (gpa, value) in [(0xfec0_0000u64, 0x18u64), (0xfec0_0010, 0x34)] {
-        let effect = scene.guest.board().mmio_write(Gpa::new(gpa), 4, value, 0);
+        let effect = scene.guest.board().mmio_write(Gpa::new(gpa), 4, value, &mut scene.guest.bus().wires());
         assert_eq!(effect, Some(crate::board::Effect::None));
     }
     for (number, value) in [(0x3f9, 1), (0x3fc, 8)] {
-        assert_eq!(scene.guest.board().port_write(number, 1, value, 0), crate::board::Effect::None);
+        assert_eq!(
+            scene.guest.board().port_write(number, 1, value, 0, &mut scene.guest.bus().wires()),
+            crate::board::Effect::None
+        );
     }
     scene.world.input.push_back(b'x');
     scene.exits(&[VmExit::Halt]);
@@ -115,7 +119,9 @@ fn an_interrupt_waits_behind_an_exception() {
 fn an_nmi_needs_no_if() {
     let mut scene = Scene::new(&[]);
     scene.enable_apic();
-    scene.write_register(0x830, 1 << 18 | 4 << 8);
+    let to_all =
+        Message { delivery: Delivery::Nmi, vector: 0, level_triggered: false, destination: Destination::All };
+    assert!(scene.guest.bus().send(to_all, Some(0)).is_empty());
     scene.vcpu.backend.readiness = Readiness::Masked;
     scene.exits(&[VmExit::Pause]);
     assert_eq!(scene.vcpu.backend.delivered, [Event::Nmi]);

@@ -1,100 +1,42 @@
 //! The local APIC of one virtual processor: xAPIC by memory, x2APIC by MSR (SDM vol. 3A, chapter 11).
 //!
 //! It has the timer and the error entry of the local vector table wired up; the other entries exist as
-//! registers, as no source drives them. What reaches beyond one processor (interrupts to others, end of
-//! interrupt for the I/O APIC) comes out as a [`Request`] for the board to route.
+//! registers, as no source drives them. It knows of no other processor: what reaches beyond comes out as a
+//! [`Request`], what others send comes in through the [`Mailbox`].
 
 mod register;
 mod timer;
 mod vector_set;
 
 use crate::board::Tsc;
+use crate::bus::{self, Addressing, Delivery, Destination, Mailbox, Message, Posted};
 use crate::layout::LOCAL_APIC_BASE;
 use timer::{ApicTimer, TimerMode};
 use vector_set::VectorSet;
 
 pub use register::Register;
 
-/// How an interrupt message is to be delivered (SDM vol. 3A, figure 11-12).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivery {
-    /// To each processor addressed.
-    Fixed,
-    /// To one of the processors addressed.
-    LowestPriority,
-    /// As a non-maskable interrupt.
-    Nmi,
-    /// Resets the processor.
-    Init,
-    /// Starts a processor that waits after INIT.
-    StartUp,
-    /// System management or external interrupt, or a reserved code: nothing here takes these.
-    Unsupported,
-}
-
-impl Delivery {
-    /// Decodes bits 10:8 of an interrupt command or a redirection entry.
-    pub const fn of(word: u32) -> Self {
-        match (word >> 8) & 7 {
-            0 => Self::Fixed,
-            1 => Self::LowestPriority,
-            4 => Self::Nmi,
-            5 => Self::Init,
-            6 => Self::StartUp,
-            _ => Self::Unsupported,
-        }
-    }
-}
-
-/// Whom an interrupt message addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Destination {
-    /// The processor with this APIC ID; `u32::MAX` means all.
-    Physical(u32),
-    /// Processors by their logical destination register; `u32::MAX` means all.
-    Logical(u32),
-    /// The sender.
-    Sender,
-    /// All processors.
-    All,
-    /// All but the sender.
-    Others,
-}
-
-impl Destination {
-    /// The destination of a message with eight address bits, in which 0xff means all.
-    pub fn of_byte(byte: u8, logical: bool) -> Self {
-        match (logical, byte) {
-            (false, 0xff) => Self::All,
-            (false, id) => Self::Physical(u32::from(id)),
-            (true, set) => Self::Logical(u32::from(set)),
-        }
-    }
-}
-
-/// An interrupt message on its way to local APICs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Message {
-    /// How.
-    pub delivery: Delivery,
-    /// Which vector.
-    pub vector: u8,
-    /// Whether the end of interrupt must be told to the I/O APICs.
-    pub level_triggered: bool,
-    /// Whom.
-    pub destination: Destination,
-}
-
-/// What an access to a local APIC asks of the rest of the board.
+/// What an access to a local APIC asks of the rest of the machine.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
     /// Nothing.
     None,
-    /// Deliver a message.
+    /// Send a message over the bus.
     Send(Message),
-    /// Tell the I/O APICs that a level-triggered interrupt has ended.
+    /// Tell the I/O APIC that a level-triggered interrupt has ended.
     EndOfInterrupt(u8),
+}
+
+/// What the mail means to the processor itself, beyond its local APIC.
+#[must_use]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// The processor goes back to its state after INIT. All but the boot processor wait for a start-up then;
+    /// that one starts at the reset vector, where a guest has nothing but a reset of its machine.
+    pub init: bool,
+    /// It starts in real mode at this page. After `init`, if both came.
+    pub start_up: Option<u8>,
 }
 
 /// The access is one that raises #GP(0) on the MSR interface.
@@ -117,12 +59,15 @@ const BASE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 const LVT_MASKED: u32 = 1 << 16;
 const SPURIOUS_ENABLE: u32 = 1 << 8;
+const COMMAND_ASSERT: u32 = 1 << 14;
+const COMMAND_LEVEL: u32 = 1 << 15;
 
 const ERROR_SEND_ILLEGAL: u32 = 1 << 5;
 const ERROR_RECEIVE_ILLEGAL: u32 = 1 << 6;
 const ERROR_ILLEGAL_REGISTER: u32 = 1 << 7;
 /// Vectors below are the processor's own.
 const FIRST_LEGAL_VECTOR: u8 = 16;
+const ILLEGAL_VECTORS: u64 = (1 << FIRST_LEGAL_VECTOR) - 1;
 
 /// One local APIC.
 #[derive(Debug)]
@@ -146,6 +91,9 @@ pub struct LocalApic {
     timer: ApicTimer,
     shortest_period: u64,
     nmi_pending: bool,
+    /// After power-on, of all but the boot processor, and after INIT.
+    awaits_start_up: bool,
+    published: Option<Addressing>,
 }
 
 impl LocalApic {
@@ -174,6 +122,85 @@ impl LocalApic {
             timer: ApicTimer::new(shortest_period),
             shortest_period,
             nmi_pending: false,
+            awaits_start_up: !boot_processor,
+            published: None,
+        }
+    }
+
+    /// Takes in what others have sent, and says how this processor can be addressed if that has changed.
+    ///
+    /// To be called before each entry to the guest: nobody can tell then that a change of addressing is
+    /// published here, not by the access that made it.
+    pub fn collect(&mut self, mailbox: &Mailbox) -> Collected {
+        self.publish(mailbox);
+        let Some(posted) = mailbox.take() else { return Collected::default() };
+        if posted.init {
+            self.init();
+            self.publish(mailbox);
+        } else {
+            self.accept_posted(&posted);
+        }
+        let start_up = posted.start_up.filter(|_| self.awaits_start_up);
+        self.awaits_start_up &= start_up.is_none();
+        Collected { init: posted.init, start_up }
+    }
+
+    /// Whether the processor does nothing until a start-up comes.
+    pub const fn awaits_start_up(&self) -> bool {
+        self.awaits_start_up
+    }
+
+    fn publish(&mut self, mailbox: &Mailbox) {
+        let addressing = self.addressing();
+        if self.published != Some(addressing) {
+            mailbox.publish(addressing);
+            self.published = Some(addressing);
+        }
+    }
+
+    fn addressing(&self) -> Addressing {
+        let addressing = match self.mode {
+            Mode::Disabled => return Addressing::OFF,
+            Mode::XApic => Addressing::xapic(self.logical.to_be_bytes()[0], self.format >> 28 != 0xf),
+            Mode::X2Apic => Addressing::x2apic(),
+        };
+        let enabled = self.spurious & SPURIOUS_ENABLE != 0;
+        (if enabled { addressing.enabled() } else { addressing }).with_priority(self.task_priority)
+    }
+
+    /// What INIT does: all registers as after power-on, but for the APIC base register (SDM vol. 3A, 11.4.7.3
+    /// and 11.12.5.1). What is pending is gone, and what else came with the INIT falls to an APIC that is
+    /// software-disabled.
+    fn init(&mut self) {
+        let (mode, base) = (self.mode, self.base);
+        *self = Self::new(self.id, self.boot_processor, self.shortest_period);
+        (self.mode, self.base) = (mode, base);
+        if mode == Mode::X2Apic {
+            self.logical = bus::x2apic_logical(self.id);
+        }
+    }
+
+    /// Takes in posted vectors; the senders have seen to it that this APIC takes any. A processor that waits
+    /// for its start-up takes no non-maskable interrupt.
+    fn accept_posted(&mut self, posted: &Posted) {
+        if self.mode == Mode::Disabled {
+            return;
+        }
+        self.nmi_pending |= posted.nmi && !self.awaits_start_up;
+        for (index, (edge, level)) in (0u8..).zip(posted.edge.into_iter().zip(posted.level)) {
+            let (mut edge, mut level) = (edge, level);
+            if index == 0 && (edge | level) & ILLEGAL_VECTORS != 0 {
+                self.report(ERROR_RECEIVE_ILLEGAL);
+                edge &= !ILLEGAL_VECTORS;
+                level &= !ILLEGAL_VECTORS;
+            }
+            if edge | level != 0 {
+                // A level-triggered request that still waits stays one, so that its end is told.
+                let edge_only = edge & !level & !self.requested.quarter(index);
+                self.level.remove_quarter(index, edge_only);
+                self.level.add_quarter(index, level);
+                self.requested.add_quarter(index, edge | level);
+            }
         }
     }
 
@@ -219,10 +246,12 @@ impl LocalApic {
         match (self.mode, next) {
             (Mode::X2Apic, Mode::XApic) | (Mode::Disabled, Mode::X2Apic) => return Err(Refused),
             (Mode::XApic | Mode::X2Apic, Mode::Disabled) => {
+                let (awaits_start_up, published) = (self.awaits_start_up, self.published);
                 *self = Self::new(self.id, self.boot_processor, self.shortest_period);
+                (self.awaits_start_up, self.published) = (awaits_start_up, published);
             }
             (Mode::XApic, Mode::X2Apic) => {
-                self.logical = self.x2apic_logical();
+                self.logical = bus::x2apic_logical(self.id);
                 self.command &= 0xffff_ffff;
             }
             (Mode::Disabled, _) | (Mode::XApic, Mode::XApic) | (Mode::X2Apic, Mode::X2Apic) => {}
@@ -290,29 +319,8 @@ impl LocalApic {
         self.advance(now);
     }
 
-    /// Whether a message from `sender` (an APIC ID) to `destination` is for this processor.
-    pub fn is_addressed(&self, destination: Destination, sender: Option<u32>) -> bool {
-        match destination {
-            Destination::All | Destination::Physical(u32::MAX) => true,
-            Destination::Physical(id) => id == self.id,
-            Destination::Logical(set) => self.is_in_logical(set),
-            Destination::Sender => sender == Some(self.id),
-            Destination::Others => sender != Some(self.id),
-        }
-    }
-
-    /// Takes in a message that addresses this processor. INIT and start-up are the board's business.
-    pub fn deliver(&mut self, message: Message) {
-        match message.delivery {
-            Delivery::Fixed | Delivery::LowestPriority => {
-                self.accept(message.vector, message.level_triggered)
-            }
-            Delivery::Nmi => self.nmi_pending |= self.mode != Mode::Disabled,
-            Delivery::Init | Delivery::StartUp | Delivery::Unsupported => {}
-        }
-    }
-
-    fn accept(&mut self, vector: u8, level_triggered: bool) {
+    /// Takes in an edge-triggered vector of this processor's own.
+    fn accept(&mut self, vector: u8) {
         if self.mode == Mode::Disabled || self.spurious & SPURIOUS_ENABLE == 0 {
             return;
         }
@@ -321,13 +329,13 @@ impl LocalApic {
             return;
         }
         self.requested.set(vector, true);
-        self.level.set(vector, level_triggered);
+        self.level.set(vector, false);
     }
 
     /// Raises the interrupt of a local vector table entry.
     fn raise(&mut self, entry: u32) {
         if entry & LVT_MASKED == 0 {
-            self.accept(entry.to_le_bytes()[0], false);
+            self.accept(entry.to_le_bytes()[0]);
         }
     }
 
@@ -353,20 +361,6 @@ impl LocalApic {
         if self.task_priority >> 4 >= serving >> 4 { self.task_priority } else { serving & 0xf0 }
     }
 
-    /// Logical destinations (SDM vol. 3A, 11.6.2.2 and 11.12.10.1).
-    fn is_in_logical(&self, set: u32) -> bool {
-        if self.mode == Mode::X2Apic {
-            return set == u32::MAX || (set >> 16 == self.logical >> 16 && set & self.logical & 0xffff != 0);
-        }
-        let own = self.logical >> 24;
-        let flat = self.format >> 28 == 0xf;
-        if flat { own & set != 0 } else { own >> 4 == set >> 4 && own & set & 0xf != 0 }
-    }
-
-    const fn x2apic_logical(&self) -> u32 {
-        ((self.id >> 4) << 16) | (1 << (self.id & 0xf))
-    }
-
     /// The message that the interrupt command register asks for.
     fn command_message(&self) -> Message {
         let low = u32::try_from(self.command & 0xffff_ffff).unwrap_or_default();
@@ -384,16 +378,29 @@ impl LocalApic {
         Message { delivery: Delivery::of(low), vector, level_triggered: false, destination }
     }
 
-    /// Sends what the interrupt command register holds.
+    /// Does what the interrupt command register asks for. An interrupt to the sender itself stays here.
     fn send(&mut self) -> Request {
+        let low = u32::try_from(self.command & 0xffff_ffff).unwrap_or_default();
         let message = self.command_message();
-        if matches!(message.delivery, Delivery::Fixed | Delivery::LowestPriority)
-            && message.vector < FIRST_LEGAL_VECTOR
-        {
+        let is_vector = matches!(message.delivery, Delivery::Fixed | Delivery::LowestPriority);
+        if is_vector && message.vector < FIRST_LEGAL_VECTOR {
             self.report(ERROR_SEND_ILLEGAL);
             return Request::None;
         }
-        Request::Send(message)
+        // Newer processors know no INIT level de-assert: it was to synchronise arbitration (SDM vol. 3A, 11.6.1).
+        if message.delivery == Delivery::Init && low & (COMMAND_LEVEL | COMMAND_ASSERT) == COMMAND_LEVEL {
+            return Request::None;
+        }
+        match message.destination {
+            // Only vectors can be sent by the self shorthand (SDM vol. 3A, table 11-3).
+            Destination::Sender if is_vector => self.accept(message.vector),
+            Destination::Sender => {}
+            Destination::Physical(id) if is_vector && id == self.id => self.accept(message.vector),
+            Destination::Physical(_) | Destination::Logical(_) | Destination::All | Destination::Others => {
+                return Request::Send(message);
+            }
+        }
+        Request::None
     }
 }
 

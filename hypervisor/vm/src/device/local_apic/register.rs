@@ -1,7 +1,8 @@
 //! The registers of a local APIC, reached by memory (xAPIC) or by MSR (x2APIC).
 
 use super::{
-    ERROR_ILLEGAL_REGISTER, LVT_MASKED, LocalApic, Mode, Refused, Request, SPURIOUS_ENABLE, TimerMode,
+    ERROR_ILLEGAL_REGISTER, ERROR_SEND_ILLEGAL, FIRST_LEGAL_VECTOR, LVT_MASKED, LocalApic, Mode, Refused,
+    Request, SPURIOUS_ENABLE, TimerMode,
 };
 use crate::board::Tsc;
 
@@ -149,7 +150,7 @@ impl LocalApic {
                 self.command = value & !(1 << 12);
                 Ok(self.send())
             }
-            Register::SELF_IPI if value & reserved == 0 => Ok(self.send_to_self(value)),
+            Register::SELF_IPI if value & reserved == 0 => Ok(self.send_to_self(value.to_le_bytes()[0])),
             Register::COMMAND
             | Register::COMMAND_HIGH
             | Register::LOGICAL_DESTINATION
@@ -163,9 +164,13 @@ impl LocalApic {
         }
     }
 
-    fn send_to_self(&mut self, value: u64) -> Request {
-        self.command = value | (1 << 18);
-        self.send()
+    fn send_to_self(&mut self, vector: u8) -> Request {
+        if vector < FIRST_LEGAL_VECTOR {
+            self.report(ERROR_SEND_ILLEGAL);
+        } else {
+            self.accept(vector);
+        }
+        Request::None
     }
 
     /// Reads a register; `None` if there is none to read.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::bus::Bus;
 use proptest::prelude::*;
 
 const TPR: u8 = 0x08;
@@ -25,9 +26,17 @@ fn write(apic: &mut LocalApic, register: u8, value: u64) -> Request {
     apic.write_msr(Register(register), value, 0).unwrap()
 }
 
+/// Sends it to the first vCPU of a bus and lets the APIC collect its mail, as far as it takes any.
+fn send(apic: &mut LocalApic, delivery: Delivery, vector: u8, level_triggered: bool) -> Collected {
+    let bus = Bus::new(1);
+    let mailbox = bus.mailbox(0).unwrap();
+    mailbox.publish(apic.addressing());
+    let _woken = bus.send(Message { delivery, vector, level_triggered, destination: Destination::All }, None);
+    apic.collect(mailbox)
+}
+
 fn deliver(apic: &mut LocalApic, vector: u8, level_triggered: bool) {
-    let destination = Destination::All;
-    apic.deliver(Message { delivery: Delivery::Fixed, vector, level_triggered, destination });
+    assert_eq!(send(apic, Delivery::Fixed, vector, level_triggered), Collected::default());
 }
 
 #[test]
@@ -138,12 +147,7 @@ fn a_software_disabled_apic_takes_no_interrupt_but_an_nmi() {
     assert_eq!(write(&mut apic, LVT_TIMER, 0xec), Request::None);
     assert_eq!(apic.read_msr(Register(LVT_TIMER), 0), Ok(0x1_00ec), "and stay so");
     deliver(&mut apic, 0x61, false);
-    apic.deliver(Message {
-        delivery: Delivery::Nmi,
-        vector: 0,
-        level_triggered: false,
-        destination: Destination::All,
-    });
+    assert_eq!(send(&mut apic, Delivery::Nmi, 0, false), Collected::default());
     assert_eq!((apic.pending_vector(), apic.pending_nmi()), (None, true));
 }
 
@@ -186,7 +190,6 @@ fn commands_name_their_destination_in_both_modes() {
     for (value, destination) in [
         (0x0000_0005_0000_00fb_u64, Destination::Physical(5)),
         (0x0001_0002_0000_08fb, Destination::Logical(0x0001_0002)),
-        (0x0000_0000_0004_00fb, Destination::Sender),
         (0x0000_0000_0008_00fb, Destination::All),
         (0x0000_0000_000c_00fb, Destination::Others),
     ] {
@@ -207,43 +210,86 @@ fn commands_name_their_destination_in_both_modes() {
 }
 
 #[test]
-fn a_self_ipi_is_a_command_to_the_sender() {
+fn an_interrupt_to_the_sender_stays_there() {
+    for (register, value) in [(SELF_IPI, 0x77), (ICR, 0x0004_0077), (ICR, 0x0000_0000_0000_0077)] {
+        let mut apic = x2apic();
+        assert_eq!(write(&mut apic, register, value), Request::None);
+        assert_eq!(apic.pending_vector(), Some(0x77), "{value:#x}");
+    }
     let mut apic = x2apic();
-    let want = Message {
-        delivery: Delivery::Fixed,
-        vector: 0x77,
-        level_triggered: false,
-        destination: Destination::Sender,
-    };
-    assert_eq!(write(&mut apic, SELF_IPI, 0x77), Request::Send(want));
+    assert_eq!(write(&mut apic, SELF_IPI, 0x77), Request::None);
     assert_eq!(apic.read_msr(Register(SELF_IPI), 0), Err(Refused));
+    assert_eq!(apic.read_msr(Register(ICR), 0), Ok(0), "the command register is another");
 }
 
 #[test]
-fn addresses_match_as_their_mode_says() {
-    let mut xapic = LocalApic::new(3, false, 100);
-    assert_eq!(xapic.write_page(0xd0, 4, 0x0800_0000, 0), Request::None);
-    let mut x2apic = LocalApic::new(3, false, 100);
-    x2apic.set_base_register(0xfee0_0c00).unwrap();
-    for (destination, in_xapic, in_x2apic) in [
-        (Destination::Physical(3), true, true),
-        (Destination::Physical(2), false, false),
-        (Destination::Physical(u32::MAX), true, true),
-        (Destination::of_byte(0xff, false), true, true),
-        (Destination::Logical(0x08), true, true),
-        (Destination::Logical(0x04), false, false),
-        (Destination::Logical(0x0001_0008), true, false),
-        (Destination::All, true, true),
-        (Destination::Others, false, false),
-        (Destination::Sender, true, true),
-    ] {
-        assert_eq!(xapic.is_addressed(destination, Some(3)), in_xapic, "{destination:x?} in xAPIC mode");
-        assert_eq!(x2apic.is_addressed(destination, Some(3)), in_x2apic, "{destination:x?} in x2APIC mode");
+fn only_vectors_can_be_sent_to_oneself_by_the_shorthand() {
+    let mut apic = x2apic();
+    for command in [0x0004_0400, 0x0004_0500, 0x0004_0600, 0x0004_0200] {
+        assert_eq!(write(&mut apic, ICR, command), Request::None, "{command:#x}");
     }
-    assert_eq!(xapic.write_page(0xe0, 4, 0x0fff_ffff, 0), Request::None);
-    assert_eq!(xapic.write_page(0xd0, 4, 0x2400_0000, 0), Request::None);
-    assert!(xapic.is_addressed(Destination::Logical(0x2f), None), "cluster 2, member 2");
-    assert!(!xapic.is_addressed(Destination::Logical(0x14), None));
+    assert!(!apic.pending_nmi());
+}
+
+#[test]
+fn init_level_de_assert_is_nothing() {
+    let mut apic = x2apic();
+    assert_eq!(write(&mut apic, ICR, 0x0000_0001_0000_8500), Request::None);
+    assert!(matches!(write(&mut apic, ICR, 0x0000_0001_0000_c500), Request::Send(_)));
+    assert!(matches!(write(&mut apic, ICR, 0x0000_0001_0000_0500), Request::Send(_)));
+}
+
+/// An application processor's APIC in x2APIC mode, started.
+fn started() -> LocalApic {
+    let mut apic = LocalApic::new(5, false, 100);
+    apic.set_base_register(0xfee0_0c00).unwrap();
+    assert_eq!(apic.write_msr(Register(SVR), 0x1ff, 0), Ok(Request::None));
+    assert_eq!(send(&mut apic, Delivery::StartUp, 0x9a, false), STARTED);
+    apic
+}
+
+const STARTED: Collected = Collected { init: false, start_up: Some(0x9a) };
+
+#[test]
+fn init_resets_all_but_the_mode() {
+    let mut apic = started();
+    assert_eq!(write(&mut apic, LVT_TIMER, 0xec), Request::None);
+    assert_eq!(write(&mut apic, INITIAL, 1000), Request::None);
+    deliver(&mut apic, 0x41, false);
+    assert_eq!(send(&mut apic, Delivery::Init, 0, false), Collected { init: true, start_up: None });
+    assert_eq!((apic.pending_vector(), apic.next_deadline(), apic.awaits_start_up()), (None, None, true));
+    assert!(apic.is_x2apic());
+    assert_eq!(apic.read_msr(Register(SVR), 0), Ok(0xff));
+    assert_eq!(apic.read_msr(Register(0x0d), 0), Ok(0x20), "the logical ID stays");
+}
+
+#[test]
+fn who_waits_for_a_start_up_takes_nothing_else_and_who_runs_takes_none() {
+    let mut apic = LocalApic::new(5, false, 100);
+    assert!(apic.awaits_start_up());
+    assert_eq!(send(&mut apic, Delivery::Nmi, 0, false), Collected::default());
+    assert!(!apic.pending_nmi());
+    assert_eq!(send(&mut apic, Delivery::StartUp, 0x9a, false), STARTED);
+    assert!(!apic.awaits_start_up());
+    assert_eq!(send(&mut apic, Delivery::StartUp, 0x9b, false), Collected::default());
+    assert_eq!(send(&mut apic, Delivery::Init, 0, false), Collected { init: true, start_up: None });
+    assert_eq!(send(&mut apic, Delivery::StartUp, 0x9a, false), STARTED);
+}
+
+#[test]
+fn the_boot_processor_does_not_wait_after_init() {
+    let mut apic = x2apic();
+    assert_eq!(send(&mut apic, Delivery::Init, 0, false), Collected { init: true, start_up: None });
+    assert!(!apic.awaits_start_up());
+}
+
+#[test]
+fn a_level_interrupt_keeps_its_end_though_an_edge_joins_it() {
+    let mut apic = x2apic();
+    deliver(&mut apic, 0x61, true);
+    deliver(&mut apic, 0x61, false);
+    apic.acknowledge(0x61);
+    assert_eq!(write(&mut apic, EOI, 0), Request::EndOfInterrupt(0x61));
 }
 
 #[test]

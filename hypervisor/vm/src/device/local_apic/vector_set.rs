@@ -38,6 +38,30 @@ impl VectorSet {
         self.0.get(usize::from(index)).copied().unwrap_or_default()
     }
 
+    /// The 64 vectors from `64 * index` (0 to 3) on.
+    pub(crate) fn quarter(&self, index: u8) -> u64 {
+        let word = index << 1;
+        u64::from(self.word(word)) | u64::from(self.word(word | 1)) << 32
+    }
+
+    /// Adds those of the 64 vectors from `64 * index` on whose bits are in `wanted`.
+    pub(crate) fn add_quarter(&mut self, index: u8, wanted: u64) {
+        self.write_quarter(index, self.quarter(index) | wanted);
+    }
+
+    /// Takes out those of the 64 vectors from `64 * index` on whose bits are in `unwanted`.
+    pub(crate) fn remove_quarter(&mut self, index: u8, unwanted: u64) {
+        self.write_quarter(index, self.quarter(index) & !unwanted);
+    }
+
+    fn write_quarter(&mut self, index: u8, value: u64) {
+        let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
+        let halves = [u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])];
+        for (word, half) in self.0.iter_mut().skip(usize::from(index) << 1).zip(halves) {
+            *word = half;
+        }
+    }
+
     const fn bit(vector: u8) -> u32 {
         1 << (vector & 31)
     }
