@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
@@ -184,6 +185,10 @@ fn guest(tools: &Tools, folder: &Path) -> Result<()> {
 
 /// Builds one program and copies it to its place in `folder`.
 pub(crate) fn compile(program: &Program, root: &Path, target: &Path, folder: &Path) -> Result<PathBuf> {
+    // Variants of a program have one name in cargo's folder: nobody may build between building and copying.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _building =
+        (target == place::target()).then(|| ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner));
     let mut command = Command::new("cargo");
     command
         .args(["build", "--release", "--locked", "--quiet"])

@@ -22,6 +22,7 @@ mod machine;
 mod manifest;
 mod measure;
 mod place;
+mod pool;
 mod prepush;
 mod process;
 mod proof;

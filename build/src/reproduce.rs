@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use sha2::{Digest, Sha256};
 
 use crate::artifact::{self, REPRODUCED};
@@ -11,15 +11,20 @@ use crate::{place, process, ui};
 
 /// Builds twice and compares.
 pub(crate) fn run() -> Result<()> {
-    let work = tempfile::Builder::new().prefix("dolmen-").tempdir().context("cannot make a folder")?;
+    let work = place::scratch()?;
     let sources = sources()?;
     // Names of different lengths: a path that got into a program would also move what follows it.
     let [first, second] = ["a", "another-folder/of-another-depth"].map(|name| work.path().join(name));
-    for folder in [&first, &second] {
-        clone(&sources, &folder.join("sources"))?;
-        artifact::hypervisor(&folder.join("sources"), &folder.join("target"), &folder.join("output"))?;
-    }
+    std::thread::scope(|scope| {
+        let builds = [&first, &second].map(|folder| scope.spawn(|| build(&sources, folder)));
+        builds.into_iter().try_for_each(|build| build.join().map_err(|_| anyhow!("a build broke off"))?)
+    })?;
     compare(&first.join("output"), &second.join("output"))
+}
+
+fn build(sources: &[PathBuf], folder: &Path) -> Result<()> {
+    clone(sources, &folder.join("sources"))?;
+    artifact::hypervisor(&folder.join("sources"), &folder.join("target"), &folder.join("output"))
 }
 
 fn compare(first: &Path, second: &Path) -> Result<()> {

@@ -1,9 +1,12 @@
 //! What the user sees: headings, facts, and progress of anything that takes longer than a blink.
 //!
 //! On a terminal a running step is a spinner; elsewhere each step is one plain line, so that logs stay readable.
+//! What several steps say that run at once is kept together, each step's lines in one piece.
 
+use std::cell::RefCell;
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -14,14 +17,48 @@ const WORTH_SAYING: Duration = Duration::from_secs(2);
 /// Whether standard output is for data alone.
 static DATA_ONLY: AtomicBool = AtomicBool::new(false);
 
+thread_local! {
+    /// Where this thread's lines go instead of the terminal.
+    static KEPT: RefCell<Option<Kept>> = const { RefCell::new(None) };
+}
+
+/// Lines of one of several steps that run at once.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Kept {
+    lines: Arc<Mutex<Vec<String>>>,
+}
+
+impl Kept {
+    /// Where this thread's lines are kept, if they are.
+    pub(crate) fn of_this_thread() -> Option<Self> {
+        KEPT.with_borrow(Clone::clone)
+    }
+
+    /// Keeps what this thread says from now on.
+    pub(crate) fn listen(kept: Option<Self>) {
+        KEPT.set(kept);
+    }
+
+    /// All lines so far.
+    pub(crate) fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.lines.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn push(&self, line: &str) {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).push(line.to_owned());
+    }
+}
+
 /// Leaves standard output to data, for programs that read it: everything said goes to standard error.
 pub(crate) fn data_only() {
     DATA_ONLY.store(true, Ordering::Relaxed);
 }
 
 /// Says one line.
-fn line(text: &str) {
-    if DATA_ONLY.load(Ordering::Relaxed) {
+pub(crate) fn line(text: &str) {
+    if let Some(kept) = Kept::of_this_thread() {
+        kept.push(text);
+    } else if DATA_ONLY.load(Ordering::Relaxed) {
         eprintln!("{text}");
     } else {
         println!("{text}");
@@ -82,7 +119,8 @@ pub(crate) struct Progress {
 impl Progress {
     /// Begins a step and shows it.
     pub(crate) fn start(what: &str) -> Self {
-        let bar = on_terminal().then(|| {
+        let alone = Kept::of_this_thread().is_none();
+        let bar = (alone && on_terminal()).then(|| {
             let bar = ProgressBar::new_spinner();
             if let Ok(style) =
                 ProgressStyle::with_template("{spinner} {prefix} {elapsed:.dim} {wide_msg:.dim}")
@@ -93,7 +131,7 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
         });
-        if bar.is_none() {
+        if alone && bar.is_none() {
             line(&format!("     {what} …"));
         }
         Self { what: what.to_owned(), start: Instant::now(), bar }
@@ -103,6 +141,14 @@ impl Progress {
     pub(crate) fn detail(&self, text: &str) {
         if let Some(bar) = &self.bar {
             bar.set_message(text.trim().to_owned());
+        }
+    }
+
+    /// Prints lines while the step goes on.
+    pub(crate) fn beside(&self, print: impl FnOnce()) {
+        match &self.bar {
+            Some(bar) => bar.suspend(print),
+            None => print(),
         }
     }
 
@@ -131,5 +177,26 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_thread_says_is_kept_in_one_piece_with_what_its_helpers_say() {
+        let kept = Kept::default();
+        Kept::listen(Some(kept.clone()));
+        note("first");
+        let heir = Kept::of_this_thread();
+        let helper = std::thread::spawn(move || {
+            Kept::listen(heir);
+            fact("second");
+        });
+        helper.join().unwrap();
+        Kept::listen(None);
+        let lines: Vec<String> = kept.take().iter().map(|line| line.trim().to_owned()).collect();
+        assert_eq!(lines, ["first", "second"]);
     }
 }

@@ -7,7 +7,7 @@ mod attack;
 mod case;
 mod image;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -17,8 +17,9 @@ use dolmen_drtm::pcr;
 use crate::machine::profile::{Firmware, Profile};
 use crate::machine::relay::ToolTpm;
 use crate::machine::swtpm::Record;
-use crate::machine::{ConsoleTo, Machine, Medium, Setting, swtpm};
+use crate::machine::{ConsoleTo, Machine, Medium, Setting};
 use crate::measure::bank_name;
+use crate::pool::{self, Job};
 use crate::test::Tally;
 use crate::{place, ui};
 use case::{Case, Register};
@@ -37,37 +38,36 @@ pub(crate) fn run(qemu: &Path, only: Option<&str>) -> Result<Tally> {
     }
     let source = place::root().join("qemu/conformance");
     let image = Image::build(&source, &folder)?;
-    swtpm::manufacture(&folder.join("tpm"), "sha1,sha256,sha384,sha512")?;
-    let mut tally = Tally::default();
-    for (index, case) in case::load(&source.join("cases.toml"))?.iter().enumerate() {
-        if only.is_some_and(|only| !case.name.contains(only)) {
-            continue;
-        }
-        let bench = Bench { qemu, image: &image, folder: &folder, cycle: format!("case-{index:02}") };
-        let verdict = bench.run(case);
-        match &verdict {
-            Ok(()) => ui::good(&case.name),
-            Err(error) => {
-                ui::bad(&case.name);
-                ui::note(&format!("{error:#}"));
+    let cases = case::load(&source.join("cases.toml"))?;
+    let chosen =
+        cases.iter().enumerate().filter(|(_, case)| only.is_none_or(|only| case.name.contains(only)));
+    let jobs = chosen.map(|(index, case)| {
+        let bench = Bench { qemu, image: &image, folder: folder.join(format!("case-{index:02}")) };
+        Job::new(case.name.as_str(), 1, move || {
+            let verdict = bench.run(case);
+            match &verdict {
+                Ok(()) => ui::good(&case.name),
+                Err(error) => {
+                    ui::bad(&case.name);
+                    ui::note(&format!("{error:#}"));
+                }
             }
-        }
-        tally = tally.plus(Tally::one(verdict.is_ok()));
-    }
-    Ok(tally)
+            Tally::one(verdict.is_ok())
+        })
+    });
+    Ok(pool::run("One small machine for each case", jobs.collect()))
 }
 
 /// What one case runs on.
 struct Bench<'a> {
     qemu: &'a Path,
     image: &'a Image,
-    folder: &'a Path,
-    cycle: String,
+    folder: PathBuf,
 }
 
 impl Bench<'_> {
     fn run(&self, case: &Case) -> Result<()> {
-        let report = self.folder.join(format!("{}-attack.log", self.cycle));
+        let report = self.folder.join("attack.log");
         let profile = profile(case, &report)?;
         let medium = Medium::Multiboot {
             kernel: self.image.file.clone(),
@@ -78,8 +78,8 @@ impl Bench<'_> {
             qemu: self.qemu,
             profile: &profile,
             medium: &medium,
-            folder: self.folder,
-            cycle: &self.cycle,
+            folder: &self.folder,
+            cycle: "case",
             more: &[],
             console: ConsoleTo::Harness,
             record: Record::default(),

@@ -14,6 +14,7 @@ use crate::artifact::{self, MICRO_GUEST};
 use crate::image::Parts;
 use crate::lab::{Lab, Release};
 use crate::manifest::Manifest;
+use crate::pool::{self, Job};
 use crate::test::{Bench, Tally};
 use crate::{measure, place, ui};
 
@@ -54,6 +55,13 @@ pub(crate) struct Case {
     pub(crate) run: fn(&Scene<'_>) -> Result<()>,
 }
 
+impl Case {
+    /// The sentence, for people.
+    fn sentence(&self) -> String {
+        self.name.replace('_', " ")
+    }
+}
+
 impl std::fmt::Debug for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name)
@@ -71,13 +79,12 @@ pub(crate) fn run(bench: &Bench) -> Result<Tally> {
     if cases.is_empty() {
         bail!("no end-to-end test has such a name");
     }
-    let mut tally = Tally::default();
-    for case in cases {
+    let jobs = cases.into_iter().map(|case| {
         let scene =
             Scene { bench, release: release.clone(), micro: micro.clone(), folder: top.join(case.name) };
-        tally = tally.plus(perform(&case, &scene));
-    }
-    Ok(tally)
+        Job::new(case.sentence(), 1, move || perform(&case, &scene))
+    });
+    Ok(pool::run("Whole machines, one for each test", jobs.collect()))
 }
 
 /// A release whose guest is the micro-guest.
@@ -110,18 +117,15 @@ pub(crate) fn small_guest(
 }
 
 fn perform(case: &Case, scene: &Scene<'_>) -> Tally {
-    let shown = case.name.replace('_', " ");
-    let progress = ui::Progress::start(&shown);
     match (case.run)(scene) {
         Ok(()) => {
-            drop(progress);
-            ui::good(&shown);
+            ui::good(&case.sentence());
             forget(&scene.folder);
             Tally::one(true)
         }
         Err(error) => {
-            drop(progress);
-            ui::bad(&format!("{shown}: {error:#}\n     transcripts: {}", scene.folder.display()));
+            let folder = scene.folder.display();
+            ui::bad(&format!("{}: {error:#}\n     transcripts: {folder}", case.sentence()));
             Tally::one(false)
         }
     }

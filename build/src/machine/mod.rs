@@ -167,11 +167,7 @@ impl Drop for Machine {
 
 /// A folder for sockets: their names must be short.
 pub(crate) fn sockets() -> Result<Arc<TempDir>> {
-    tempfile::Builder::new()
-        .prefix("dolmen-")
-        .tempdir()
-        .map(Arc::new)
-        .context("cannot make a folder for sockets")
+    place::scratch().map(Arc::new)
 }
 
 fn power_tpm(setting: &Setting<'_>, sockets: &Arc<TempDir>) -> Result<Swtpm> {

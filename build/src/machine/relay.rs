@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 
 use crate::machine::swtpm::Attached;
-use crate::process;
+use crate::{place, process};
 
 /// How often the relay looks whether it shall end.
 const TICK: Duration = Duration::from_millis(20);
@@ -32,7 +32,7 @@ pub(crate) struct ToolTpm {
 impl ToolTpm {
     /// Serves `tpm` to tools.
     pub(crate) fn serve(tpm: Attached) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("dolmen-").tempdir().context("cannot make a folder")?;
+        let folder = place::scratch()?;
         let listener = UnixListener::bind(folder.path().join("relay")).context("cannot listen for tools")?;
         listener.set_nonblocking(true).context("cannot listen for tools")?;
         let tpm = Arc::new(Mutex::new(tpm));

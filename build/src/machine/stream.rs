@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
+use crate::ui::Kept;
+
 /// Lines shown when a wait fails.
 const SHOWN: usize = 25;
 
@@ -179,8 +181,9 @@ impl Stream {
 
     /// Gives each line, as it comes, to `show`, in a thread of its own that ends with the port.
     pub(crate) fn follow(&self, show: impl Fn(&str) + Send + 'static) {
-        let shared = Arc::clone(&self.shared);
+        let (shared, kept) = (Arc::clone(&self.shared), Kept::of_this_thread());
         std::thread::spawn(move || {
+            Kept::listen(kept);
             let mut at = 0;
             let mut heard = shared.lock();
             loop {

@@ -10,6 +10,7 @@ use crate::artifact::{self, MICRO_GUEST};
 use crate::e2e::{self, ALL_BANKS};
 use crate::lab::{LAUNCH, Lab, STANDS_STILL};
 use crate::machine::Machine;
+use crate::pool::{self, Job};
 use crate::{place, ui};
 
 /// Longest run of the guest's tests, and longest wait for an ending's verdict.
@@ -28,17 +29,25 @@ const ENDINGS: [(&str, &str); 5] = [
 pub(super) fn run(bench: &Bench) -> Result<Tally> {
     let folder = place::output().join("micro");
     let kernel = artifact::compile(&MICRO_GUEST, &place::root(), &place::target(), &bench.artifacts.folder)?;
-    let mut tally = own_tests(bench, &folder.join("tests"), &kernel)?;
+    let mut jobs = vec![Job::new("a guest that looks around", 1, || {
+        own_tests(bench, &folder.join("tests"), &kernel).unwrap_or_else(|error| {
+            ui::bad(&format!("the guest's own tests: {error:#}"));
+            Tally::one(false)
+        })
+    })];
     for (name, said) in ENDINGS {
-        let outcome = ending(bench, &folder.join(name), &kernel, name, said);
+        let (folder, kernel) = (folder.join(name), &kernel);
         let shown = format!("a guest that ends by {name} is named, and nothing else happens");
-        match &outcome {
-            Ok(line) => ui::good(&format!("{shown}: {line}")),
-            Err(error) => ui::bad(&format!("{shown}: {error:#}")),
-        }
-        tally = tally.plus(Tally::one(outcome.is_ok()));
+        jobs.push(Job::new(shown.clone(), 1, move || {
+            let outcome = ending(bench, &folder, kernel, name, said);
+            match &outcome {
+                Ok(line) => ui::good(&format!("{shown}: {line}")),
+                Err(error) => ui::bad(&format!("{shown}: {error:#}")),
+            }
+            Tally::one(outcome.is_ok())
+        }));
     }
-    Ok(tally)
+    Ok(pool::run("Small machines, one for each guest", jobs))
 }
 
 fn start(bench: &Bench, folder: &Path, kernel: &Path, command_line: &str) -> Result<Machine> {
