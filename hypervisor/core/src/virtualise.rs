@@ -38,7 +38,7 @@ pub(crate) fn build(measured: Measured) -> Result<Virtualising, Reason> {
     let Measured { mut host, guest: measured, event_log, trust } = measured;
     let config = measured.config;
     let facts = trust::facts(host.machine.handoff().facts);
-    let (svm, window) = host.machine.enable_svm().map_err(Reason::Svm)?;
+    let (svm, mut cpu, window) = host.machine.enable_svm().map_err(Reason::Svm)?;
     let (mut ram, tables) = build_memory(&mut host.machine, &config)?;
     let processor = svm.vcpu(host.machine.region(), tables.root(), 0).map_err(Reason::Svm)?;
     let start = load::guest(&host.machine, &measured, &mut ram)?;
@@ -59,6 +59,7 @@ pub(crate) fn build(measured: Measured) -> Result<Virtualising, Reason> {
     let cpuid = GuestCpuid::new(&ThisCpu, cpuid_config(&config, facts));
     let mut vcpu = Vcpu::new(0, processor, cpuid, &board);
     vcpu.start(&start);
+    cpu.load(vcpu.backend_mut());
     let console = open_console(&config)?;
     heap::close();
     log::info!(target: "virtualise", "guest built name={} ram_mib={} left_kib={}",

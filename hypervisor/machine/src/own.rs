@@ -19,7 +19,7 @@ use crate::mmio::Mmio;
 use crate::paging::{AddressSpace, CopyWindow, LARGE_PAGE, PagingError};
 use crate::region::Region;
 use crate::segments;
-use crate::svm::{SvmCpu, SvmError};
+use crate::svm::{SvmCpu, SvmError, SvmHost};
 use crate::tpm_mmio::{TIS_BYTES, TisRegisters};
 
 /// The launch image's hand-off, as it was when the core was entered. Made once, by the entry stub.
@@ -123,16 +123,18 @@ impl Machine {
         Clock::measure().map_err(|_| MachineError::NoPit)
     }
 
-    /// Enables SVM; from here on interrupts may be let in. After [`Self::start_clock`].
+    /// Enables SVM on the boot processor; from here on interrupts may be let in. After [`Self::start_clock`].
     ///
     /// # Errors
     /// [`SvmError`] for what the processor lacks.
-    pub fn enable_svm(&mut self) -> Result<(SvmCpu, Window), SvmError> {
+    pub fn enable_svm(&mut self) -> Result<(SvmHost, SvmCpu, Window), SvmError> {
+        let svm = SvmHost::new(self.space.region())?;
+        let frames = svm.frames(self.space.region())?;
         // SAFETY: the machine exists once; its segments are loaded and final; GIF and IF are clear.
-        let svm = unsafe { SvmCpu::enable(self.space.region()) }?;
+        let cpu = unsafe { svm.enable(frames) }?;
         // SAFETY: segments are loaded since `take_over`, and SVME was just set.
         let window = unsafe { Window::new() };
-        Ok((svm, window))
+        Ok((svm, cpu, window))
     }
 
     /// The TPM's FIFO registers.

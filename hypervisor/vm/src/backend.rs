@@ -75,6 +75,15 @@ pub trait Backend {
     /// Puts the processor into its first state.
     fn start(&mut self, state: &StartState);
 
+    /// Puts the processor into the state after power-on. As [`Self::start`], only while it does not run.
+    fn reset(&mut self);
+
+    /// Puts the processor into the state after INIT (APM vol. 2, table 14-1).
+    fn init(&mut self);
+
+    /// Lets a processor in the state after INIT start in real mode at page `vector` (APM vol. 2, 14.1.1).
+    fn start_up(&mut self, vector: u8);
+
     /// Enters the guest; comes back with the decoded reason.
     fn run(&mut self) -> VmExit;
 

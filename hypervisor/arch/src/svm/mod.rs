@@ -2,6 +2,7 @@
 //!
 //! Specification: APM vol. 2, chapter 15 and appendix B. Vendor words stop at [`decode`].
 
+mod asid;
 mod control;
 mod decode;
 mod event;
@@ -11,6 +12,7 @@ pub mod permission;
 mod save;
 mod vmcb;
 
+pub use asid::{Asid, Asids};
 pub use control::{Clean, ControlArea, TlbControl};
 pub use decode::{decode, instruction_length, pending_event};
 pub use exit_code::ExitCode;

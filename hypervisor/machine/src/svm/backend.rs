@@ -14,6 +14,8 @@ use super::vcpu::Svm;
 
 impl Backend for Svm {
     fn start(&mut self, state: &StartState) {
+        self.forget();
+        self.reset_extended();
         self.gprs = state.gprs;
         let vmcb = self.vmcb.get_mut();
         vmcb.reset_processor();
@@ -34,6 +36,34 @@ impl Backend for Svm {
         (save.gdtr.base, save.gdtr.limit) = (state.gdt_base.get(), u32::from(state.gdt_limit));
         save.rip = state.entry;
         self.flush_translations();
+    }
+
+    fn reset(&mut self) {
+        self.forget();
+        self.reset_extended();
+        self.gprs = Gprs::default();
+        self.vmcb.get_mut().reset_processor();
+    }
+
+    fn init(&mut self) {
+        const KEPT: u64 = Cr0::CD.union(Cr0::NW).bits();
+        self.forget();
+        self.gprs = Gprs::default();
+        self.extended.clear_addresses();
+        let vmcb = self.vmcb.get_mut();
+        let (cr0, pat) = (vmcb.save().cr0, vmcb.save().pat);
+        vmcb.reset_processor();
+        let save = vmcb.save_mut(Clean::all());
+        save.cr0 = save.cr0 & !KEPT | cr0 & KEPT;
+        save.pat = pat;
+        self.flush_translations();
+    }
+
+    fn start_up(&mut self, vector: u8) {
+        let vmcb = self.vmcb.get_mut();
+        let save = vmcb.save_mut(Clean::SEG);
+        (save.cs.selector, save.cs.base) = (u16::from(vector) << 8, u64::from(vector) << 12);
+        save.rip = 0;
     }
 
     fn run(&mut self) -> VmExit {

@@ -8,12 +8,14 @@ use dolmen_arch::bits::low16;
 use dolmen_arch::cpuid::{CpuidSource, Leaf, SvmCapabilities, SvmFeatures};
 use dolmen_arch::msr;
 use dolmen_arch::register::Efer;
+use dolmen_arch::svm::Asids;
 use dolmen_arch::svm::permission::{IO_MAP_BYTES, MSR_MAP_BYTES, MapBit, MsrAccess, msr_bit};
 use dolmen_memory::{Hfn, Hpa, PAGE_SIZE};
 
-use super::extended;
+use super::extended::{Extended, Features};
 use super::frame::VmcbFrame;
 use super::msr as msr_access;
+use super::processor::SvmCpu;
 use super::switch;
 use super::vcpu::Svm;
 use crate::region::Region;
@@ -30,6 +32,8 @@ pub enum SvmError {
     NoNestedPaging,
     /// Fewer than two address-space identifiers: none is left for a guest.
     NoAsid,
+    /// A processor lacks something that the first one has.
+    Unlike,
     /// The region has no frame left.
     OutOfFrames,
 }
@@ -45,46 +49,69 @@ impl CpuidSource for ThisCpu {
     }
 }
 
-/// This processor, with SVM on.
+/// What the processors share: one for the machine.
 #[derive(Debug)]
-pub struct SvmCpu {
-    features: SvmFeatures,
-    host: VmcbFrame,
+pub struct SvmHost {
+    capabilities: SvmCapabilities,
+    extended: Features,
     io_map: Hpa,
     msr_map: Hfn,
 }
 
-const VM_CR_SVMDIS: u64 = 1 << 4;
-/// The guest's address space; 0 is the host's.
-const GUEST_ASID: u32 = 1;
+/// Memory of one processor's own.
+#[derive(Debug)]
+pub struct CpuFrames {
+    save: Hfn,
+    host: VmcbFrame,
+}
 
-impl SvmCpu {
-    /// Turns SVM on, with permission maps that deny everything but the registers which the processor switches
-    /// itself.
+const VM_CR_SVMDIS: u64 = 1 << 4;
+
+impl SvmHost {
+    /// Permission maps that deny everything but the registers which the processor switches itself.
     ///
     /// # Errors
-    /// [`SvmError`]; SVM may then be on, which does no harm.
-    ///
-    /// # Safety
-    /// Runs once on this processor, at CPL 0 with IF = 0, after the host's FS, GS, TR and LDTR are final.
-    /// Interrupts stay off (GIF = 0) from now on except in the windows of `cpu`.
-    pub unsafe fn enable(region: &mut Region) -> Result<Self, SvmError> {
+    /// [`SvmError`] for what this processor lacks.
+    pub fn new(region: &mut Region) -> Result<Self, SvmError> {
         let capabilities = SvmCapabilities::detect(&ThisCpu).ok_or(SvmError::Absent)?;
         if !capabilities.features.contains(SvmFeatures::NESTED_PAGING) {
             return Err(SvmError::NoNestedPaging);
         }
-        if capabilities.asids <= GUEST_ASID {
-            return Err(SvmError::NoAsid);
+        let io_map = denied(region, IO_MAP_BYTES)?.base();
+        let msr_map = denied(region, MSR_MAP_BYTES)?;
+        allow_switched_msrs(region, msr_map);
+        Ok(Self { capabilities, extended: Features::detect(), io_map, msr_map })
+    }
+
+    /// Memory for [`Self::enable`] on one processor.
+    ///
+    /// # Errors
+    /// [`SvmError::OutOfFrames`].
+    pub fn frames(&self, region: &mut Region) -> Result<CpuFrames, SvmError> {
+        let save = region.allocate().ok_or(SvmError::OutOfFrames)?;
+        let host = VmcbFrame::allocate(region).ok_or(SvmError::OutOfFrames)?;
+        Ok(CpuFrames { save, host })
+    }
+
+    /// Turns SVM on, on this processor.
+    ///
+    /// # Errors
+    /// [`SvmError`] for what this processor lacks, though the first one has it.
+    ///
+    /// # Safety
+    /// Runs once on each processor, at CPL 0 with IF = 0, after the host's FS, GS, TR and LDTR are final.
+    /// Interrupts stay off (GIF = 0) from now on except in the windows of `cpu`.
+    pub unsafe fn enable(&self, frames: CpuFrames) -> Result<SvmCpu, SvmError> {
+        let CpuFrames { save, mut host } = frames;
+        let here = SvmCapabilities::detect(&ThisCpu).ok_or(SvmError::Absent)?;
+        if !here.features.contains(self.capabilities.features) {
+            return Err(SvmError::Unlike);
         }
+        let asids = Asids::new(here.asids).ok_or(SvmError::NoAsid)?;
         // SAFETY: VM_CR exists where CPUID reports SVM.
         if unsafe { msr_access::read(msr::VM_CR) } & VM_CR_SVMDIS != 0 {
             return Err(SvmError::Disabled);
         }
-        let save = region.allocate().ok_or(SvmError::OutOfFrames)?;
-        let mut host = VmcbFrame::allocate(region).ok_or(SvmError::OutOfFrames)?;
-        let io_map = denied(region, IO_MAP_BYTES)?.base();
-        let msr_map = denied(region, MSR_MAP_BYTES)?;
-        allow_switched_msrs(region, msr_map);
         // SAFETY: EFER exists on every x86-64 processor.
         let efer = Efer::from_bits_retain(unsafe { msr_access::read(msr::EFER) });
         // SAFETY: SVM is there and not disabled, so SVME may be set; no other bit changes.
@@ -95,24 +122,23 @@ impl SvmCpu {
         unsafe { core::arch::asm!("clgi", options(nostack, nomem, preserves_flags)) };
         // SAFETY: SVME was just set.
         unsafe { switch::save_host(&mut host) };
-        Ok(Self { features: capabilities.features, host, io_map, msr_map })
+        self.extended.prepare();
+        Ok(SvmCpu::new(host, asids))
     }
 
-    /// Makes the one virtual processor that this processor runs, its nested tables rooted at `root`. It is in
-    /// the state after reset; its time-stamp counter reads `tsc_offset` more than the processor's.
+    /// Makes a virtual processor whose nested tables are rooted at `root`. It is in the state after reset; its
+    /// time-stamp counter reads `tsc_offset` more than the processor's.
     ///
     /// # Errors
     /// [`SvmError::OutOfFrames`].
-    pub fn vcpu(self, region: &mut Region, root: Hfn, tsc_offset: u64) -> Result<Svm, SvmError> {
+    pub fn vcpu(&self, region: &mut Region, root: Hfn, tsc_offset: u64) -> Result<Svm, SvmError> {
         let mut frame = VmcbFrame::allocate(region).ok_or(SvmError::OutOfFrames)?;
         let vmcb = frame.get_mut();
         vmcb.control.set_permission_maps(self.io_map, self.msr_map.base());
-        vmcb.control.set_asid(GUEST_ASID);
         vmcb.control.set_nested_root(root.base());
         vmcb.control.set_tsc_offset(tsc_offset);
         vmcb.control.virtualise_interrupt_masking();
-        let extended = extended::Extended::initialise();
-        Ok(Svm::new(frame, self.host, self.features, extended))
+        Ok(Svm::new(frame, self.capabilities.features, Extended::new(self.extended)))
     }
 }
 

@@ -17,6 +17,10 @@ pub(super) struct VmcbFrame {
     physical: Hpa,
 }
 
+// SAFETY: the owner is the frame's only user, wherever it is; the processor's own copy of a VMCB that moves is
+// dropped by clearing its clean bits (APM vol. 2, 15.15.1).
+unsafe impl Send for VmcbFrame {}
+
 impl VmcbFrame {
     /// A VMCB of zeroes, or `None` when the region is used up.
     pub(super) fn allocate(region: &mut Region) -> Option<Self> {

@@ -2,16 +2,18 @@
 //!
 //! How to call:
 //! ```text
-//! let svm = SvmCpu::enable(&mut region)?;                       // once per processor, GIF = 0
+//! let svm = SvmHost::new(&mut region)?;                         // once
+//! let cpu = svm.enable(svm.frames(&mut region)?)?;              // once on each processor, GIF = 0
 //! let tables = NestedTable::<Npt>::new(&mut region)?;           // dolmen_memory; map the guest's RAM
 //! let vcpu = svm.vcpu(&mut region, tables.root(), tsc_offset)?; // a `vm::backend::Backend`
 //! vcpu.start(&state);
-//! vm::run::…(&mut vcpu, …);
+//! cpu.load(&mut vcpu);                                          // on the processor that is to run it
+//! vm::vcpu::Vcpu::run(…);
+//! cpu.save(&mut vcpu);                                          // before it may run on another
 //! ```
 //! The hypervisor runs with GIF = 0 and IF = 0 all the time; [`Backend::run`] sets IF for the entry, so that
-//! physical interrupts end the guest's turn, and comes back with both clear. The exit loop then lets the
-//! interrupts in through `interrupt::Window`. Host code never uses x87 or SIMD registers: the
-//! guest's stay loaded while its processor is the only one.
+//! physical interrupts end the guest's stretch, and comes back with both clear. The exit loop then lets the
+//! interrupts in through `interrupt::Window`. Host code never uses x87 or SIMD registers: see `extended`.
 //!
 //! [`Backend::run`]: dolmen_vm::backend::Backend::run
 
@@ -20,9 +22,11 @@ mod enable;
 mod extended;
 mod frame;
 mod msr;
+mod processor;
 mod switch;
 mod tables;
 mod vcpu;
 
-pub use enable::{SvmCpu, SvmError, ThisCpu};
+pub use enable::{CpuFrames, SvmError, SvmHost, ThisCpu};
+pub use processor::SvmCpu;
 pub use vcpu::Svm;

@@ -6,6 +6,7 @@ use core::arch::naked_asm;
 use core::mem::offset_of;
 
 use dolmen_arch::Gprs;
+use dolmen_memory::Hpa;
 
 use super::frame::VmcbFrame;
 
@@ -52,12 +53,13 @@ macro_rules! store_gprs {
 }
 
 /// Enters the guest of `guest` with `gprs` and comes back at its next exit. RAX and RSP travel in the VMCB.
-/// `host` keeps the host's half of what VMLOAD loads.
-pub(super) fn enter(gprs: &mut Gprs, guest: &mut VmcbFrame, host: &mut VmcbFrame) {
-    let (guest, host) = (guest.physical().get(), host.physical().get());
-    // SAFETY: an `Svm` exists only after `SvmCpu::enable`, so SVME is set, VM_HSAVE_PA names a frame of our
-    // own and GIF is 0. Both frames are whole pages that we borrow mutably. `host` was filled by VMSAVE
-    // on this processor. The guest reaches only memory that its nested tables map: never ours.
+/// `host` is the frame of this processor's own that keeps the host's half of what VMLOAD loads.
+pub(super) fn enter(gprs: &mut Gprs, guest: &mut VmcbFrame, host: Hpa) {
+    let (guest, host) = (guest.physical().get(), host.get());
+    // SAFETY: `host` comes from the `SvmCpu` that the virtual processor is loaded on, made by
+    // `SvmHost::enable`, so SVME is set, VM_HSAVE_PA names a frame of our own, GIF is 0, and VMSAVE filled
+    // `host` on this processor, which nobody writes since. The guest's frame is a whole page that we borrow
+    // mutably. The guest reaches only memory that its nested tables map: never ours.
     unsafe { world_switch(gprs, guest, host) };
 }
 

@@ -3,8 +3,9 @@
 use dolmen_arch::cpuid::SvmFeatures;
 use dolmen_arch::register::Rflags;
 use dolmen_arch::svm::intercept::Intercepts;
-use dolmen_arch::svm::{self, Clean, TlbControl, Vmcb};
+use dolmen_arch::svm::{self, Asid, Clean, TlbControl, Vmcb};
 use dolmen_arch::{Gprs, Vector, VmExit};
+use dolmen_memory::Hpa;
 
 use super::extended::Extended;
 use super::frame::VmcbFrame;
@@ -47,11 +48,23 @@ enum NmiState {
     Returning(u64),
 }
 
+/// Where a virtual processor runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// The host's control block of that processor.
+    pub(super) host: Hpa,
+    pub(super) asid: Asid,
+}
+
 /// A virtual processor on SVM.
 #[derive(Debug)]
 pub struct Svm {
     pub(super) vmcb: VmcbFrame,
-    host: VmcbFrame,
+    /// Where it runs, or ran last.
+    place: Option<Place>,
+    is_loaded: bool,
+    /// It was entered since it was loaded.
+    has_entered: bool,
     pub(super) gprs: Gprs,
     pub(super) extended: Extended,
     pub(super) features: SvmFeatures,
@@ -62,26 +75,64 @@ pub struct Svm {
 }
 
 impl Svm {
-    pub(super) fn new(
-        mut vmcb: VmcbFrame,
-        host: VmcbFrame,
-        features: SvmFeatures,
-        extended: Extended,
-    ) -> Self {
+    pub(super) fn new(mut vmcb: VmcbFrame, features: SvmFeatures, extended: Extended) -> Self {
         vmcb.get_mut().control.set_intercepts(Intercepts::GUEST);
         vmcb.get_mut().reset_processor();
-        let mut svm = Self {
+        Self {
             vmcb,
-            host,
+            place: None,
+            is_loaded: false,
+            has_entered: false,
             gprs: Gprs::default(),
             extended,
             features,
             watch: Watch::Off,
             shadow_at: None,
             nmi: NmiState::Open,
-        };
-        svm.flush_translations();
-        svm
+        }
+    }
+
+    /// What tells it from all others.
+    pub(super) const fn identity(&self) -> Hpa {
+        self.vmcb.physical()
+    }
+
+    /// The host's control block of the processor that it ran on last.
+    pub(super) fn ran_on(&self) -> Option<Hpa> {
+        self.place.map(|place| place.host)
+    }
+
+    pub(super) fn asid(&self) -> Option<Asid> {
+        self.place.map(|place| place.asid)
+    }
+
+    pub(super) const fn settle(&mut self, place: Place) {
+        self.place = Some(place);
+        self.is_loaded = true;
+        self.has_entered = false;
+    }
+
+    /// Leaves its processor; whether it was entered there.
+    pub(super) const fn leave(&mut self) -> bool {
+        self.is_loaded = false;
+        self.has_entered
+    }
+
+    /// Forgets what was under way, and where it ran: it starts anew.
+    pub(super) fn forget(&mut self) {
+        self.end_watch();
+        self.end_shadow();
+        self.nmi = NmiState::Open;
+        let control = &mut self.vmcb.get_mut().control;
+        control.set_return_intercept(false);
+        control.clear_injection();
+    }
+
+    /// Everything that no control block holds gets its reset value; not while it is loaded.
+    pub(super) fn reset_extended(&mut self) {
+        assert!(!self.is_loaded, "a virtual processor is reset where it does not run");
+        self.extended.reset();
+        self.place = None;
     }
 
     /// XCR0 bits that this processor has and the guest may be offered.
@@ -98,6 +149,10 @@ impl Svm {
 
     /// Enters the guest once.
     pub(super) fn enter(&mut self) -> VmExit {
+        let Some(Place { host, .. }) = self.place.filter(|_| self.is_loaded) else {
+            // A defect of ours; the guest pays for it with its end.
+            return VmExit::Unknown { code: u64::MAX };
+        };
         let stepping = matches!(self.watch, Watch::Step(_));
         let vmcb = self.vmcb.get_mut();
         vmcb.sanitise_debug();
@@ -107,7 +162,8 @@ impl Svm {
         if stepping {
             save.rflags |= Rflags::TF.bits();
         }
-        switch::enter(&mut self.gprs, &mut self.vmcb, &mut self.host);
+        self.has_entered = true;
+        switch::enter(&mut self.gprs, &mut self.vmcb, host);
         self.after_exit()
     }
 

@@ -58,6 +58,7 @@ pub(super) struct Processor {
     pub(super) windows: usize,
     pub(super) flushes: usize,
     pub(super) entries: usize,
+    pub(super) inits: usize,
 }
 
 impl Default for Processor {
@@ -77,6 +78,7 @@ impl Default for Processor {
             windows: 0,
             flushes: 0,
             entries: 0,
+            inits: 0,
         };
         processor.segments[1] = Segment::flat(8, Attributes::CODE64);
         processor.write(Register::Rip, CODE);
@@ -108,6 +110,17 @@ fn index(register: Register) -> usize {
 impl Backend for Processor {
     fn start(&mut self, state: &StartState) {
         self.gprs = state.gprs;
+    }
+    fn reset(&mut self) {
+        *self = Self { script: core::mem::take(&mut self.script), ..Self::default() };
+    }
+    fn init(&mut self) {
+        self.inits += 1;
+        self.gprs = Gprs::default();
+        self.pending = None;
+    }
+    fn start_up(&mut self, vector: u8) {
+        self.registers[0] = u64::from(vector) << 12;
     }
     fn run(&mut self) -> VmExit {
         self.entries += 1;
