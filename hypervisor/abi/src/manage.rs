@@ -6,6 +6,8 @@
 
 use core::fmt;
 
+use zerocopy::FromZeros;
+
 use crate::layout::wire;
 use crate::{NAME_BYTES, REGISTER_BYTES};
 
@@ -194,6 +196,12 @@ impl GuestName {
         let mut padded = [0; NAME_BYTES];
         padded.get_mut(..name.len())?.copy_from_slice(name.as_bytes());
         Some(Self { name: padded })
+    }
+}
+
+impl Default for GuestInfo {
+    fn default() -> Self {
+        Self::new_zeroed()
     }
 }
 

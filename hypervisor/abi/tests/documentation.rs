@@ -8,9 +8,10 @@ use std::path::Path;
 
 use dolmen_abi::{
     Binding, BlobHeader, CALLS, CallGroup, EXIT_KINDS, EventLogReply, EventLogRequest, ExtendReply,
-    ExtendRequest, GuestInfo, GuestName, GuestState, LaunchFacts, Layout, ListGuestsReply, MAX_AK_PUBLIC, MAX_ATTEST, MAX_LABEL, MAX_LOG_WINDOW, MAX_PATH, MAX_RANDOM,
-    MAX_SECRET, MAX_SIGNATURE, MAX_WAITING, QuoteReply, QuoteRequest, RandomRequest, RegistersReply,
-    SealRequest, Status, StopCause, TpmFailure, UnsealRequest, VersionReply,
+    ExtendRequest, GuestInfo, GuestName, GuestState, LaunchFacts, Layout, ListGuestsReply, MAX_AK_PUBLIC,
+    MAX_ATTEST, MAX_LABEL, MAX_LOG_WINDOW, MAX_PATH, MAX_RANDOM, MAX_SECRET, MAX_SIGNATURE, MAX_WAITING,
+    QuoteReply, QuoteRequest, RandomRequest, RegistersReply, SealRequest, Status, StopCause, TpmFailure,
+    UnsealRequest, VersionReply,
 };
 
 /// A table for each mark in the document.

@@ -11,6 +11,7 @@ extern crate alloc;
 mod console;
 mod host;
 mod launch;
+mod lifecycle;
 mod load;
 mod measure;
 mod reason;

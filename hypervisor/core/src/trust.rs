@@ -12,9 +12,12 @@ use dolmen_tpm::keys::{self, AttestationKey, Setup};
 use dolmen_tpm::quote::{self, QuoteJob};
 use dolmen_tpm::reseed::{ReseedJob, ReseedPoll};
 use dolmen_tpm::session::HmacSession;
-use dolmen_vm::service::{self, NoEntropy, QuoteDesk, QuotePoll, SignedQuote, TpmBusy, TpmService};
+use dolmen_vm::service::{
+    self, GuestTable, NoEntropy, QuoteDesk, QuotePoll, SignedQuote, TpmBusy, TpmService,
+};
 
 use crate::host::{Host, Tpm};
+use crate::lifecycle::Lives;
 use crate::stop::Reason;
 
 /// 64-bit words of the processor's randomness in one seed.
@@ -66,12 +69,14 @@ pub(crate) struct TpmDesk {
     quote: QuoteJob,
     reseed: ReseedJob,
     desk: QuoteDesk,
+    guests: Lives,
 }
 
 impl TpmDesk {
     /// Puts the TPM behind the service.
     pub(crate) const fn new(tpm: Tpm, clock: Clock, trust: Trust, event_log: Vec<u8>) -> Self {
         Self {
+            guests: Lives { clock },
             tpm,
             clock,
             trust,
@@ -132,6 +137,10 @@ impl TpmService for TpmDesk {
 
     fn uptime_ms(&self) -> u64 {
         cpu::read_tsc().checked_div(self.clock.tsc_khz).unwrap_or_default()
+    }
+
+    fn guests(&mut self) -> &mut impl GuestTable {
+        &mut self.guests
     }
 
     fn desk(&mut self) -> &mut QuoteDesk {

@@ -18,6 +18,11 @@ impl GuestSlot {
     pub const fn new(index: usize) -> Option<Self> {
         if index < MAX_WAITING { Some(Self(index)) } else { None }
     }
+
+    /// The guest's number.
+    pub const fn index(self) -> usize {
+        self.0
+    }
 }
 
 /// How far a guest's request is.

@@ -1,14 +1,18 @@
 //! A guest's memory and a TPM that tests and fuzzing can hold: what they do is visible and can be bent.
 
+use core::cell::RefCell;
 use core::ops::Range;
 
+use dolmen_abi::{GuestInfo, NAME_BYTES, Status};
 use dolmen_memory::{Gpa, GuestMemory, OutsideRam};
 use sha2::{Digest, Sha256};
 
 use super::{
-    CallArgs, GuestSlot, NoEntropy, QuoteDesk, QuotePoll, Scratch, Secret, Service, ServiceConfig,
-    SignedQuote, TpmBusy, TpmService,
+    CallArgs, GuestSlot, GuestTable, NoEntropy, QuoteDesk, QuotePoll, Scratch, Secret, Service,
+    ServiceConfig, SignedQuote, TpmBusy, TpmService,
 };
+use crate::lifecycle::{Components, Lifecycle, Outcome, Request, Rules, WIPE_BYTES};
+use crate::manifest::Answer;
 
 /// Bytes of [`FakeRam`].
 pub const RAM_BYTES: usize = 0x1_8000;
@@ -59,10 +63,78 @@ impl GuestMemory for FakeRam {
     }
 }
 
+/// Three guests without images, which live a step of their lives each time somebody looks at them: `first`, which runs,
+/// and `second` and `third`, which are off.
+#[derive(Debug)]
+pub struct FakeGuests([RefCell<Lifecycle>; 3]);
+
+/// Names of [`FakeGuests`].
+pub const GUESTS: [&str; 3] = ["first", "second", "third"];
+/// Memory of each of them.
+const GUEST_BYTES: u64 = 2 * WIPE_BYTES;
+
+impl Default for FakeGuests {
+    fn default() -> Self {
+        let rules = Rules {
+            on_reboot: Answer::Restart,
+            on_crash: Answer::Restart,
+            on_power_off: Answer::Stop,
+            restart_limit: 3,
+        };
+        let lives = [(); 3].map(|()| RefCell::new(Lifecycle::new(rules, Components::NONE, GUEST_BYTES)));
+        let [first, ..] = &lives;
+        first.borrow_mut().started_at_boot(0);
+        Self(lives)
+    }
+}
+
+impl FakeGuests {
+    /// The life of one of them, to be bent.
+    pub fn life(&mut self, index: usize) -> Option<&mut Lifecycle> {
+        self.0.get_mut(index).map(RefCell::get_mut)
+    }
+}
+
+/// A name as structures have it.
+pub fn padded(name: &str) -> [u8; NAME_BYTES] {
+    let mut padded = [0; NAME_BYTES];
+    padded.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
+    padded
+}
+
+impl GuestTable for FakeGuests {
+    fn uptime_ns(&self) -> u64 {
+        2_000_000_000
+    }
+
+    fn describe(&self, index: usize) -> Option<GuestInfo> {
+        let mut life = self.0.get(index)?.borrow_mut();
+        if life.take(self.uptime_ns()).is_some() {
+            life.done(Outcome::Done, self.uptime_ns());
+        }
+        let mut info = GuestInfo {
+            name: padded(GUESTS.get(index)?),
+            vcpus: 1,
+            memory: GUEST_BYTES,
+            identity: [0x60; 48],
+            ..GuestInfo::default()
+        };
+        life.describe(&mut info, self.uptime_ns());
+        Some(info)
+    }
+
+    fn request(&mut self, name: &[u8; NAME_BYTES], request: Request) -> Result<(), Status> {
+        let index = GUESTS.iter().position(|known| padded(known) == *name).ok_or(Status::NO_SUCH_GUEST)?;
+        self.life(index).ok_or(Status::NO_SUCH_GUEST)?.request(request, 1_000_000_000)
+    }
+}
+
 /// A TPM whose quotes are 145 bytes that end in the extra data, "signed" with 72 bytes of 5Ah.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct FakeTpm {
     desk: QuoteDesk,
+    /// The guests.
+    pub guests: FakeGuests,
     /// Counts up for each block of random bytes.
     pub drawn: u64,
     /// Whether the generator has a seed.
@@ -88,6 +160,7 @@ impl Default for FakeTpm {
     fn default() -> Self {
         Self {
             desk: QuoteDesk::new(),
+            guests: FakeGuests::default(),
             drawn: 0,
             has_entropy: true,
             is_free: true,
@@ -154,6 +227,10 @@ impl TpmService for FakeTpm {
 
     fn uptime_ms(&self) -> u64 {
         self.now_ms
+    }
+
+    fn guests(&mut self) -> &mut impl GuestTable {
+        &mut self.guests
     }
 
     fn desk(&mut self) -> &mut QuoteDesk {

@@ -166,17 +166,17 @@ impl Service<'_> {
 }
 
 /// The start of the request as a structure, and the data after it.
-fn take<R: FromBytes + KnownLayout + Immutable>(scratch: &Scratch) -> Result<(R, &[u8]), Status> {
+pub(super) fn take<R: FromBytes + KnownLayout + Immutable>(scratch: &Scratch) -> Result<(R, &[u8]), Status> {
     R::read_from_prefix(scratch.request()).map_err(|_| Status::BAD_LENGTH)
 }
 
 /// Makes `reply` the whole reply.
-fn put<R: IntoBytes + Immutable>(scratch: &mut Scratch, reply: &R) -> Result<Answer, Status> {
+pub(super) fn put<R: IntoBytes + Immutable>(scratch: &mut Scratch, reply: &R) -> Result<Answer, Status> {
     put_bytes(scratch, 0, reply.as_bytes())
 }
 
 /// Makes `bytes` the end of the reply, at `offset`.
-fn put_bytes(scratch: &mut Scratch, offset: usize, bytes: &[u8]) -> Result<Answer, Status> {
+pub(super) fn put_bytes(scratch: &mut Scratch, offset: usize, bytes: &[u8]) -> Result<Answer, Status> {
     let length = offset.saturating_add(bytes.len());
     let room = scratch.reply_mut(length).and_then(|reply| reply.get_mut(offset..));
     room.ok_or(Status::BAD_LENGTH)?.copy_from_slice(bytes);

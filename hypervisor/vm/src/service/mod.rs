@@ -31,15 +31,16 @@
 //! ```
 
 use dolmen_abi::{
-    AkPublic, BUFFER_ALIGN, CALLS, Call, CallGroup, CallInfo, EventLog, Extend, LaunchFacts, NAME_BYTES,
-    Quote, REGISTER_BYTES, REGISTER_COUNT, Random, ReadRegisters, Registers, Seal, Status, TpmFailure,
-    Unseal, Version,
+    AkPublic, BUFFER_ALIGN, CALLS, Call, CallGroup, CallInfo, EventLog, Extend, LaunchFacts, ListGuests,
+    NAME_BYTES, Quote, REGISTER_BYTES, REGISTER_COUNT, Random, ReadRegisters, Registers, ResetGuest, Seal,
+    StartGuest, Status, StopGuest, TpmFailure, Unseal, Version,
 };
 use dolmen_memory::{Gpa, GuestMemory};
 
 mod desk;
 mod handler;
 mod limit;
+mod manage;
 mod platform;
 mod scratch;
 mod seal;
@@ -51,10 +52,11 @@ pub mod fake;
 mod tests;
 
 pub use desk::{GuestSlot, QuoteDesk};
-pub use platform::{NoEntropy, QuotePoll, SignedQuote, TpmBusy, TpmService};
+pub use platform::{GuestTable, NoEntropy, QuotePoll, SignedQuote, TpmBusy, TpmService};
 pub use scratch::Scratch;
 pub use secret::Secret;
 
+use crate::lifecycle::Request;
 use limit::Bucket;
 
 /// The argument registers of a call.
@@ -177,6 +179,17 @@ impl<'a> Service<'a> {
         self.scratch.wipe();
     }
 
+    /// Forgets the guest's last run: its registers but G0, its quote, whatever a call left. The root stays: what
+    /// it sealed opens again.
+    pub fn restart(&mut self, desk: &mut QuoteDesk) {
+        let [_, own @ ..] = &mut self.registers;
+        *own = [[0; REGISTER_BYTES]; REGISTER_COUNT.wrapping_sub(1)];
+        if self.quoting.take().is_some() {
+            desk.release(self.slot);
+        }
+        self.scratch.wipe();
+    }
+
     /// The guest's registers.
     pub const fn registers(&self) -> &Registers {
         &self.registers
@@ -246,6 +259,10 @@ impl<'a> Service<'a> {
             Quote::NUMBER => self.quote(tpm),
             AkPublic::NUMBER => self.ak_public(tpm),
             EventLog::NUMBER => self.event_log(tpm),
+            ListGuests::NUMBER => self.list_guests(tpm.guests()),
+            StartGuest::NUMBER => self.ask(Request::Start, tpm.guests()),
+            StopGuest::NUMBER => self.ask(Request::Stop, tpm.guests()),
+            ResetGuest::NUMBER => self.ask(Request::Reset, tpm.guests()),
             _ => Err(Status::NO_SUCH_CALL),
         }
     }

@@ -1,8 +1,9 @@
 //! What the service needs of the machine: the TPM behind its job queue, the random generator, the clock.
 
-use dolmen_abi::{MAX_ATTEST, MAX_SIGNATURE};
+use dolmen_abi::{GuestInfo, MAX_ATTEST, MAX_SIGNATURE, NAME_BYTES, Status};
 
 use super::desk::QuoteDesk;
+use crate::lifecycle::Request;
 
 /// The random generator has no seed it may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +22,21 @@ pub enum QuotePoll {
     Done,
     /// It failed with this TPM response code; 0 if the TPM did not answer, or not as it must.
     Failed(u32),
+}
+
+/// All guests, as the calls of the `manage` group see them.
+pub trait GuestTable {
+    /// Nanoseconds since the launch; never falls.
+    fn uptime_ns(&self) -> u64;
+
+    /// Describes guest number `index`, counted from 0 in manifest order; nothing after the last.
+    fn describe(&self, index: usize) -> Option<GuestInfo>;
+
+    /// Notes what is wanted of the guest of this padded name.
+    ///
+    /// # Errors
+    /// The status that says why not.
+    fn request(&mut self, name: &[u8; NAME_BYTES], request: Request) -> Result<(), Status>;
 }
 
 /// What the core gives to every guest's service. One for the machine: whoever calls holds it alone.
@@ -48,6 +64,9 @@ pub trait TpmService {
 
     /// Milliseconds since some moment in the past; never falls.
     fn uptime_ms(&self) -> u64;
+
+    /// All guests.
+    fn guests(&mut self) -> &mut impl GuestTable;
 
     /// Where the guests' quote requests meet. The implementation only keeps it.
     fn desk(&mut self) -> &mut QuoteDesk;

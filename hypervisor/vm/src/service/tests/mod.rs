@@ -1,6 +1,7 @@
 //! Tests of the whole service through its one entry, by topic.
 
 mod dispatch;
+mod managing;
 mod quoting;
 mod registers;
 mod sealing;
