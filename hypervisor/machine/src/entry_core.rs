@@ -7,8 +7,10 @@
 
 use core::arch::global_asm;
 
+use dolmen_arch::msr::GS_BASE;
 use dolmen_drtm::handoff::CoreHandoff;
 
+use crate::cpus;
 use crate::own::Entered;
 use crate::region::to_usize;
 use crate::segments::to_u64;
@@ -36,9 +38,17 @@ __core_entry:
     cli
     lea rsp, [rip + __stack_top]
     xor ebp, ebp
+    # GS leads to the boot processor's block.
+    lea rax, [rip + {blocks}]
+    mov rdx, rax
+    shr rdx, 32
+    mov ecx, {gs_base}
+    wrmsr
     call {entered}
     ud2
 "#,
+    blocks = sym cpus::BLOCKS,
+    gs_base = const GS_BASE,
     entered = sym entered,
 );
 

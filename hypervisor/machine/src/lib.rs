@@ -26,6 +26,8 @@ pub mod apic;
 #[cfg(feature = "core")]
 pub mod clock;
 #[cfg(feature = "core")]
+pub mod cpus;
+#[cfg(feature = "core")]
 pub mod entry_core;
 #[cfg(feature = "core")]
 pub mod heap;
@@ -42,6 +44,6 @@ pub mod rtc;
 #[cfg(feature = "core")]
 pub mod scrub;
 #[cfg(feature = "core")]
-pub mod segments;
+mod segments;
 #[cfg(feature = "core")]
 pub mod svm;

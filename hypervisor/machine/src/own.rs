@@ -18,7 +18,7 @@ use crate::interrupt::Window;
 use crate::mmio::Mmio;
 use crate::paging::{AddressSpace, CopyWindow, LARGE_PAGE, PagingError};
 use crate::region::Region;
-use crate::segments;
+use crate::segments::{self, FaultStacks};
 use crate::svm::{SvmCpu, SvmError, SvmHost};
 use crate::tpm_mmio::{TIS_BYTES, TisRegisters};
 
@@ -88,8 +88,11 @@ impl Machine {
         let mut space = AddressSpace::build(region, Hpa::new(handoff.region.base), end_of(handoff.region))?;
         // SAFETY: image, stack and the copy of the hand-off lie in the region; nothing else is used.
         unsafe { space.switch() };
-        // SAFETY: once, on the only running processor, with GIF and IF clear as the launch image left them.
-        unsafe { segments::load() };
+        // SAFETY: once, on the only running processor.
+        unsafe { segments::fill_handlers() };
+        // SAFETY: once, with GIF and IF clear as the launch image left them; GS leads to the first block since the
+        // entry; the stacks are the image's, which `build` maps.
+        unsafe { segments::load(FaultStacks::boot()) };
         let frame = space.region().allocate_run(heap_bytes / PAGE_SIZE).ok_or(MachineError::OutOfFrames)?;
         let heap_start = space.region().virtual_of(frame.base());
         // SAFETY: the run was taken from the region for the heap alone; the region stays mapped; once.
@@ -257,11 +260,18 @@ impl GuestRam {
     }
 
     /// Fills all of it with zeroes: before a guest is built anew.
-    pub fn wipe(&mut self) {
+    pub fn wipe(&self) {
         for extent in self.map.extents() {
             // SAFETY: the extents were checked to be pieces of the guest pool.
             unsafe { self.window.wipe(extent.hpa, extent.bytes) };
         }
+    }
+
+    fn put(&self, at: Gpa, from: &[u8]) -> Result<(), OutsideRam> {
+        let to = self.locate(at, from.len())?;
+        // SAFETY: a piece of the guest pool: RAM without objects; the guest owns it.
+        unsafe { self.window.write(to, from) };
+        Ok(())
     }
 
     fn locate(&self, at: Gpa, bytes: usize) -> Result<Hpa, OutsideRam> {
@@ -272,17 +282,24 @@ impl GuestRam {
 impl GuestMemory for GuestRam {
     fn read(&self, at: Gpa, into: &mut [u8]) -> Result<(), OutsideRam> {
         let from = self.locate(at, into.len())?;
-        // SAFETY: a piece of the guest pool: RAM without objects. One processor runs, and a copy is never
-        // interrupted by another, so the one window can be shared.
+        // SAFETY: a piece of the guest pool: RAM without objects.
         unsafe { self.window.read(from, into) };
         Ok(())
     }
 
     fn write(&mut self, at: Gpa, from: &[u8]) -> Result<(), OutsideRam> {
-        let to = self.locate(at, from.len())?;
-        // SAFETY: as in `read`; the guest owns that RAM.
-        unsafe { self.window.write(to, from) };
-        Ok(())
+        self.put(at, from)
+    }
+}
+
+/// A handle for each virtual processor: copies of several processors to the same bytes mix, as with any memory.
+impl GuestMemory for &GuestRam {
+    fn read(&self, at: Gpa, into: &mut [u8]) -> Result<(), OutsideRam> {
+        GuestRam::read(self, at, into)
+    }
+
+    fn write(&mut self, at: Gpa, from: &[u8]) -> Result<(), OutsideRam> {
+        self.put(at, from)
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! ffff_ffff_8000_0000  device pages, uncached, mapped one by one
-//! ffff_ffff_8020_0000  copy window: 4 MiB that show other RAM for the time of one copy
+//! ffff_ffff_8020_0000  copy windows: for each processor 4 MiB that show other RAM for the time of one copy
+//! ffff_ffff_9000_0000  stacks of the other processors, 2 MiB apart, unmapped pages below each
 //! ffff_ffff_c000_0000  the region: core text (RX), constants (R), data (RW), guard pages (-), the rest (RW)
 //! ```
 //! Nothing is both writable and executable; nothing of a guest is mapped for good.
@@ -12,13 +13,15 @@
 use dolmen_memory::{Hfn, Hpa, PAGE_SIZE};
 
 use crate::cpu;
+use crate::cpus;
 use crate::region::{Region, to_usize};
 use crate::segments::to_u64;
 
 /// Where device pages are mapped.
 const DEVICE_VA: u64 = 0xffff_ffff_8000_0000;
-/// Where the copy window is.
+/// Where the copy windows are: the page directory's entries from 1 on, two for each processor.
 const WINDOW_VA: u64 = 0xffff_ffff_8020_0000;
+const WINDOW_BYTES: u64 = 2 * LARGE_PAGE;
 /// Bytes of one large page.
 pub const LARGE_PAGE: u64 = 0x20_0000;
 
@@ -144,7 +147,7 @@ impl AddressSpace {
         &mut self.region
     }
 
-    /// The copy window of this address space; there is one.
+    /// The copy windows of this address space.
     #[must_use]
     pub const fn window(&self) -> CopyWindow {
         CopyWindow { first_entry: self.region.virtual_of(self.devices.base()).wrapping_add(8) }
@@ -175,10 +178,11 @@ const fn link(table: Hfn) -> u64 {
     table.base().get() | PRESENT | WRITABLE | ACCESSED_DIRTY & (1 << 5)
 }
 
-/// Two neighbouring large pages that show any RAM for the time of one copy.
-#[derive(Debug)]
+/// Two neighbouring large pages that show any RAM for the time of one copy. Each processor has its own: a copy
+/// goes through the window of the processor that makes it, and no handler that returns makes any.
+#[derive(Clone, Copy, Debug)]
 pub struct CopyWindow {
-    /// Virtual address of the window's first page-directory entry.
+    /// Virtual address of the first page-directory entry of the first processor's window.
     first_entry: u64,
 }
 
@@ -191,15 +195,16 @@ impl CopyWindow {
     /// # Safety
     /// `[from, from + into.len())` is RAM, and no Rust object lies in it.
     pub unsafe fn read(&self, from: Hpa, into: &mut [u8]) {
+        let slot = self.slot();
         let mut at = from.get();
         for piece in into.chunks_mut(to_usize(Self::MAX)) {
-            let source = core::ptr::with_exposed_provenance::<u8>(self.show(at));
+            let source = core::ptr::with_exposed_provenance::<u8>(slot.show(at));
             // SAFETY: the window shows RAM for at least `MAX` bytes from `at`, by the caller's promise, and
             // cannot overlap a slice, since no Rust object lies there.
             unsafe { source.copy_to_nonoverlapping(piece.as_mut_ptr(), piece.len()) };
             at = at.wrapping_add(to_u64(piece.len()));
         }
-        self.hide();
+        slot.hide();
     }
 
     /// Copies `bytes` to RAM at `to`, piece by piece.
@@ -207,14 +212,15 @@ impl CopyWindow {
     /// # Safety
     /// As [`Self::read`]; whoever owns that RAM expects it to change.
     pub unsafe fn write(&self, to: Hpa, bytes: &[u8]) {
+        let slot = self.slot();
         let mut at = to.get();
         for piece in bytes.chunks(to_usize(Self::MAX)) {
-            let target = core::ptr::with_exposed_provenance_mut::<u8>(self.show(at));
+            let target = core::ptr::with_exposed_provenance_mut::<u8>(slot.show(at));
             // SAFETY: as in `read`.
             unsafe { target.copy_from_nonoverlapping(piece.as_ptr(), piece.len()) };
             at = at.wrapping_add(to_u64(piece.len()));
         }
-        self.hide();
+        slot.hide();
     }
 
     /// Fills RAM with zeroes.
@@ -222,25 +228,43 @@ impl CopyWindow {
     /// # Safety
     /// As [`Self::write`].
     pub unsafe fn wipe(&self, from: Hpa, length: u64) {
+        let slot = self.slot();
         let mut at = from.get();
         let mut left = length;
         while left > 0 {
             let piece = left.min(Self::MAX);
-            let target = core::ptr::with_exposed_provenance_mut::<u8>(self.show(at));
+            let target = core::ptr::with_exposed_provenance_mut::<u8>(slot.show(at));
             // SAFETY: as in `write`.
             unsafe { target.write_bytes(0, to_usize(piece)) };
             at = at.wrapping_add(piece);
             left = left.wrapping_sub(piece);
         }
-        self.hide();
+        slot.hide();
     }
 
+    /// The window of the processor that this runs on.
+    fn slot(self) -> Slot {
+        let cpu = to_u64(cpus::this().index());
+        Slot {
+            first_entry: self.first_entry.wrapping_add(cpu.wrapping_mul(2 * 8)),
+            address: WINDOW_VA.wrapping_add(cpu.wrapping_mul(WINDOW_BYTES)),
+        }
+    }
+}
+
+/// One processor's window.
+struct Slot {
+    first_entry: u64,
+    address: u64,
+}
+
+impl Slot {
     /// Shows the large page of `at` and the next; answers the virtual address of `at`.
     fn show(&self, at: u64) -> usize {
         let page = at & !LARGE_PAGE.wrapping_sub(1);
         self.set(0, page | READ_WRITE | LARGE);
         self.set(1, page.wrapping_add(LARGE_PAGE) | READ_WRITE | LARGE);
-        to_usize(WINDOW_VA.wrapping_add(at.wrapping_sub(page)))
+        to_usize(self.address.wrapping_add(at.wrapping_sub(page)))
     }
 
     fn hide(&self) {
@@ -248,11 +272,11 @@ impl CopyWindow {
         self.set(1, 0);
     }
 
-    fn set(&self, slot: u64, entry: u64) {
-        let at = self.first_entry.wrapping_add(slot.wrapping_mul(8));
+    fn set(&self, page: u64, entry: u64) {
+        let at = self.first_entry.wrapping_add(page.wrapping_mul(8));
         // SAFETY: the entry belongs to the page directory that `build` allocated, mapped with the region
-        // for good; only this window writes it.
+        // for good; only the window's own processor writes it.
         unsafe { core::ptr::with_exposed_provenance_mut::<u64>(to_usize(at)).write_volatile(entry) };
-        cpu::invalidate_page(WINDOW_VA.wrapping_add(slot.wrapping_mul(LARGE_PAGE)));
+        cpu::invalidate_page(self.address.wrapping_add(page.wrapping_mul(LARGE_PAGE)));
     }
 }

@@ -1,12 +1,16 @@
 //! The hypervisor's own GDT, TSS and IDT.
 #![expect(unsafe_code, reason = "loading descriptor tables changes what every later instruction means")]
-// UNSAFETY: the tables are statics of this module, written once before they are loaded.
+// UNSAFETY: the tables are statics, written once before they are loaded.
 
 use core::arch::asm;
 use core::cell::UnsafeCell;
 
+use dolmen_arch::msr::GS_BASE;
+
+use crate::cpus;
+
 /// Selector of the 64-bit code segment.
-pub const CODE_SELECTOR: u16 = 0x08;
+pub(crate) const CODE_SELECTOR: u16 = 0x08;
 const DATA_SELECTOR: u16 = 0x10;
 const TSS_SELECTOR: u16 = 0x18;
 
@@ -43,32 +47,57 @@ struct TablePointer {
     base: u64,
 }
 
-struct Tables {
+/// What each processor has of its own: its descriptor table names its task-state segment, which names its stacks.
+pub(crate) struct Tables {
     gdt: [u64; 5],
     tss: Tss,
-    idt: [Gate; 256],
 }
 
-/// A static that the boot processor fills before anybody reads it.
-struct BootCell(UnsafeCell<Tables>);
+impl Tables {
+    pub(crate) const EMPTY: Self = Self {
+        gdt: [0; 5],
+        tss: Tss {
+            reserved0: 0,
+            rsp: [0; 3],
+            reserved1: 0,
+            ist: [0; 7],
+            reserved2: 0,
+            reserved3: 0,
+            io_map_base: 104,
+        },
+    };
+}
 
-// SAFETY: written only by `load`, which runs once on the boot processor before any other code of the
-// hypervisor could look; afterwards only the processor reads it.
-unsafe impl Sync for BootCell {}
+/// The interrupt table, which all processors share.
+struct Handlers(UnsafeCell<[Gate; 256]>);
 
-static TABLES: BootCell = BootCell(UnsafeCell::new(Tables {
-    gdt: [0; 5],
-    tss: Tss {
-        reserved0: 0,
-        rsp: [0; 3],
-        reserved1: 0,
-        ist: [0; 7],
-        reserved2: 0,
-        reserved3: 0,
-        io_map_base: 104,
-    },
-    idt: [Gate { low: 0, high: 0 }; 256],
-}));
+// SAFETY: written only by `fill_handlers`, which runs once on the boot processor before any processor loads it;
+// afterwards only processors read it.
+unsafe impl Sync for Handlers {}
+
+static HANDLERS: Handlers = Handlers(UnsafeCell::new([Gate { low: 0, high: 0 }; 256]));
+
+/// Tops of the stacks that a processor takes by itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FaultStacks {
+    /// Double faults and machine checks.
+    pub(crate) fatal: u64,
+    /// Non-maskable interrupts.
+    pub(crate) nmi: u64,
+    /// #SX.
+    pub(crate) security: u64,
+}
+
+impl FaultStacks {
+    /// Those of the boot processor, which lie in the core's image.
+    pub(crate) fn boot() -> Self {
+        Self {
+            fatal: to_u64((&raw const __ist1_top).addr()),
+            nmi: to_u64((&raw const __ist2_top).addr()),
+            security: to_u64((&raw const __ist3_top).addr()),
+        }
+    }
+}
 
 unsafe extern "C" {
     static __ist1_top: u8;
@@ -101,34 +130,36 @@ fn stack_of(vector: u64) -> u8 {
     }
 }
 
-/// Loads the hypervisor's segments and interrupt handlers on this processor.
+/// Fills the interrupt table.
 ///
 /// # Safety
-/// Called once, on the boot processor, with interrupts off and GIF clear.
-pub unsafe fn load() {
-    let tables = TABLES.0.get();
-    // SAFETY: called once and alone, by the caller's promise, so this is the only reference.
-    let tables = unsafe { &mut *tables };
-    tables.tss.ist = [
-        (&raw const __ist1_top).addr(),
-        (&raw const __ist2_top).addr(),
-        (&raw const __ist3_top).addr(),
-        0,
-        0,
-        0,
-        0,
-    ]
-    .map(to_u64);
-    let tss = to_u64((&raw const tables.tss).addr());
-    tables.gdt = gdt(tss);
+/// Called once, on the boot processor, before any processor loads its segments.
+pub(crate) unsafe fn fill_handlers() {
+    // SAFETY: called once and before all readers, by the caller's promise, so this is the only reference.
+    let handlers = unsafe { &mut *HANDLERS.0.get() };
     let stubs = to_u64((&raw const __interrupt_stubs).addr());
-    for (vector, slot) in (0u64..).zip(tables.idt.iter_mut()) {
+    for (vector, slot) in (0u64..).zip(handlers.iter_mut()) {
         *slot = gate(stubs.wrapping_add(vector.wrapping_mul(STUB_BYTES)), stack_of(vector));
     }
+}
+
+/// Loads this processor's segments and the interrupt handlers.
+///
+/// # Safety
+/// Called once on each processor, with interrupts off and GIF clear, after [`fill_handlers`]; GS base leads to this
+/// processor's block; the stacks are mapped, and used for nothing else.
+pub(crate) unsafe fn load(stacks: FaultStacks) {
+    let block = cpus::block(cpus::this());
+    // SAFETY: called once on the processor whose block it is, by the caller's promise, and nobody else asks for a
+    // reference, so this is the only one.
+    let tables = unsafe { &mut *block.tables() };
+    tables.tss.ist = [stacks.fatal, stacks.nmi, stacks.security, 0, 0, 0, 0];
+    tables.gdt = gdt(to_u64((&raw const tables.tss).addr()));
     let gdt = TablePointer { limit: 5 * 8 - 1, base: to_u64((&raw const tables.gdt).addr()) };
-    let idt = TablePointer { limit: 256 * 16 - 1, base: to_u64((&raw const tables.idt).addr()) };
-    // SAFETY: the tables are static and complete; the selectors name their own entries; the far return
-    // goes to the next instruction.
+    let idt = TablePointer { limit: 256 * 16 - 1, base: to_u64(HANDLERS.0.get().addr()) };
+    let [b0, b1, b2, b3, b4, b5, b6, b7] = block.address().to_le_bytes();
+    // SAFETY: the tables are static and complete; the selectors name their own entries; the far return goes to the
+    // next instruction. Loading GS may clear its base, which the write of GS_BASE gives back.
     unsafe {
         asm!(
             "lgdt [{gdt}]",
@@ -143,6 +174,7 @@ pub unsafe fn load() {
             "mov ss, {data:e}",
             "mov fs, {zero:e}",
             "mov gs, {zero:e}",
+            "wrmsr",
             "ltr {tss:x}",
             gdt = in(reg) &raw const gdt,
             idt = in(reg) &raw const idt,
@@ -151,6 +183,9 @@ pub unsafe fn load() {
             zero = in(reg) 0u32,
             tss = in(reg) TSS_SELECTOR,
             scratch = out(reg) _,
+            in("ecx") GS_BASE,
+            in("eax") u32::from_le_bytes([b0, b1, b2, b3]),
+            in("edx") u32::from_le_bytes([b4, b5, b6, b7]),
         );
     }
 }
