@@ -160,13 +160,18 @@ struct Turn {
     end: Tsc,
     /// Entities that shared its guest's weight when it began.
     sharers: u32,
+    /// Where the entity is to go on after this turn.
+    promised: Option<CpuId>,
 }
 
 /// The scheduler of all processors.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Scheduler {
     cpus: CpuSet,
     slots: [Option<Slot>; MAX_ENTITIES],
+    /// Entities that were added.
+    count: usize,
     seats: [Seat; MAX_CPUS],
     /// Entities of each guest that are ready or run.
     active: [u32; MAX_GUESTS],
@@ -182,6 +187,7 @@ impl Scheduler {
         Self {
             cpus,
             slots: [None; MAX_ENTITIES],
+            count: 0,
             seats: [Seat::Away; MAX_CPUS],
             active: [0; MAX_GUESTS],
             slice: ticks(SLICE_US, tsc_khz),
@@ -197,9 +203,8 @@ impl Scheduler {
         if config.affinity.is_empty() || config.guest >= MAX_GUESTS {
             return None;
         }
-        let index = self.slots.iter().position(Option::is_none)?;
-        let entity = Entity(u8::try_from(index).ok()?);
-        *self.slots.get_mut(index)? = Some(Slot {
+        let entity = Entity(u8::try_from(self.count).ok()?);
+        *self.slots.get_mut(self.count)? = Some(Slot {
             config,
             state: State::Off,
             start: ORIGIN,
@@ -209,6 +214,7 @@ impl Scheduler {
             stopping: false,
             used: 0,
         });
+        self.count = self.count.saturating_add(1);
         Some(entity)
     }
 
@@ -272,17 +278,21 @@ impl Scheduler {
         self.level(now);
         let Some(entity) = self.best_for(cpu) else {
             self.set_seat(cpu, Seat::Idle);
+            kick = kick.union(self.call_idle(cpu, now));
             return Pick { run: None, until: self.first_deadline(cpu), kick };
         };
         self.set_state(entity, State::Running(cpu));
-        let end = now.saturating_add(self.turn_length(cpu));
+        let trade = self.trade(cpu, entity, now);
+        let length = if trade.is_some() { self.shortest } else { self.turn_length(cpu) };
+        let end = now.saturating_add(length);
         let sharers = self.sharers(entity);
-        self.set_seat(cpu, Seat::Running(Turn { entity, since: now, end, sharers }));
+        self.set_seat(cpu, Seat::Running(Turn { entity, since: now, end, sharers, promised: None }));
+        kick = trade.map_or(kick, |other| kick.union(CpuSet::only(other)));
         if let Some(slot) = self.slot_mut(entity) {
             slot.last = Some(cpu);
             slot.fresh = false;
         }
-        kick = kick.union(self.call_idle(cpu));
+        kick = kick.union(self.call_idle(cpu, now));
         let until = self.first_deadline(cpu).map_or(end, |deadline| deadline.min(end));
         Pick { run: Some(entity), until: Some(until), kick }
     }
@@ -309,7 +319,7 @@ impl Scheduler {
         self.charge(turn, now);
         self.set_seat(cpu, Seat::Choosing);
         let Some(slot) = self.slot_mut(turn.entity) else { return };
-        let ready = State::Ready { called: None };
+        let ready = State::Ready { called: turn.promised };
         let state = match how {
             _ if slot.stopping => State::Off,
             GiveBack::Stopped => State::Off,
@@ -326,11 +336,11 @@ impl Scheduler {
     fn turn_length(&self, cpu: CpuId) -> u64 {
         /// An entity that waits counts for each processor it may run on in equal parts of this.
         const WHOLE: u64 = 64;
-        let waiting = |slot: &Slot| match u64::try_from(slot.config.affinity.len()) {
+        let waiting = |(_, slot): (Entity, &Slot)| match u64::try_from(slot.config.affinity.len()) {
             Ok(choices) if slot.is_ready_for(cpu) => WHOLE.checked_div(choices).unwrap_or(WHOLE),
             _ => 0,
         };
-        let crowd: u64 = self.slots.iter().flatten().map(waiting).fold(WHOLE, u64::saturating_add);
+        let crowd: u64 = self.entities().map(waiting).fold(WHOLE, u64::saturating_add);
         let part = self.round.saturating_mul(WHOLE).checked_div(crowd).unwrap_or(self.slice);
         part.clamp(self.shortest, self.slice.max(self.shortest))
     }
@@ -370,7 +380,9 @@ impl Scheduler {
 
     /// Every entity, with its slot.
     fn entities(&self) -> impl Iterator<Item = (Entity, &Slot)> {
-        (0u8..).zip(&self.slots).filter_map(|(index, slot)| Some((Entity(index), slot.as_ref()?)))
+        (0u8..)
+            .zip(self.slots.iter().take(self.count))
+            .filter_map(|(index, slot)| Some((Entity(index), slot.as_ref()?)))
     }
 }
 
@@ -378,6 +390,10 @@ const fn ticks(microseconds: u64, tsc_khz: u64) -> u64 {
     microseconds.saturating_mul(tsc_khz) / 1000
 }
 
+#[cfg(test)]
+mod fair_tests;
+#[cfg(test)]
+mod race_tests;
 #[cfg(test)]
 mod sim;
 #[cfg(test)]

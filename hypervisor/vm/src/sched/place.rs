@@ -1,8 +1,10 @@
 //! Where an entity that became ready runs, and who wakes those asleep.
 
+use core::cmp::Reverse;
+
 use dolmen_arch::{CpuId, CpuSet};
 
-use super::{Entity, Scheduler, Seat, State, Turn};
+use super::{Entity, Scheduler, Seat, Slot, State, Turn};
 use crate::board::Tsc;
 
 impl Scheduler {
@@ -20,13 +22,14 @@ impl Scheduler {
             self.call(cpu, entity);
             return Some(cpu);
         }
-        self.cut_short(entity, now)
+        self.make_room(entity, now).or_else(|| self.cut_short(entity, now))
     }
 
-    /// After a processor took something: calls idle ones for what still waits, and has not been promised one.
-    pub(super) fn call_idle(&mut self, cpu: CpuId) -> CpuSet {
+    /// After `cpu` chose: finds processors for those that still wait and have not been promised another one, as
+    /// long as any are idle.
+    pub(super) fn call_idle(&mut self, cpu: CpuId, now: Tsc) -> CpuSet {
         let mut kick = CpuSet::EMPTY;
-        for index in 0..self.slots.len() {
+        for index in 0..self.count {
             let Ok(index) = u8::try_from(index) else { break };
             let entity = Entity(index);
             let Some(slot) = self.slot(entity) else { break };
@@ -35,15 +38,58 @@ impl Scheduler {
                 continue;
             }
             let idle = self.idle_in(slot.config.affinity, slot.last);
-            match idle {
-                Some(idle) => {
-                    self.call(idle, entity);
-                    kick.insert(idle);
-                }
-                None => self.set_state(entity, State::Ready { called: None }),
+            self.set_state(entity, State::Ready { called: None });
+            if let Some(idle) = idle {
+                self.call(idle, entity);
+            }
+            if let Some(cpu) = idle.or_else(|| self.make_room(entity, now)) {
+                kick.insert(cpu);
             }
         }
         kick
+    }
+
+    /// Ends the turn of one that runs where `entity` could, and that could itself run on an idle processor.
+    fn make_room(&mut self, entity: Entity, now: Tsc) -> Option<CpuId> {
+        let affinity = self.slot(entity)?.config.affinity;
+        let (cpu, turn) = affinity.into_iter().find_map(|cpu| match self.seat(cpu)? {
+            Seat::Running(turn) => {
+                let runs = self.slot(turn.entity)?;
+                self.idle_in(runs.config.affinity, None).map(|_| (cpu, turn))
+            }
+            Seat::Away | Seat::Choosing | Seat::Idle | Seat::Called => None,
+        })?;
+        self.set_seat(cpu, Seat::Running(Turn { end: now, ..turn }));
+        Some(cpu)
+    }
+
+    /// Where `chosen` is to run on `cpu` although somebody is far more behind who may not run there: looks for a
+    /// third that runs where that one may, and could run on `cpu` itself. Its turn ends, it is promised `cpu`, and
+    /// the turn of `chosen` is to be short. The processor to kick.
+    pub(super) fn trade(&mut self, cpu: CpuId, chosen: Entity, now: Tsc) -> Option<CpuId> {
+        let start = self.slot(chosen)?.start;
+        let behind = |slot: &&Slot| {
+            matches!(slot.state, State::Ready { .. })
+                && !slot.config.affinity.contains(cpu)
+                && slot.start.saturating_add(self.span(slot, self.slice)) < start
+        };
+        let third = |turn: Turn| {
+            let slot = self.slot(turn.entity).filter(|slot| slot.start < start)?;
+            slot.config.affinity.contains(cpu).then_some(turn)
+        };
+        let affinity = self.entities().map(|(_, slot)| slot).find(behind)?.config.affinity;
+        let (other, turn) = affinity.into_iter().find_map(|other| match self.seat(other)? {
+            Seat::Running(turn) => Some((other, third(turn)?)),
+            Seat::Away | Seat::Choosing | Seat::Idle | Seat::Called => None,
+        })?;
+        self.set_seat(other, Seat::Running(Turn { end: now, promised: Some(cpu), ..turn }));
+        Some(other)
+    }
+
+    /// Whether one that is ready need not wait for `cpu`: another is idle or has been called for it.
+    pub(super) fn has_elsewhere(&self, slot: &Slot, cpu: CpuId) -> bool {
+        let State::Ready { called } = slot.state else { return false };
+        called.is_some_and(|called| called != cpu) || self.idle_in(slot.config.affinity, None).is_some()
     }
 
     fn idle_in(&self, affinity: CpuSet, last: Option<CpuId>) -> Option<CpuId> {
@@ -56,18 +102,20 @@ impl Scheduler {
         self.set_state(entity, State::Ready { called: Some(cpu) });
     }
 
-    /// Ends the turn that may end soonest in favour of `entity`, if that is before its time.
+    /// Ends the turn that may end soonest in favour of `entity`, if that is before its time; among several, the
+    /// turn of the one that is furthest ahead.
     fn cut_short(&mut self, entity: Entity, now: Tsc) -> Option<CpuId> {
         let slot = self.slot(entity)?;
         let (start, last) = (slot.start, slot.last);
         let turn_on = |cpu: CpuId| match self.seat(cpu)? {
             Seat::Running(turn) => {
-                Some((self.overtaken_at(turn, start)?.max(now), last != Some(cpu), cpu, turn))
+                let end = self.overtaken_at(turn, start)?.max(now);
+                Some((end, Reverse(self.lead(turn, now, last == Some(cpu))), cpu, turn))
             }
             Seat::Away | Seat::Choosing | Seat::Idle | Seat::Called => None,
         };
         let soonest = slot.config.affinity.into_iter().filter_map(turn_on);
-        let (end, _, cpu, turn) = soonest.min_by_key(|(end, elsewhere, ..)| (*end, *elsewhere))?;
+        let (end, _, cpu, turn) = soonest.min_by_key(|(end, lead, ..)| (*end, *lead))?;
         if end >= turn.end {
             return None;
         }

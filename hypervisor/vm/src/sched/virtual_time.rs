@@ -16,7 +16,7 @@ pub(super) const ORIGIN: VirtualTime = 1 << 100;
 /// Virtual time of a tick at weight 1: keeps weights apart without a loss that would show.
 const UNIT: u64 = 1 << 32;
 /// Turns that neighbours in the queue may stand apart.
-const APART: u64 = 4;
+const APART: u64 = 16;
 
 impl Scheduler {
     /// Virtual time of a tick of `slot`, if its guest's weight is shared by `sharers`.
@@ -34,7 +34,7 @@ impl Scheduler {
     }
 
     /// Virtual time of `ticks` of `slot`.
-    fn span(&self, slot: &Slot, ticks: u64) -> VirtualTime {
+    pub(super) fn span(&self, slot: &Slot, ticks: u64) -> VirtualTime {
         u128::from(Self::rate(slot, self.sharers_of(slot))).saturating_mul(u128::from(ticks))
     }
 
@@ -70,9 +70,12 @@ impl Scheduler {
     }
 
     /// The ready entity that should run on `cpu`: the one that is furthest behind. One that waits since the end
-    /// of a turn yields to another that ran on `cpu` last, if that is no more than half a turn ahead.
+    /// of a turn yields to another that ran on `cpu` last, if that is no more than half a turn ahead. Those that
+    /// have another processor to go to come after those that have none.
     pub(super) fn best_for(&self, cpu: CpuId) -> Option<Entity> {
-        let ready = || self.entities().filter(|(_, slot)| slot.is_ready_for(cpu));
+        let all = || self.entities().filter(|(_, slot)| slot.is_ready_for(cpu));
+        let must_here = all().any(|(_, slot)| !self.has_elsewhere(slot, cpu));
+        let ready = || all().filter(|(_, slot)| !must_here || !self.has_elsewhere(slot, cpu));
         let (first, leader) = ready().min_by_key(|(_, slot)| slot.start)?;
         if leader.fresh || leader.last == Some(cpu) {
             return Some(first);
@@ -93,6 +96,14 @@ impl Scheduler {
         Some(turn.since.saturating_add(ticks.max(self.shortest)))
     }
 
+    /// How far in virtual time the entity of `turn` is, half a turn further where a preference is to count.
+    pub(super) fn lead(&self, turn: Turn, now: Tsc, preferred: bool) -> VirtualTime {
+        let Some(slot) = self.slot(turn.entity) else { return 0 };
+        let preference = if preferred { self.slice / 2 } else { 0 };
+        let ticks = now.saturating_sub(turn.since).saturating_add(preference);
+        slot.start.saturating_add(self.span(slot, ticks))
+    }
+
     /// Moves those in the queue who stand far behind everybody else closer.
     ///
     /// An entity that has its processors to itself, or a weight that one processor cannot satisfy, gets less than
@@ -110,8 +121,8 @@ impl Scheduler {
         }
         order.sort_unstable();
         let turn = self.slice.saturating_mul(APART);
-        let widest = self.slots.iter().flatten().filter(|slot| slot.is_runnable());
-        let apart = widest.map(|slot| self.span(slot, turn)).max().unwrap_or_default();
+        let widest = self.entities().filter(|(_, slot)| slot.is_runnable());
+        let apart = widest.map(|(_, slot)| self.span(slot, turn)).max().unwrap_or_default();
         let mut moved: VirtualTime = 0;
         let mut above: Option<VirtualTime> = None;
         for (start, entity) in order.into_iter().rev().filter(|(start, _)| *start != VirtualTime::MAX) {
