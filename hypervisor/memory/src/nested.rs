@@ -239,8 +239,8 @@ impl<F: EntryFormat> NestedTable<F> {
             let at = gpa.get().wrapping_add(done);
             let frame = hpa.get().wrapping_add(done);
             let size = fitting(at | frame, bytes.wrapping_sub(done), largest);
-            self.map_page(memory, at, Hfn::containing(Hpa::new(frame)), rights, size)?;
-            done = done.wrapping_add(size.bytes());
+            let mapped = self.map_page(memory, at, Hfn::containing(Hpa::new(frame)), rights, size)?;
+            done = done.wrapping_add(mapped.bytes());
         }
         Ok(())
     }
@@ -284,6 +284,8 @@ impl<F: EntryFormat> NestedTable<F> {
         }
     }
 
+    /// Maps one page of at most `size`; answers the size it has. Where a table of smaller pages was left behind by
+    /// what was unmapped, the page is one of that table.
     fn map_page(
         &self,
         memory: &mut impl TableMemory,
@@ -291,15 +293,19 @@ impl<F: EntryFormat> NestedTable<F> {
         frame: Hfn,
         rights: Rights,
         size: PageSize,
-    ) -> Result<(), MapError> {
+    ) -> Result<PageSize, MapError> {
         let mut table = self.root;
         let mut level = None;
-        while level != Some(size) {
+        loop {
             let (entry, below) = entry_at::<F>(memory, table, level, at);
-            table = match entry {
-                Entry::Link(next) => next,
-                Entry::Leaf(..) => return Err(MapError::Occupied(Gpa::new(at))),
-                Entry::Empty => {
+            table = match (entry, level) {
+                (Entry::Link(next), _) => next,
+                (Entry::Leaf(..), _) => return Err(MapError::Occupied(Gpa::new(at))),
+                (Entry::Empty, Some(reached)) if reached <= size => {
+                    memory.write(table, reached.index(at), F::leaf(frame, rights, reached));
+                    return Ok(reached);
+                }
+                (Entry::Empty, _) => {
                     let next = memory.allocate().ok_or(MapError::OutOfFrames)?;
                     memory.write(table, index_at(level, at), F::link(next));
                     next
@@ -307,11 +313,6 @@ impl<F: EntryFormat> NestedTable<F> {
             };
             level = below;
         }
-        if F::decode(memory.read(table, size.index(at)), Some(size)) != Entry::Empty {
-            return Err(MapError::Occupied(Gpa::new(at)));
-        }
-        memory.write(table, size.index(at), F::leaf(frame, rights, size));
-        Ok(())
     }
 
     /// Unmaps the page at `at` if it ends by `end`, else splits it; answers where to go on.

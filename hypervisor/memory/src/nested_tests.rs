@@ -120,6 +120,19 @@ fn unmapping_inside_a_large_page_splits_it_and_keeps_the_rest() {
 }
 
 #[test]
+fn a_range_that_was_unmapped_in_pieces_can_be_mapped_again() {
+    let mut memory = Tables::new(100);
+    let mut table = NestedTable::<Npt>::new(&mut memory).unwrap();
+    let piece = (Gpa::new(0x5000), Hpa::new(0x5000), 0x3000);
+    table.map(&mut memory, piece, Rights::ALL, PageSize::Size2M).unwrap();
+    table.unmap(&mut memory, Gpa::new(0), MIB2).unwrap().by(|| ());
+    table.map(&mut memory, (Gpa::new(0), Hpa::new(MIB2), MIB2), Rights::READ, PageSize::Size2M).unwrap();
+    for at in [0, 0x5abc, MIB2 - 1] {
+        assert_eq!(table.translate(&memory, Gpa::new(at)), Some((Hpa::new(MIB2 + at), Rights::READ)));
+    }
+}
+
+#[test]
 fn bad_ranges_are_refused() {
     let mut memory = Tables::new(100);
     let mut table = NestedTable::<Ept>::new(&mut memory).unwrap();
