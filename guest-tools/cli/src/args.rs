@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use dolmen_abi::{REPORT_DATA_BYTES, SealPolicy};
 
-/// What a measured hypervisor offers its guest: sealed secrets, quotes, registers, random numbers.
+/// What a measured hypervisor offers its guest: sealed secrets, quotes, registers, random numbers; and, if the
+/// manifest allows it, the other guests.
 ///
 /// Exit status: 0 done, 1 failed, 2 wrong usage, 3 a sealed blob does not open here.
 #[derive(Debug, Parser)]
@@ -66,6 +67,23 @@ pub(crate) enum Action {
     Log,
     /// Get the attestation key's public part (TPM2B_PUBLIC)
     Ak,
+    /// List all guests of the machine: state, last stop, processors, memory
+    Ps,
+    /// Start a guest that does not run, and wait until it does
+    Start(Target),
+    /// Stop a guest, wipe its memory, and wait until that is done
+    Stop(Target),
+    /// Stop a guest and start it again, and wait until it runs
+    Reset(Target),
+    /// Watch all guests: processor time and exits, per second; `q` ends it
+    Top {
+        /// Seconds between two tables
+        #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=3600))]
+        interval: u32,
+        /// End after so many tables; 0 for never
+        #[arg(long, value_name = "TABLES", default_value_t = 0)]
+        count: u32,
+    },
     /// Receive one frame on standard input and write its content to a file
     Receive {
         /// Where the content goes (mode 0600); it is replaced whole or not at all
@@ -74,6 +92,15 @@ pub(crate) enum Action {
         #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
         timeout: u32,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Target {
+    /// The guest's name, as the manifest has it
+    pub(crate) name: String,
+    /// Give up waiting after so many seconds; what was asked for still happens
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) timeout: u32,
 }
 
 #[derive(Debug, Args)]

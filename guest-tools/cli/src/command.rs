@@ -13,8 +13,9 @@ use zeroize::Zeroizing;
 
 use crate::args::{Action, Extend, Quote};
 use crate::failure::Failure;
+use crate::manage::{self, Request};
 use crate::output::Product;
-use crate::report;
+use crate::{guests, report};
 
 /// Reads what the command takes as input: a file, or standard input for `-`. Empty if it takes none.
 pub(crate) fn gather(action: &Action) -> Result<Zeroizing<Vec<u8>>, Failure> {
@@ -29,6 +30,11 @@ pub(crate) fn gather(action: &Action) -> Result<Zeroizing<Vec<u8>>, Failure> {
         | Action::Quote(_)
         | Action::Log
         | Action::Ak
+        | Action::Ps
+        | Action::Start(_)
+        | Action::Stop(_)
+        | Action::Reset(_)
+        | Action::Top { .. }
         | Action::Receive { .. } => Ok(Zeroizing::new(Vec::new())),
     }
 }
@@ -78,6 +84,11 @@ where
             key.truncate(length);
             Ok(Product::bytes("ak", key))
         }
+        Action::Ps => Ok(guests::list(&manage::snapshot(client)?)),
+        Action::Start(target) => manage::carry_out(client, Request::Start, target),
+        Action::Stop(target) => manage::carry_out(client, Request::Stop, target),
+        Action::Reset(target) => manage::carry_out(client, Request::Reset, target),
+        Action::Top { .. } => Err(Failure::plain(&"watching is a command of its own")),
         Action::Receive { .. } => Err(Failure::plain(&"receiving needs no hypervisor")),
     }
 }

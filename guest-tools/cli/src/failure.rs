@@ -63,6 +63,13 @@ fn remedy(status: Status) -> Option<&'static str> {
         Status::NO_SUCH_CALL => "the hypervisor is older than this command",
         Status::BAD_BLOB => "give a whole file as `dolmen seal` wrote it",
         Status::REFUSED => "check the label, and `dolmen registers` if the secret is bound to some",
+        Status::NO_SUCH_GUEST => "`dolmen ps` lists the guests",
+        Status::WRONG_STATE => {
+            "`dolmen ps` tells what the guest does: start what is stopped, stop or reset what runs"
+        }
+        Status::CHANGED_FILE => {
+            "something changed its files in memory; launch the machine anew, and find out what did"
+        }
         _ => return None,
     })
 }

@@ -9,9 +9,13 @@ mod args;
 mod command;
 mod failure;
 mod frame;
+mod guests;
+mod manage;
 mod output;
 mod receive;
 mod report;
+mod terminal;
+mod top;
 
 use std::process::ExitCode;
 
@@ -39,7 +43,11 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     } else {
         let input = command::gather(action)?;
         let device = Device::open(&arguments.device).map_err(|error| Failure::plain(&error))?;
-        command::run(&mut Client::new(device), action, &input)?
+        let mut client = Client::new(device);
+        if let Action::Top { interval, count } = action {
+            return top::watch(&mut client, *interval, *count, arguments.json);
+        }
+        command::run(&mut client, action, &input)?
     };
     output::deliver(&product, arguments)
 }

@@ -8,11 +8,11 @@ use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, isatty, tcgetattr, tcsetattr};
 
 use crate::failure::Failure;
 use crate::frame::{Frame, Reader};
 use crate::output::{Product, write_file};
+use crate::terminal::Quiet;
 
 /// Ctrl-C and Ctrl-D.
 const GIVE_UP: [u8; 2] = [0x03, 0x04];
@@ -65,38 +65,5 @@ fn await_byte(timeout: u32) -> Result<(), Failure> {
             Err(Errno::INTR) => {}
             Err(error) => return Err(Failure::plain(&format!("cannot wait for standard input: {error}"))),
         }
-    }
-}
-
-/// A terminal without echo, line editing and signals, for as long as this lives.
-struct Quiet {
-    before: Termios,
-}
-
-impl Quiet {
-    /// Silences standard input, if it is a terminal.
-    fn begin() -> Result<Option<Self>, Failure> {
-        let stdin = io::stdin();
-        if !isatty(&stdin) {
-            return Ok(None);
-        }
-        let failed = |error: Errno| Failure::plain(&format!("cannot silence the terminal: {error}"));
-        let before = tcgetattr(&stdin).map_err(failed)?;
-        let mut quiet = before.clone();
-        quiet
-            .local_modes
-            .remove(LocalModes::ECHO | LocalModes::ECHONL | LocalModes::ICANON | LocalModes::ISIG);
-        quiet.special_codes[SpecialCodeIndex::VMIN] = 1;
-        quiet.special_codes[SpecialCodeIndex::VTIME] = 0;
-        // Now, and without discarding: the sender may already have begun.
-        tcsetattr(&stdin, OptionalActions::Now, &quiet).map_err(failed)?;
-        Ok(Some(Self { before }))
-    }
-}
-
-impl Drop for Quiet {
-    fn drop(&mut self) {
-        // Nothing can be done if the terminal is gone.
-        tcsetattr(io::stdin(), OptionalActions::Now, &self.before).unwrap_or_default();
     }
 }

@@ -1,10 +1,11 @@
 //! The calls as functions.
 
 use dolmen_abi::{
-    AkPublic, Call, EventLog, EventLogReply, EventLogRequest, Extend, ExtendRequest, MAX_LABEL, MAX_RANDOM,
-    MAX_SECRET, Quote, QuoteReply, QuoteRequest, REGISTER_BYTES, REPORT_DATA_BYTES, Random, RandomRequest,
-    ReadRegisters, Registers, SEALED_OVERHEAD, Seal, SealPolicy, SealRequest, Status, TpmFailure, Unseal,
-    UnsealRequest, Version, VersionReply,
+    AkPublic, Call, EventLog, EventLogReply, EventLogRequest, Extend, ExtendRequest, GuestInfo, GuestName,
+    ListGuests, ListGuestsReply, MAX_GUESTS, MAX_LABEL, MAX_RANDOM, MAX_SECRET, Quote, QuoteReply,
+    QuoteRequest, REGISTER_BYTES, REPORT_DATA_BYTES, Random, RandomRequest, ReadRegisters, Registers,
+    ResetGuest, SEALED_OVERHEAD, Seal, SealPolicy, SealRequest, StartGuest, Status, StopGuest, TpmFailure,
+    Unseal, UnsealRequest, Version, VersionReply,
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -12,6 +13,25 @@ use crate::{Error, Transport};
 
 /// Bytes of the event log that are fetched at a time.
 const WINDOW: usize = 1024;
+
+/// All guests, as [`Client::guests`] brought them.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestList<'a> {
+    /// When, and who asked.
+    pub head: ListGuestsReply,
+    bytes: &'a [u8],
+}
+
+impl GuestList<'_> {
+    /// Bytes of the longest list.
+    pub const BYTES: usize =
+        size_of::<ListGuestsReply>().saturating_add(MAX_GUESTS.saturating_mul(size_of::<GuestInfo>()));
+
+    /// The guests in manifest order.
+    pub fn guests(&self) -> impl Iterator<Item = GuestInfo> + '_ {
+        self.bytes.chunks_exact(size_of::<GuestInfo>()).filter_map(|one| GuestInfo::read_from_bytes(one).ok())
+    }
+}
 
 /// A guest's side of the hypercalls.
 #[derive(Debug)]
@@ -148,6 +168,47 @@ impl<T: Transport> Client<T> {
                 Some(_) | None => return Err(Error::Reply),
             }
         }
+    }
+
+    /// All guests of the machine, into `buffer` of [`GuestList::BYTES`] bytes.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn guests<'a>(&mut self, buffer: &'a mut [u8]) -> Result<GuestList<'a>, Error<T::Error>> {
+        let filled = self.call::<ListGuests>(&[], buffer)?;
+        let reply = buffer.get(..filled).ok_or(Error::Reply)?;
+        let (head, bytes) = ListGuestsReply::read_from_prefix(reply).map_err(|_| Error::Reply)?;
+        let told =
+            usize::try_from(head.count).ok().and_then(|count| count.checked_mul(size_of::<GuestInfo>()));
+        if told == Some(bytes.len()) { Ok(GuestList { head, bytes }) } else { Err(Error::Reply) }
+    }
+
+    /// Asks that a guest be started.
+    ///
+    /// # Errors
+    /// [`Error::Length`] for a name that no guest can have, or another [`Error`].
+    pub fn start_guest(&mut self, name: &str) -> Result<(), Error<T::Error>> {
+        self.ask::<StartGuest>(name)
+    }
+
+    /// Asks that a guest be stopped.
+    ///
+    /// # Errors
+    /// As [`Self::start_guest`].
+    pub fn stop_guest(&mut self, name: &str) -> Result<(), Error<T::Error>> {
+        self.ask::<StopGuest>(name)
+    }
+
+    /// Asks that a guest be stopped and started again.
+    ///
+    /// # Errors
+    /// As [`Self::start_guest`].
+    pub fn reset_guest(&mut self, name: &str) -> Result<(), Error<T::Error>> {
+        self.ask::<ResetGuest>(name)
+    }
+
+    fn ask<C: Call<Request = GuestName, Reply = ()>>(&mut self, name: &str) -> Result<(), Error<T::Error>> {
+        self.fixed::<C>(&GuestName::new(name).ok_or(Error::Length)?)
     }
 
     /// The way to the hypervisor.

@@ -24,7 +24,7 @@ pub mod loopback;
 #[cfg(feature = "vmmcall")]
 pub mod vmmcall;
 
-pub use client::Client;
+pub use client::{Client, GuestList};
 pub use dolmen_abi as abi;
 pub use error::Error;
 

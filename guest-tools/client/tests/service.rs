@@ -2,9 +2,9 @@
 #![allow(clippy::arithmetic_side_effects, clippy::unwrap_used, reason = "tests may fail loudly")]
 
 use dolmen_abi::evidence::Evidence;
-use dolmen_abi::{MAX_SECRET, SEALED_OVERHEAD, SealPolicy, Status};
+use dolmen_abi::{GuestInfo, GuestState, MAX_SECRET, SEALED_OVERHEAD, SealPolicy, Status};
 use dolmen_guest::loopback::Loopback;
-use dolmen_guest::{Client, Error, Transport};
+use dolmen_guest::{Client, Error, GuestList, Transport};
 
 fn client() -> Client<Loopback> {
     Client::new(Loopback::launched().unwrap())
@@ -92,6 +92,33 @@ fn the_tpms_refusal_is_told_with_its_code() {
     assert_eq!(client.quote(&[1; 64]), Err(Error::Tpm(0x99d)));
 }
 
+#[test]
+fn guests_are_listed_started_and_stopped() {
+    let mut client = client();
+    let mut buffer = [0; GuestList::BYTES];
+    let list = client.guests(&mut buffer).unwrap();
+    let names: Vec<String> = list.guests().map(|guest| guest.name().to_owned()).collect();
+    assert_eq!(names, ["first", "second", "third"]);
+    assert_eq!(list.guests().map(|guest| guest.state()).next(), Some(GuestState::RUNNING));
+    assert_eq!(client.start_guest("third"), Ok(()));
+    assert_eq!(client.stop_guest("first"), Ok(()));
+    assert_eq!(client.reset_guest("second"), Err(Error::Refused(Status::WRONG_STATE)));
+    assert_eq!(client.start_guest("fourth"), Err(Error::Refused(Status::NO_SUCH_GUEST)));
+    assert_eq!(client.start_guest(&"x".repeat(33)), Err(Error::Length));
+    let states = |client: &mut Client<Loopback>| -> Vec<GuestState> {
+        let mut buffer = [0; GuestList::BYTES];
+        client.guests(&mut buffer).unwrap().guests().map(|guest| guest.state()).collect()
+    };
+    for _ in 0..5 {
+        states(&mut client);
+    }
+    assert_eq!(states(&mut client), [GuestState::STOPPED, GuestState::OFF, GuestState::RUNNING]);
+    assert_eq!(
+        client.guests(&mut [0; 16 + size_of::<GuestInfo>()]).err(),
+        Some(Error::Refused(Status::REPLY_TOO_SMALL))
+    );
+}
+
 /// A hypervisor that answers everything in the same wrong way.
 struct Liar {
     status: Status,
@@ -122,6 +149,8 @@ fn malformed_replies_are_noticed() {
             assert_eq!(client.registers(), Err(Error::Reply));
             assert_eq!(client.seal(SealPolicy::G0, b"", b"x", &mut [0; 200]), Err(Error::Reply));
             assert_eq!(client.quote(&[5; 64]), Err(Error::Reply));
+            assert_eq!(client.guests(&mut [0; 400]).err(), Some(Error::Reply));
+            assert_eq!(client.stop_guest("x").is_ok(), length == 0);
             assert!(client.evidence(&[5; 64]).is_err());
         }
     }

@@ -118,3 +118,39 @@ fn input_is_read_to_its_limit_and_no_further() {
     assert!(missing.contains("cannot open"), "{missing}");
     assert_eq!(hash(&path).unwrap()[..], Sha384::digest(vec![7; MAX_SECRET + 1])[..]);
 }
+
+#[test]
+fn guests_are_listed_for_people_and_programs() {
+    let product = run_line(&mut client(), "dolmen ps", &[]).unwrap();
+    let text = product.as_text(false);
+    assert!(text.starts_with("GUEST   STATE    FOR") && text.contains("\nfirst*  running  2.0s"), "{text}");
+    let json = json(&product);
+    assert_eq!((&json["guests"][0]["name"], &json["guests"][1]["state"]), (&"first".into(), &"off".into()));
+}
+
+#[test]
+fn start_stop_and_reset_wait_until_it_is_done() {
+    let mut client = client();
+    for (line, state, want) in [
+        ("dolmen start second", "running", "second runs\n"),
+        ("dolmen reset second", "running", "second runs\n"),
+        ("dolmen stop second", "stopped", "second is stopped, its memory wiped\n"),
+    ] {
+        let product = run_line(&mut client, line, &[]).unwrap();
+        assert_eq!(product.as_text(false), want);
+        assert_eq!(json(&product)["state"], state, "{line}");
+    }
+}
+
+#[test]
+fn what_cannot_be_done_to_a_guest_is_explained() {
+    for (line, part) in [
+        ("dolmen start first", "WRONG_STATE"),
+        ("dolmen stop second", "start what is stopped"),
+        ("dolmen start fourth", "no guest is called fourth; `dolmen ps` lists them"),
+        ("dolmen stop first --timeout 0", "first is still stopping after 0 seconds"),
+    ] {
+        let failure = run_line(&mut client(), line, &[]).unwrap_err().to_string();
+        assert!(failure.contains(part), "{line}: {failure}");
+    }
+}
