@@ -32,6 +32,8 @@ pub(crate) struct Parts {
     pub(crate) manifest: PathBuf,
     /// The guests' files in manifest order.
     pub(crate) components: Vec<PathBuf>,
+    /// RAM that the core takes for itself, where the manifest says how much.
+    pub(crate) region_mib: Option<u64>,
 }
 
 impl Parts {
@@ -44,6 +46,7 @@ impl Parts {
             core: artifacts.core(),
             manifest: compiled,
             components: manifest.files(),
+            region_mib: manifest.region_mib,
         })
     }
 
@@ -69,6 +72,9 @@ pub(crate) fn write(parts: &Parts, image: &Path) -> Result<()> {
     let mut configuration = String::from(
         "launch=\\dolmen\\launch.bin\ncore=\\dolmen\\core.bin\nmanifest=\\dolmen\\manifest.bin\n",
     );
+    if let Some(mib) = parts.region_mib {
+        writeln!(configuration, "region_mib={mib}").context("cannot write to memory")?;
+    }
     for (index, component) in parts.components.iter().enumerate() {
         let name = format!("guest{index}.bin");
         writeln!(configuration, "component=\\dolmen\\{name}").context("cannot write to memory")?;
