@@ -5,7 +5,7 @@ use alloc::vec;
 use dolmen_drtm::handoff::Extent;
 use dolmen_machine::own::{GuestRam, Machine};
 use dolmen_memory::{Gpa, GuestMemory, Hpa};
-use dolmen_vm::acpi;
+use dolmen_vm::acpi::{self, TablesConfig};
 use dolmen_vm::backend::StartState;
 use dolmen_vm::image::{self, Boot, File, ImageError, ImageSource, OutsideImage};
 use dolmen_vm::layout::RamLayout;
@@ -23,7 +23,8 @@ pub(crate) fn guest(
     ram: &mut GuestRam,
 ) -> Result<StartState, Reason> {
     let config = &guest.config;
-    let rsdp = acpi::write_tables(ram, config.vcpus)
+    let tables = TablesConfig { vcpus: config.vcpus, second_uart: config.has_second_uart() };
+    let rsdp = acpi::write_tables(ram, &tables)
         .map_err(|_| Reason::Unsupported("too little memory for ACPI tables"))?;
     let format = config.format().ok_or(Reason::Unsupported("an unknown image format"))?;
     // The manifest's check puts the kernel first.

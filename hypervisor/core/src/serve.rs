@@ -9,7 +9,7 @@ use dolmen_machine::serial::Serial;
 use dolmen_machine::{apic, cpu};
 use dolmen_memory::GuestMemory;
 use dolmen_vm::backend::Backend;
-use dolmen_vm::board::Tsc;
+use dolmen_vm::board::{SerialPort, Tsc};
 use dolmen_vm::bus::VcpuSet;
 use dolmen_vm::guest::Guest;
 use dolmen_vm::manifest::Answer;
@@ -54,7 +54,7 @@ pub(crate) fn for_ever(virtualising: Virtualising) -> Result<Infallible, Reason>
 pub(crate) struct Surroundings {
     window: Window,
     clock: Clock,
-    console: Option<Serial>,
+    consoles: [Option<Serial>; 2],
     desk: Box<TpmDesk>,
     service: Service<'static>,
     deadline: Option<Tsc>,
@@ -64,11 +64,11 @@ impl Surroundings {
     pub(crate) const fn new(
         window: Window,
         clock: Clock,
-        console: Option<Serial>,
+        consoles: [Option<Serial>; 2],
         desk: Box<TpmDesk>,
         service: Service<'static>,
     ) -> Self {
-        Self { window, clock, console, desk, service, deadline: None }
+        Self { window, clock, consoles, desk, service, deadline: None }
     }
 
     /// Starts the timer for the guest's deadline or the next look at the console, whichever is first.
@@ -90,10 +90,12 @@ impl Surroundings {
     fn take_input(&mut self, guest: &Guest) {
         let mut wires = guest.bus().wires();
         let mut board = guest.board();
-        while board.console_room() > 0 {
-            let Some(byte) = self.console_in() else { break };
-            if !board.console_in(byte, &mut wires) {
-                break;
+        for port in SerialPort::ALL {
+            while board.console_room(port) > 0 {
+                let Some(byte) = self.console_in(port) else { break };
+                if !board.console_in(port, byte, &mut wires) {
+                    break;
+                }
             }
         }
         drop(board);
@@ -122,14 +124,15 @@ impl Host for Surroundings {
         // The one virtual processor there is runs here, and looks for mail before it goes on.
     }
 
-    fn console_out(&mut self, byte: u8) {
-        if let Some(console) = &self.console {
+    fn console_out(&mut self, port: SerialPort, byte: u8) -> bool {
+        if let Some(Some(console)) = self.consoles.get(port.index()) {
             console.send(byte);
         }
+        true
     }
 
-    fn console_in(&mut self) -> Option<u8> {
-        self.console.as_ref()?.receive()
+    fn console_in(&mut self, port: SerialPort) -> Option<u8> {
+        self.consoles.get(port.index())?.as_ref()?.receive()
     }
 
     fn call(

@@ -54,17 +54,18 @@ pub(crate) fn build(measured: Measured) -> Result<Virtualising, Reason> {
         },
         Box::leak(Box::new(Scratch::new())),
     );
-    let board = board_config(host.clock.tsc_khz, config.memory)?;
+    let board = board_config(host.clock.tsc_khz, &config)?;
     let guest = Guest::new(board, config.vcpus);
     let cpuid = GuestCpuid::new(&ThisCpu, cpuid_config(&config, facts));
     let mut vcpu = Vcpu::new(0, processor, cpuid, &board);
     vcpu.start(&start);
     cpu.load(vcpu.backend_mut());
-    let console = open_console(&config)?;
+    let [first, second] = config.consoles();
+    let consoles = [open_console(first)?, open_console(second)?];
     heap::close();
     log::info!(target: "virtualise", "guest built name={} ram_mib={} left_kib={}",
         config.name(), config.memory / 0x10_0000, host.machine.region().left() / 1024);
-    let surroundings = Surroundings::new(window, host.clock, console, desk, service);
+    let surroundings = Surroundings::new(window, host.clock, consoles, desk, service);
     Ok(Virtualising { config, vcpu, ram, guest, surroundings })
 }
 
@@ -91,10 +92,11 @@ fn build_memory(machine: &mut Machine, config: &GuestConfig) -> Result<(GuestRam
     Ok((machine.guest_ram(map)?, tables))
 }
 
-fn board_config(tsc_khz: u64, ram_bytes: u64) -> Result<BoardConfig, Reason> {
+fn board_config(tsc_khz: u64, config: &GuestConfig) -> Result<BoardConfig, Reason> {
     let tsc_khz = u32::try_from(tsc_khz).map_err(|_| Reason::Unsupported("a clock above 4 THz"))?;
     let wall_clock_ns = rtc::unix_seconds().unwrap_or_default().saturating_mul(NS_PER_S);
-    Ok(BoardConfig { tsc_khz, ram_bytes, wall_clock_ns, created_at: cpu::read_tsc() })
+    let (ram_bytes, second_uart) = (config.memory, config.has_second_uart());
+    Ok(BoardConfig { tsc_khz, ram_bytes, wall_clock_ns, created_at: cpu::read_tsc(), second_uart })
 }
 
 fn cpuid_config(config: &GuestConfig, facts: LaunchFacts) -> CpuidConfig {
@@ -106,8 +108,7 @@ fn cpuid_config(config: &GuestConfig, facts: LaunchFacts) -> CpuidConfig {
     }
 }
 
-fn open_console(config: &GuestConfig) -> Result<Option<Serial>, Reason> {
-    let [console, _] = config.consoles();
+fn open_console(console: Console) -> Result<Option<Serial>, Reason> {
     let port = match console {
         Console::None => return Ok(None),
         Console::Com1 | Console::Multiplexed => Serial::COM1,

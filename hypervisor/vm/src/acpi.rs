@@ -9,13 +9,22 @@ mod table;
 
 use dolmen_memory::{Gpa, GuestMemory, OutsideRam};
 
-use crate::board::{UART_PIN, UART_PORT};
+use crate::board::SerialPort;
 use crate::device::{cmos, power};
 use crate::layout::{ACPI_TABLES, IO_APIC_BASE, LOCAL_APIC_BASE};
 use table::Table;
 
 /// Most virtual processors that the tables can describe.
 pub const MAX_VCPUS: u32 = 64;
+
+/// The machine that the tables describe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TablesConfig {
+    /// Virtual processors, with APIC IDs from 0.
+    pub vcpus: u32,
+    /// Whether [`SerialPort::Com2`] is there.
+    pub second_uart: bool,
+}
 
 /// Why the tables could not be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,11 +41,12 @@ impl From<OutsideRam> for AcpiError {
     }
 }
 
-/// Writes the tables for `vcpus` processors with APIC IDs from 0; answers where the RSDP is.
+/// Writes the tables; answers where the RSDP is.
 ///
 /// # Errors
 /// [`AcpiError`], which says why.
-pub fn write_tables(memory: &mut impl GuestMemory, vcpus: u32) -> Result<Gpa, AcpiError> {
+pub fn write_tables(memory: &mut impl GuestMemory, config: &TablesConfig) -> Result<Gpa, AcpiError> {
+    let vcpus = config.vcpus;
     if !(1..=MAX_VCPUS).contains(&vcpus) {
         return Err(AcpiError::VcpuCount(vcpus));
     }
@@ -50,7 +60,7 @@ pub fn write_tables(memory: &mut impl GuestMemory, vcpus: u32) -> Result<Gpa, Ac
         table.write(memory, Gpa::new(at))?;
         Ok(at)
     };
-    let dsdt = place(aml::dsdt(vcpus), memory)?;
+    let dsdt = place(aml::dsdt(config), memory)?;
     let fadt = place(fadt(dsdt), memory)?;
     let madt = place(madt(vcpus), memory)?;
     let spcr = place(spcr(), memory)?;
@@ -112,9 +122,13 @@ fn fadt(dsdt: u64) -> Table {
     fadt
 }
 
-/// Multiple APIC description table: processors and the I/O APIC; there is no PIC (ACPI 6.5, 5.2.12).
+/// Multiple APIC description table: processors, the I/O APIC, and which local input is for NMIs; there is no
+/// PIC, and each interrupt has the pin of its number, so nothing is overridden (ACPI 6.5, 5.2.12). APIC IDs
+/// below 255 must not be told in x2APIC entries.
 fn madt(vcpus: u32) -> Table {
     const ENABLED: u32 = 1;
+    const ALL_PROCESSORS: u8 = 0xff;
+    const NMI_INPUT: u8 = 1;
     let mut madt = Table::new(*b"APIC", 5);
     madt.u32(LOW_LOCAL_APIC);
     madt.u32(0); // flags: not PC-AT compatible
@@ -125,6 +139,9 @@ fn madt(vcpus: u32) -> Table {
     madt.bytes(&[1, 12, 0, 0]); // I/O APIC with ID 0
     madt.u32(LOW_IO_APIC);
     madt.u32(0); // its first pin is interrupt 0
+    madt.bytes(&[4, 6, ALL_PROCESSORS]); // local APIC NMI
+    madt.u16(0); // polarity and trigger as the bus has them
+    madt.u8(NMI_INPUT);
     madt
 }
 
@@ -142,9 +159,9 @@ fn spcr() -> Table {
     const ANSI: u8 = 3;
     let mut spcr = Table::new(*b"SPCR", 2);
     spcr.u32(0); // 16550
-    spcr.port_register(UART_PORT);
-    spcr.bytes(&[INTERRUPT_BY_IO_APIC, UART_PIN]);
-    spcr.u32(u32::from(UART_PIN));
+    spcr.port_register(SerialPort::Com1.port());
+    spcr.bytes(&[INTERRUPT_BY_IO_APIC, SerialPort::Com1.pin()]);
+    spcr.u32(u32::from(SerialPort::Com1.pin()));
     spcr.bytes(&[BAUD_115200, 0, 1, 0, ANSI, 0]); // no parity, one stop bit, no flow control
     spcr.u16(u16::MAX); // not a PCI device
     spcr.u16(u16::MAX);

@@ -30,6 +30,8 @@ pub struct BoardConfig {
     pub wall_clock_ns: u64,
     /// The guest's time-stamp counter when the wall clock was read.
     pub created_at: Tsc,
+    /// Whether [`SerialPort::Com2`] is there.
+    pub second_uart: bool,
 }
 
 impl BoardConfig {
@@ -46,19 +48,58 @@ impl BoardConfig {
 pub enum Effect {
     /// Nothing.
     None,
-    /// The guest's console sends this byte.
-    ConsoleOut(u8),
+    /// A UART has bytes to send: call [`Board::send_console`].
+    ConsoleOut(SerialPort),
     /// The guest resets its machine.
     Reset,
     /// The guest switches its machine off.
     PowerOff,
 }
 
-/// First port of the console's UART, its interrupt, and how many ports it has.
-pub const UART_PORT: u16 = 0x3f8;
-/// The console's pin of the I/O APIC.
-pub const UART_PIN: u8 = 4;
-const UART_LAST_PORT: u16 = UART_PORT.wrapping_add(7);
+/// One of the guest's serial ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SerialPort {
+    /// The console.
+    Com1,
+    /// The second one, which not every guest has.
+    Com2,
+}
+
+impl SerialPort {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Com1, Self::Com2];
+
+    /// Its first port, of [`UART_PORTS`].
+    pub const fn port(self) -> u16 {
+        match self {
+            Self::Com1 => 0x3f8,
+            Self::Com2 => 0x2f8,
+        }
+    }
+
+    /// Its pin of the I/O APIC.
+    pub const fn pin(self) -> u8 {
+        match self {
+            Self::Com1 => 4,
+            Self::Com2 => 3,
+        }
+    }
+
+    /// Its place in lists of both.
+    pub const fn index(self) -> usize {
+        match self {
+            Self::Com1 => 0,
+            Self::Com2 => 1,
+        }
+    }
+}
+
+/// Ports of one UART.
+pub const UART_PORTS: u16 = 8;
+const COM1_LAST: u16 = SerialPort::Com1.port().wrapping_add(UART_PORTS).wrapping_sub(1);
+const COM2_LAST: u16 = SerialPort::Com2.port().wrapping_add(UART_PORTS).wrapping_sub(1);
+const COM1: u16 = SerialPort::Com1.port();
+const COM2: u16 = SerialPort::Com2.port();
 
 const PAGE: u64 = 0x1000;
 const NS_PER_S: u64 = 1_000_000_000;
@@ -68,7 +109,8 @@ const NS_PER_S: u64 = 1_000_000_000;
 pub struct Board {
     config: BoardConfig,
     io_apic: IoApic,
-    uart: Uart,
+    /// By [`SerialPort::index`].
+    uarts: [Uart; 2],
     cmos: Cmos,
     power: Power,
     pci: Pci,
@@ -80,7 +122,7 @@ impl Board {
     pub fn new(config: BoardConfig) -> Self {
         Self {
             io_apic: IoApic::default(),
-            uart: Uart::default(),
+            uarts: Default::default(),
             cmos: Cmos::default(),
             power: Power::default(),
             pci: Pci::default(),
@@ -143,16 +185,27 @@ impl Board {
         self.io_apic.end_of_interrupt(vector, |message| wires.send(message));
     }
 
-    /// A byte for the guest's console; `false`, and nothing changed, if there was no room for it.
-    pub fn console_in(&mut self, byte: u8, wires: &mut Wires<'_>) -> bool {
-        let taken = self.uart.receive(byte);
-        self.update_uart_pin(wires);
+    /// A byte for a serial port of the guest; `false`, and nothing changed, if there was no room for it.
+    pub fn console_in(&mut self, port: SerialPort, byte: u8, wires: &mut Wires<'_>) -> bool {
+        let taken = self.uart(port).is_some_and(|uart| uart.receive(byte));
+        self.update_uart_pin(port, wires);
         taken
     }
 
     /// How many bytes [`Self::console_in`] would take now.
-    pub fn console_room(&self) -> usize {
-        self.uart.room()
+    pub fn console_room(&mut self, port: SerialPort) -> usize {
+        self.uart(port).map_or(0, |uart| uart.room())
+    }
+
+    /// Hands what a serial port has to send to `line`, until that refuses a byte; the guest then sees a
+    /// transmitter that is not empty. To be called after [`Effect::ConsoleOut`], and again whenever a line
+    /// that has refused takes bytes again.
+    pub fn send_console(&mut self, port: SerialPort, line: impl FnMut(u8) -> bool, wires: &mut Wires<'_>) {
+        let Some(uart) = self.uart(port) else { return };
+        if uart.is_sending() {
+            uart.send(line);
+            self.update_uart_pin(port, wires);
+        }
     }
 
     /// What the board was made for.
@@ -162,11 +215,8 @@ impl Board {
 
     fn read_byte(&mut self, port: u16, now: Tsc, wires: &mut Wires<'_>) -> u8 {
         match port {
-            UART_PORT..=UART_LAST_PORT => {
-                let value = self.uart.read(port.wrapping_sub(UART_PORT));
-                self.update_uart_pin(wires);
-                value
-            }
+            COM1..=COM1_LAST => self.read_uart(SerialPort::Com1, port.wrapping_sub(COM1), wires),
+            COM2..=COM2_LAST => self.read_uart(SerialPort::Com2, port.wrapping_sub(COM2), wires),
             cmos::DATA => self.cmos.read(self.wall_clock_seconds(now)),
             pci::DATA..=pci::LAST_DATA => self.pci.read(port.wrapping_sub(pci::DATA)),
             _ => self.power.read(port).unwrap_or(u8::MAX),
@@ -175,7 +225,8 @@ impl Board {
 
     fn write_byte(&mut self, port: u16, value: u8, now: Tsc, wires: &mut Wires<'_>) -> Effect {
         match port {
-            UART_PORT..=UART_LAST_PORT => self.write_uart(port.wrapping_sub(UART_PORT), value, wires),
+            COM1..=COM1_LAST => self.write_uart(SerialPort::Com1, port.wrapping_sub(COM1), value, wires),
+            COM2..=COM2_LAST => self.write_uart(SerialPort::Com2, port.wrapping_sub(COM2), value, wires),
             cmos::INDEX => {
                 self.cmos.select(value);
                 Effect::None
@@ -188,17 +239,29 @@ impl Board {
         }
     }
 
-    fn write_uart(&mut self, offset: u16, value: u8, wires: &mut Wires<'_>) -> Effect {
-        let written = self.uart.write(offset, value);
-        if written.line_dropped {
-            self.set_pin(UART_PIN, false, wires);
-        }
-        self.update_uart_pin(wires);
-        written.sent.map_or(Effect::None, Effect::ConsoleOut)
+    /// The UART of `port`, if the guest has it.
+    fn uart(&mut self, port: SerialPort) -> Option<&mut Uart> {
+        let is_there = port == SerialPort::Com1 || self.config.second_uart;
+        self.uarts.get_mut(port.index()).filter(|_| is_there)
     }
 
-    fn update_uart_pin(&mut self, wires: &mut Wires<'_>) {
-        self.set_pin(UART_PIN, self.uart.interrupt(), wires);
+    fn read_uart(&mut self, port: SerialPort, offset: u16, wires: &mut Wires<'_>) -> u8 {
+        let value = self.uart(port).map_or(u8::MAX, |uart| uart.read(offset));
+        self.update_uart_pin(port, wires);
+        value
+    }
+
+    fn write_uart(&mut self, port: SerialPort, offset: u16, value: u8, wires: &mut Wires<'_>) -> Effect {
+        let Some(uart) = self.uart(port) else { return Effect::None };
+        uart.write(offset, value);
+        let effect = if uart.is_sending() { Effect::ConsoleOut(port) } else { Effect::None };
+        self.update_uart_pin(port, wires);
+        effect
+    }
+
+    fn update_uart_pin(&mut self, port: SerialPort, wires: &mut Wires<'_>) {
+        let asserted = self.uart(port).is_some_and(|uart| uart.interrupt());
+        self.set_pin(port.pin(), asserted, wires);
     }
 
     fn set_pin(&mut self, pin: u8, asserted: bool, wires: &mut Wires<'_>) {

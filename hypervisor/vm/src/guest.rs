@@ -187,7 +187,8 @@ mod tests {
 
     #[test]
     fn a_guest_sleeps_for_ever_when_all_its_processors_do() {
-        let config = BoardConfig { tsc_khz: 1, ram_bytes: 0, wall_clock_ns: 0, created_at: 0 };
+        let config =
+            BoardConfig { tsc_khz: 1, ram_bytes: 0, wall_clock_ns: 0, created_at: 0, second_uart: false };
         let guest = Guest::new(config, 2);
         assert!(!guest.fall_asleep(1));
         guest.wake_up(1);

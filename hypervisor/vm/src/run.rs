@@ -10,7 +10,7 @@ use dolmen_arch::segment::{Attributes, Segment, SegmentName};
 use dolmen_memory::{Access, GuestMemory, Gva, read_virtual};
 
 use crate::backend::{Backend, Readiness, Register};
-use crate::board::{Effect, Tsc};
+use crate::board::{Effect, SerialPort, Tsc};
 use crate::bus::VcpuSet;
 use crate::cpuid::CpuidState;
 use crate::device::local_apic::{Collected, Request};
@@ -46,10 +46,11 @@ pub trait Host {
     fn take_interrupts(&mut self) -> bool;
     /// There is mail for these virtual processors of the guest, which may wait or run elsewhere.
     fn wake(&mut self, whom: VcpuSet);
-    /// Sends a byte of the guest's console.
-    fn console_out(&mut self, byte: u8);
-    /// A byte for the guest's console, if there is one.
-    fn console_in(&mut self) -> Option<u8>;
+    /// Takes a byte that a serial port of the guest sends; whether there was room for it. If not, the host
+    /// calls [`crate::board::Board::send_console`] when there is room again.
+    fn console_out(&mut self, port: SerialPort, byte: u8) -> bool;
+    /// A byte for a serial port of the guest, if there is one.
+    fn console_in(&mut self, port: SerialPort) -> Option<u8>;
     /// Serves a hypercall.
     fn call(
         &mut self,
@@ -214,10 +215,12 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
     fn take_console_input(&mut self) {
         let mut wires = self.guest.bus().wires();
         let mut board = self.guest.board();
-        while board.console_room() > 0 {
-            let Some(byte) = self.host.console_in() else { break };
-            if !board.console_in(byte, &mut wires) {
-                break;
+        for port in SerialPort::ALL {
+            while board.console_room(port) > 0 {
+                let Some(byte) = self.host.console_in(port) else { break };
+                if !board.console_in(port, byte, &mut wires) {
+                    break;
+                }
             }
         }
         drop(board);
@@ -299,8 +302,10 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
     fn take_effect(&mut self, effect: Effect) -> Step {
         match effect {
             Effect::None => Ok(()),
-            Effect::ConsoleOut(byte) => {
-                self.host.console_out(byte);
+            Effect::ConsoleOut(port) => {
+                let (host, mut wires) = (&mut *self.host, self.guest.bus().wires());
+                self.guest.board().send_console(port, |byte| host.console_out(port, byte), &mut wires);
+                self.wake_others(wires.woken());
                 Ok(())
             }
             Effect::Reset => Err(Turn::Stopped(StopReason::Reset)),

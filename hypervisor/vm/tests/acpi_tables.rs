@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use dolmen_memory::{Gpa, GuestMemory, OutsideRam};
-use dolmen_vm::acpi::write_tables;
+use dolmen_vm::acpi::{TablesConfig, write_tables};
 
 struct Ram(Vec<u8>);
 
@@ -32,7 +32,7 @@ impl GuestMemory for Ram {
 /// Finds the table with this signature in the table area.
 fn table(signature: &[u8]) -> Vec<u8> {
     let mut ram = Ram(vec![0; 0x10_0000]);
-    write_tables(&mut ram, 2).unwrap();
+    write_tables(&mut ram, &TablesConfig { vcpus: 2, second_uart: true }).unwrap();
     let area = &ram.0[0xe_0000..];
     let at = area.chunks(16).position(|chunk| chunk.starts_with(signature)).expect("the table is there") * 16;
     let length = u32::from_le_bytes(area[at + 4..at + 8].try_into().unwrap());
@@ -71,6 +71,8 @@ fn the_dsdt_is_what_its_source_says() {
         "Name (_HID, EisaId (\"PNP0501\")",
         "IO (Decode16, 0x03F8,",
         "Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive, ,, ) { 0x00000004, }",
+        "IO (Decode16, 0x02F8,",
+        "Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive, ,, ) { 0x00000003, }",
         "Name (_HID, EisaId (\"PNP0B00\")",
         "IO (Decode16, 0x0070,",
     ] {
@@ -83,6 +85,7 @@ fn the_data_tables_disassemble_without_complaint() {
     for (signature, wanted) in [
         ("FACP", "Hardware Reduced (V5) : 1"),
         ("APIC", "[I/O APIC]"),
+        ("APIC", "[Local APIC NMI]"),
         ("SPCR", "Interface Type : 00"),
         ("XSDT", "ACPI Table Address 2"),
     ] {

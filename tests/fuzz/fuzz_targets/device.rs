@@ -4,7 +4,7 @@
 
 use dolmen_arch::instruction::CodeSize;
 use dolmen_memory::{Gpa, GuestMemory, OutsideRam};
-use dolmen_vm::board::{Board, BoardConfig};
+use dolmen_vm::board::{Board, BoardConfig, SerialPort};
 use dolmen_vm::bus::{Bus, VcpuSet};
 use dolmen_vm::decode::decode;
 use dolmen_vm::device::local_apic::Request;
@@ -47,8 +47,13 @@ libfuzzer_sys::fuzz_target!(|input: (Vec<(u8, u32, u8, u64)>, &[u8])| {
             assert!(matches!(access.bytes, 1 | 2 | 4 | 8));
         }
     }
-    let config =
-        BoardConfig { tsc_khz: 2_000_000, ram_bytes: 0x800_0000, wall_clock_ns: u64::MAX / 2, created_at: 7 };
+    let config = BoardConfig {
+        tsc_khz: 2_000_000,
+        ram_bytes: 0x800_0000,
+        wall_clock_ns: u64::MAX / 2,
+        created_at: 7,
+        second_uart: true,
+    };
     let (mut board, bus) = (Board::new(config), Bus::new(VCPUS));
     let mut processors: Vec<_> = (0..VCPUS).map(|index| LocalDevices::new(index, &config)).collect();
     let mut now = 7u64;
@@ -97,9 +102,11 @@ libfuzzer_sys::fuzz_target!(|input: (Vec<(u8, u32, u8, u64)>, &[u8])| {
         for index in woken.iter() {
             assert!(!bus.mailbox(index).unwrap().is_empty(), "nobody is woken for nothing");
         }
-        let room = board.console_room();
+        let port = if at & 2 == 0 { SerialPort::Com1 } else { SerialPort::Com2 };
+        let room = board.console_room(port);
         let mut wires = bus.wires();
-        assert_eq!(board.console_in(at as u8, &mut wires), room > 0);
+        assert_eq!(board.console_in(port, at as u8, &mut wires), room > 0);
+        board.send_console(port, |byte| byte & 1 == 0, &mut wires);
         let _woken = wires.woken();
         let collected = devices.collect(mailbox);
         assert!(mailbox.is_empty());

@@ -5,16 +5,17 @@
 //! Scope (\_SB) {
 //!     Device (C000) { Name (_HID, "ACPI0007")  Name (_UID, 0) }               // one for each processor
 //!     Device (COM1) { Name (_HID, EisaId ("PNP0501"))  Name (_UID, 1)  Name (_CRS, ports, interrupt) }
+//!     Device (COM2) { the same with 2 }                                        // where there is one
 //!     Device (RTC)  { Name (_HID, EisaId ("PNP0B00"))  Name (_CRS, ports) }
 //! }
 //! ```
 
+use super::TablesConfig;
 use super::table::Table;
-use crate::board::{UART_PIN, UART_PORT};
+use crate::board::{SerialPort, UART_PORTS};
 use crate::device::{cmos, power};
 
 const ZERO: u8 = 0x00;
-const ONE: u8 = 0x01;
 const NAME: u8 = 0x08;
 const BYTE: u8 = 0x0a;
 const DWORD: u8 = 0x0c;
@@ -29,8 +30,8 @@ const DEVICE: [u8; 2] = [0x5b, 0x82];
 const EISA_SERIAL_PORT: [u8; 4] = [0x41, 0xd0, 0x05, 0x01];
 const EISA_CLOCK: [u8; 4] = [0x41, 0xd0, 0x0b, 0x00];
 
-/// The table for `vcpus` processors.
-pub(super) fn dsdt(vcpus: u32) -> Table {
+/// The table.
+pub(super) fn dsdt(config: &TablesConfig) -> Table {
     let mut table = Table::new(*b"DSDT", 2);
     table.bytes(&[NAME, ROOT]);
     table.bytes(b"_S5_");
@@ -40,18 +41,13 @@ pub(super) fn dsdt(vcpus: u32) -> Table {
     block(&mut table, &[SCOPE], |table| {
         table.u8(ROOT);
         table.bytes(b"_SB_");
-        for (_, id) in (0..vcpus).zip(0u8..) {
+        for (_, id) in (0..config.vcpus).zip(0u8..) {
             processor(table, id);
         }
-        device(table, b"COM1", EISA_SERIAL_PORT, |table| {
-            table.u8(NAME);
-            table.bytes(b"_UID");
-            table.u8(ONE);
-            resources(table, |table| {
-                ports(table, UART_PORT, 8);
-                interrupt(table, UART_PIN);
-            });
-        });
+        serial_port(table, b"COM1", SerialPort::Com1);
+        if config.second_uart {
+            serial_port(table, b"COM2", SerialPort::Com2);
+        }
         device(table, b"RTC_", EISA_CLOCK, |table| {
             resources(table, |table| ports(table, cmos::INDEX, 2));
         });
@@ -81,6 +77,19 @@ fn processor(table: &mut Table, id: u8) {
         table.u8(NAME);
         table.bytes(b"_UID");
         table.bytes(&[BYTE, id]);
+    });
+}
+
+fn serial_port(table: &mut Table, name: &[u8; 4], port: SerialPort) {
+    device(table, name, EISA_SERIAL_PORT, |table| {
+        table.u8(NAME);
+        table.bytes(b"_UID");
+        let number = u8::try_from(port.index()).unwrap_or(u8::MAX).saturating_add(1);
+        table.bytes(&[BYTE, number]);
+        resources(table, |table| {
+            ports(table, port.port(), UART_PORTS.to_le_bytes()[0]);
+            interrupt(table, port.pin());
+        });
     });
 }
 

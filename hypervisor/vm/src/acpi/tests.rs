@@ -1,9 +1,13 @@
 use super::*;
 use crate::testing::Ram;
 
+fn config(vcpus: u32) -> TablesConfig {
+    TablesConfig { vcpus, second_uart: true }
+}
+
 fn written(vcpus: u32) -> Ram {
     let mut ram = Ram::new(0x10_0000);
-    assert_eq!(write_tables(&mut ram, vcpus), Ok(Gpa::new(0xe_0000)));
+    assert_eq!(write_tables(&mut ram, &config(vcpus)), Ok(Gpa::new(0xe_0000)));
     ram
 }
 
@@ -49,7 +53,8 @@ fn the_madt_lists_every_processor_and_one_io_apic() {
         let at = 44 + 8 * usize::from(id);
         assert_eq!(madt[at..at + 8], [0, 8, id, id, 1, 0, 0, 0]);
     }
-    assert_eq!(madt[68..], [1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0]);
+    assert_eq!(madt[68..80], [1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0]);
+    assert_eq!(madt[80..], [4, 6, 0xff, 0, 0, 1], "NMI at the second local input of each");
 }
 
 #[test]
@@ -59,17 +64,26 @@ fn the_spcr_names_the_console() {
 }
 
 #[test]
+fn the_second_serial_port_is_described_only_where_it_is() {
+    for second_uart in [false, true] {
+        let mut ram = Ram::new(0x10_0000);
+        assert!(write_tables(&mut ram, &TablesConfig { vcpus: 1, second_uart }).is_ok());
+        assert_eq!(find(&ram, b"DSDT").windows(4).any(|bytes| bytes == b"COM2"), second_uart);
+    }
+}
+
+#[test]
 fn the_largest_tables_fit_and_do_not_overlap() {
     let ram = written(MAX_VCPUS);
     let dsdt = find(&ram, b"DSDT");
     assert_eq!(dsdt.windows(9).filter(|bytes| bytes == b"ACPI0007\0").count(), 64);
-    assert!(find(&ram, b"APIC").len() == 44 + 64 * 8 + 12);
+    assert!(find(&ram, b"APIC").len() == 44 + 64 * 8 + 12 + 6);
     assert!(ram.bytes(0xf_0000, 0x1_0000).iter().all(|byte| *byte == 0));
 }
 
 #[test]
 fn absurd_numbers_of_processors_and_too_little_ram_are_refused() {
-    assert_eq!(write_tables(&mut Ram::new(0x10_0000), 0), Err(AcpiError::VcpuCount(0)));
-    assert_eq!(write_tables(&mut Ram::new(0x10_0000), 65), Err(AcpiError::VcpuCount(65)));
-    assert_eq!(write_tables(&mut Ram::new(0xe_0000), 1), Err(AcpiError::OutsideRam));
+    assert_eq!(write_tables(&mut Ram::new(0x10_0000), &config(0)), Err(AcpiError::VcpuCount(0)));
+    assert_eq!(write_tables(&mut Ram::new(0x10_0000), &config(65)), Err(AcpiError::VcpuCount(65)));
+    assert_eq!(write_tables(&mut Ram::new(0xe_0000), &config(1)), Err(AcpiError::OutsideRam));
 }

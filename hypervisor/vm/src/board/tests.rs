@@ -11,6 +11,7 @@ const CONFIG: BoardConfig = BoardConfig {
     ram_bytes: 0x800_0000,
     wall_clock_ns: 1_709_210_096_000_000_000,
     created_at: 0,
+    second_uart: true,
 };
 
 const DONE: MsrAnswer = MsrAnswer::Done(Request::None);
@@ -49,7 +50,7 @@ impl Machine {
         machine.woken = VcpuSet::EMPTY;
         machine.route(4, 0x24);
         for (register, value) in [(2, 0x81), (3, 0x03), (4, 0x0b), (1, 0x05)] {
-            assert_eq!(machine.port_write(UART_PORT + register, 1, value, 0), Effect::None);
+            assert_eq!(machine.port_write(COM1 + register, 1, value, 0), Effect::None);
         }
         machine
     }
@@ -107,9 +108,26 @@ impl Machine {
         }
     }
 
+    /// Sends to a line that takes `most` bytes.
+    fn send(&mut self, port: SerialPort, most: usize) -> Vec<u8> {
+        let (mut wires, mut sent) = (self.bus.wires(), Vec::new());
+        let line = |byte| {
+            let room = sent.len() < most;
+            sent.extend(room.then_some(byte));
+            room
+        };
+        self.board.send_console(port, line, &mut wires);
+        self.woken = self.woken.union(wires.woken());
+        sent
+    }
+
     fn console_in(&mut self, byte: u8) -> bool {
+        self.port_in(SerialPort::Com1, byte)
+    }
+
+    fn port_in(&mut self, port: SerialPort, byte: u8) -> bool {
         let mut wires = self.bus.wires();
-        let taken = self.board.console_in(byte, &mut wires);
+        let taken = self.board.console_in(port, byte, &mut wires);
         self.woken = self.woken.union(wires.woken());
         taken
     }
@@ -134,20 +152,47 @@ fn a_byte_from_the_console_interrupts_and_is_read() {
     assert!(machine.console_in(b'a'));
     assert_eq!(machine.woken, VcpuSet::EMPTY.with(0));
     assert_eq!((machine.take(1), machine.take(0)), (None, Some(0x24)));
-    assert_eq!(machine.port_read(UART_PORT + 2, 1, 0), 0xcc);
-    assert_eq!(machine.port_read(UART_PORT, 1, 0), u32::from(b'a'));
-    assert_eq!((machine.pending(0), machine.board.console_room()), (None, 16));
+    assert_eq!(machine.port_read(COM1 + 2, 1, 0), 0xcc);
+    assert_eq!(machine.port_read(COM1, 1, 0), u32::from(b'a'));
+    assert_eq!((machine.pending(0), machine.board.console_room(SerialPort::Com1)), (None, 16));
 }
 
 #[test]
 fn each_byte_sent_brings_a_new_interrupt_while_the_guest_wants_them() {
     let mut machine = Machine::running(1);
-    assert_eq!(machine.port_write(UART_PORT + 1, 1, 0x02, 0), Effect::None);
+    assert_eq!(machine.port_write(COM1 + 1, 1, 0x02, 0), Effect::None);
     assert_eq!(machine.take(0), Some(0x24));
-    assert_eq!(machine.port_write(UART_PORT, 1, u32::from(b'x'), 0), Effect::ConsoleOut(b'x'));
+    assert_eq!(machine.port_write(COM1, 1, u32::from(b'x'), 0), Effect::ConsoleOut(SerialPort::Com1));
+    assert_eq!(machine.send(SerialPort::Com1, 0), [], "the line takes nothing");
+    assert_eq!((machine.port_read(COM1 + 5, 1, 0), machine.take(0)), (0, None));
+    assert_eq!(machine.send(SerialPort::Com1, 1), [b'x']);
     assert_eq!(machine.take(0), Some(0x24), "although it never read the cause");
-    assert_eq!(machine.port_read(UART_PORT + 2, 1, 0), 0xc2);
+    assert_eq!(machine.port_read(COM1 + 2, 1, 0), 0xc2);
     assert_eq!(machine.pending(0), None);
+}
+
+#[test]
+fn the_second_port_has_ports_and_a_pin_of_its_own() {
+    let mut machine = Machine::running(1);
+    machine.route(3, 0x23);
+    for (register, value) in [(2, 0x81), (4, 0x0b), (1, 0x01)] {
+        assert_eq!(machine.port_write(COM2 + register, 1, value, 0), Effect::None);
+    }
+    assert!(machine.port_in(SerialPort::Com2, b'z'));
+    assert_eq!(machine.take(0), Some(0x23));
+    assert_eq!((machine.port_read(COM2, 1, 0), machine.port_read(COM1 + 5, 1, 0)), (u32::from(b'z'), 0x60));
+    assert_eq!(machine.port_write(COM2, 1, u32::from(b'y'), 0), Effect::ConsoleOut(SerialPort::Com2));
+    assert_eq!((machine.send(SerialPort::Com1, 9), machine.send(SerialPort::Com2, 9)), (vec![], vec![b'y']));
+}
+
+#[test]
+fn a_guest_without_a_second_port_finds_nothing_there() {
+    let mut machine = Machine::running(1);
+    machine.board = Board::new(BoardConfig { second_uart: false, ..CONFIG });
+    assert_eq!(machine.port_write(COM2 + 7, 1, 0x5a, 0), Effect::None);
+    assert_eq!((machine.port_read(COM2 + 7, 1, 0), machine.board.console_room(SerialPort::Com2)), (0xff, 0));
+    assert_eq!(machine.port_write(COM2, 1, 0x5a, 0), Effect::None);
+    assert!(!machine.port_in(SerialPort::Com2, b'z'));
 }
 
 #[test]
@@ -158,7 +203,7 @@ fn the_end_of_a_level_interrupt_comes_back_from_whichever_processor_served_it() 
     assert_eq!(machine.woken, VcpuSet::EMPTY.with(1));
     assert_eq!(machine.take(1), Some(0x31));
     assert_eq!(machine.take(1), Some(0x31), "the line is still up");
-    assert_eq!(machine.port_read(UART_PORT, 1, 0), u32::from(b'a'));
+    assert_eq!(machine.port_read(COM1, 1, 0), u32::from(b'a'));
     assert_eq!((machine.take(1), machine.take(1)), (Some(0x31), None));
 }
 
@@ -291,7 +336,7 @@ proptest! {
                 5 => { let _answer = machine.processors[vcpu].msr_read(at, now); }
                 _ => machine.processors[vcpu].advance(now),
             }
-            let room = machine.board.console_room();
+            let room = machine.board.console_room(SerialPort::Com1);
             prop_assert_eq!(machine.console_in(at as u8), room > 0);
             if let Some(vector) = machine.pending(vcpu) {
                 machine.processors[vcpu].acknowledge(vector);

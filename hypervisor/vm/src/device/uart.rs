@@ -1,13 +1,15 @@
 //! A 16550A serial port: the guest's console.
 //!
-//! The transmitter is infinitely fast: a byte written leaves at once, so the holding register is always empty.
-//! The receiver has the sixteen bytes of the original. Received bytes below the trigger level raise the
-//! time-out interrupt at once, which a real part does four characters later. Registers as in the National
-//! Semiconductor PC16550D data sheet, section 8.
+//! Transmitter and receiver have the sixteen bytes of the original each. The line takes bytes as fast as the
+//! host does; while it takes none, the transmitter is not empty and says so, and software that heeds this
+//! loses nothing. Received bytes below the trigger level raise the time-out interrupt at once, which a real
+//! part does four characters later. Registers as in the National Semiconductor PC16550D data sheet, section 8.
+
+mod fifo;
 
 use bitflags::bitflags;
 
-const FIFO_BYTES: usize = 16;
+use fifo::{FIFO_BYTES, Fifo};
 
 bitflags! {
     /// Interrupt enable register.
@@ -65,22 +67,11 @@ const IIR_TIMEOUT: u8 = 0x0c;
 /// Both bits are set while the FIFOs are on.
 const IIR_FIFOS: u8 = 0xc0;
 
-/// What a register write did beyond the port.
-#[must_use]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Written {
-    /// A byte left on the line.
-    pub sent: Option<u8>,
-    /// The interrupt line was low for a moment, so that its level after the write, if high, is a new edge.
-    pub line_dropped: bool,
-}
-
 /// One 16550A.
 #[derive(Debug)]
 pub struct Uart {
-    fifo: [u8; FIFO_BYTES],
-    first: usize,
-    held: usize,
+    received: Fifo,
+    sending: Fifo,
     ier: Ier,
     lcr: u8,
     mcr: Mcr,
@@ -99,9 +90,8 @@ pub struct Uart {
 impl Default for Uart {
     fn default() -> Self {
         Self {
-            fifo: [0; FIFO_BYTES],
-            first: 0,
-            held: 0,
+            received: Fifo::EMPTY,
+            sending: Fifo::EMPTY,
             ier: Ier::empty(),
             lcr: 0,
             mcr: Mcr::empty(),
@@ -126,7 +116,7 @@ impl Uart {
         match offset & 7 {
             0 if self.dlab() => self.divisor[0],
             1 if self.dlab() => self.divisor[1],
-            0 => self.take(),
+            0 => self.received.take().unwrap_or_default(),
             1 => self.ier.bits(),
             2 => self.read_iir(),
             3 => self.lcr,
@@ -137,12 +127,12 @@ impl Uart {
         }
     }
 
-    /// Writes register `offset` (0 to 7).
-    pub fn write(&mut self, offset: u16, value: u8) -> Written {
+    /// Writes register `offset` (0 to 7). What is to be sent waits for [`Self::send`].
+    pub fn write(&mut self, offset: u16, value: u8) {
         match offset & 7 {
             0 if self.dlab() => self.divisor[0] = value,
             1 if self.dlab() => self.divisor[1] = value,
-            0 => return self.transmit(value),
+            0 => self.transmit(value),
             1 => self.write_ier(Ier::from_bits_truncate(value)), // the part has no other bits
             2 => self.write_fcr(value),
             3 => self.lcr = value,
@@ -150,7 +140,19 @@ impl Uart {
             5 | 6 => {} // factory test only
             _ => self.scratch = value,
         }
-        Written::default()
+    }
+
+    /// Whether bytes wait to be sent.
+    pub const fn is_sending(&self) -> bool {
+        !self.sending.is_empty()
+    }
+
+    /// Hands what waits to be sent to `line`, until that refuses a byte.
+    pub fn send(&mut self, mut line: impl FnMut(u8) -> bool) {
+        while self.sending.first().is_some_and(&mut line) {
+            let _sent = self.sending.take();
+            self.empty_untold |= self.sending.is_empty();
+        }
     }
 
     /// A byte arrives on the line; `false`, and nothing changed, if there is no room for it.
@@ -158,7 +160,7 @@ impl Uart {
         if self.room() == 0 {
             return false;
         }
-        self.put(byte)
+        self.received.put(byte, self.capacity())
     }
 
     /// How many bytes [`Self::receive`] would take now. In loopback mode the line is disconnected.
@@ -166,7 +168,7 @@ impl Uart {
         if self.mcr.contains(Mcr::LOOPBACK) {
             return 0;
         }
-        self.capacity().saturating_sub(self.held)
+        self.capacity().saturating_sub(self.received.held())
     }
 
     /// Level of the interrupt line.
@@ -186,9 +188,9 @@ impl Uart {
     fn cause(&self) -> u8 {
         if self.ier.contains(Ier::LINE_STATUS) && self.overrun {
             IIR_LINE_STATUS
-        } else if self.ier.contains(Ier::RECEIVED) && self.held >= self.trigger {
+        } else if self.ier.contains(Ier::RECEIVED) && self.received.held() >= self.trigger {
             IIR_RECEIVED
-        } else if self.ier.contains(Ier::RECEIVED) && self.held > 0 {
+        } else if self.ier.contains(Ier::RECEIVED) && !self.received.is_empty() {
             IIR_TIMEOUT
         } else if self.ier.contains(Ier::TRANSMITTER_EMPTY) && self.empty_untold {
             IIR_TRANSMITTER_EMPTY
@@ -209,15 +211,16 @@ impl Uart {
     }
 
     fn read_lsr(&mut self) -> u8 {
-        let mut lsr = Lsr::HOLDING_EMPTY | Lsr::TRANSMITTER_EMPTY;
-        lsr.set(Lsr::DATA_READY, self.held > 0);
+        let mut lsr = Lsr::empty();
+        lsr.set(Lsr::HOLDING_EMPTY | Lsr::TRANSMITTER_EMPTY, self.sending.is_empty());
+        lsr.set(Lsr::DATA_READY, !self.received.is_empty());
         lsr.set(Lsr::OVERRUN, core::mem::take(&mut self.overrun));
         lsr.bits()
     }
 
     fn write_ier(&mut self, ier: Ier) {
-        // The holding register is empty, so switching its interrupt on asks for one at once.
-        if ier.difference(self.ier).contains(Ier::TRANSMITTER_EMPTY) {
+        // Switching the interrupt on while the holding register is empty asks for one at once.
+        if ier.difference(self.ier).contains(Ier::TRANSMITTER_EMPTY) && self.sending.is_empty() {
             self.empty_untold = true;
         }
         self.ier = ier;
@@ -226,7 +229,7 @@ impl Uart {
     fn write_fcr(&mut self, value: u8) {
         let on = value & FCR_ENABLE != 0;
         if on != self.fifos_on || (on && value & FCR_CLEAR_RECEIVER != 0) {
-            self.held = 0;
+            self.received = Fifo::EMPTY;
         }
         self.fifos_on = on;
         self.trigger = match (on, value >> 6) {
@@ -255,37 +258,17 @@ impl Uart {
         self.modem_lines = lines;
     }
 
-    fn transmit(&mut self, byte: u8) -> Written {
+    /// What is written to a full transmitter is lost, as in the part.
+    fn transmit(&mut self, byte: u8) {
         self.empty_untold = false;
-        let line_dropped = !self.interrupt();
-        self.empty_untold = true;
         if !self.mcr.contains(Mcr::LOOPBACK) {
-            return Written { sent: Some(byte), line_dropped };
+            let _taken = self.sending.put(byte, self.capacity());
+            return;
         }
-        if !self.put(byte) {
+        self.empty_untold = self.sending.is_empty();
+        if !self.received.put(byte, self.capacity()) {
             self.overrun = true;
         }
-        Written { sent: None, line_dropped }
-    }
-
-    fn put(&mut self, byte: u8) -> bool {
-        if self.held >= self.capacity() {
-            return false;
-        }
-        let at = self.first.wrapping_add(self.held) & (FIFO_BYTES - 1);
-        let Some(slot) = self.fifo.get_mut(at) else { return false };
-        *slot = byte;
-        self.held = self.held.saturating_add(1);
-        true
-    }
-
-    fn take(&mut self) -> u8 {
-        let byte = self.fifo.get(self.first).copied().unwrap_or_default();
-        if self.held > 0 {
-            self.held = self.held.saturating_sub(1);
-            self.first = self.first.wrapping_add(1) & (FIFO_BYTES - 1);
-        }
-        byte
     }
 }
 

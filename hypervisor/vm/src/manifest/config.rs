@@ -251,6 +251,12 @@ impl GuestConfig {
         self.consoles.map(|number| Console::from_wire(number).unwrap_or(Console::None))
     }
 
+    /// Whether the guest has a second 16550.
+    pub fn has_second_uart(&self) -> bool {
+        let [_, second] = self.consoles();
+        second != Console::None
+    }
+
     /// What the event log calls component `index`: `kernel`, `initrd`, `module0`, …; nothing if it is not measured.
     pub fn component_event(&self, index: usize) -> Option<EventName<'_>> {
         let components = self.components();

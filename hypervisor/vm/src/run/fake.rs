@@ -11,7 +11,7 @@ use dolmen_memory::{Gpa, GuestMemory};
 
 use super::Host;
 use crate::backend::{Backend, Readiness, Register, StartState};
-use crate::board::{BoardConfig, Tsc};
+use crate::board::{BoardConfig, SerialPort, Tsc};
 use crate::bus::VcpuSet;
 use crate::cpuid::{CpuidConfig, GuestCpuid};
 use crate::device::local_apic::Request;
@@ -192,6 +192,7 @@ pub(super) struct World {
     pub(super) waits: usize,
     pub(super) woken: VcpuSet,
     pub(super) console: Vec<u8>,
+    pub(super) console_is_full: bool,
     pub(super) input: VecDeque<u8>,
     pub(super) calls: Vec<(u32, CallArgs, bool)>,
 }
@@ -213,11 +214,13 @@ impl Host for World {
     fn wake(&mut self, whom: VcpuSet) {
         self.woken = self.woken.union(whom);
     }
-    fn console_out(&mut self, byte: u8) {
-        self.console.push(byte);
+    fn console_out(&mut self, port: SerialPort, byte: u8) -> bool {
+        let taken = port == SerialPort::Com1 && !self.console_is_full;
+        self.console.extend(taken.then_some(byte));
+        taken
     }
-    fn console_in(&mut self) -> Option<u8> {
-        self.input.pop_front()
+    fn console_in(&mut self, port: SerialPort) -> Option<u8> {
+        self.input.pop_front().filter(|_| port == SerialPort::Com1)
     }
     fn call(
         &mut self,
@@ -260,8 +263,13 @@ pub(super) struct Scene {
 impl Scene {
     /// A guest whose next instruction is `code`.
     pub(super) fn new(code: &[u8]) -> Self {
-        let config =
-            BoardConfig { tsc_khz: 1_000_000, ram_bytes: RAM as u64, wall_clock_ns: 0, created_at: 0 };
+        let config = BoardConfig {
+            tsc_khz: 1_000_000,
+            ram_bytes: RAM as u64,
+            wall_clock_ns: 0,
+            created_at: 0,
+            second_uart: true,
+        };
         let mut scene = Self {
             vcpu: Vcpu::new(0, Processor::default(), cpuid(), &config),
             ram: Ram::new(RAM),
@@ -300,7 +308,7 @@ impl Scene {
         self.world.now += WAIT;
         while let Some(byte) = self.world.input.pop_front() {
             let mut wires = self.guest.bus().wires();
-            self.guest.board().console_in(byte, &mut wires);
+            self.guest.board().console_in(SerialPort::Com1, byte, &mut wires);
             assert!(!wires.woken().contains(1));
         }
     }

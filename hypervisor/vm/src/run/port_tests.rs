@@ -23,6 +23,27 @@ fn ports_reach_the_board_and_the_console_the_host() {
 }
 
 #[test]
+fn a_byte_waits_in_the_port_while_the_host_has_no_room() {
+    let mut scene = Scene::new(&[0xee]);
+    scene.world.console_is_full = true;
+    scene.vcpu.backend.length = Some(1);
+    scene.vcpu.backend.gprs.rax = u64::from(b'!');
+    scene.exits(&[port(0x3f8, Width::Byte, Direction::Out, false)]);
+    let mut wires = scene.guest.bus().wires();
+    assert_eq!(scene.guest.board().port_read(0x3fd, 1, 0, &mut wires), 0, "the transmitter is not empty");
+    assert_eq!(scene.world.console, b"");
+    let (board, line) = (&mut scene.guest.board(), &mut scene.world.console);
+    let take = |byte| {
+        line.push(byte);
+        true
+    };
+    board.send_console(crate::board::SerialPort::Com1, take, &mut wires);
+    assert_eq!(board.port_read(0x3fd, 1, 0, &mut wires), 0x60);
+    assert!(wires.woken().is_empty());
+    assert_eq!(scene.world.console, b"!");
+}
+
+#[test]
 fn a_port_nobody_has_reads_ones_in_the_width_of_the_access() {
     for (width, want) in [
         (Width::Byte, 0x1111_2222_3333_44ff),

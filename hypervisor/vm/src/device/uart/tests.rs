@@ -12,13 +12,26 @@ const MSR: u16 = 6;
 fn started() -> Uart {
     let mut uart = Uart::default();
     for (register, value) in [(IIR, 0x87), (LCR, 0x03), (MCR, 0x0b)] {
-        let _written = uart.write(register, value);
+        uart.write(register, value);
     }
     uart
 }
 
 fn set(uart: &mut Uart, register: u16, value: u8) {
-    assert_eq!(uart.write(register, value).sent, None);
+    uart.write(register, value);
+}
+
+/// Everything that leaves on a line that takes `most` bytes.
+fn sent(uart: &mut Uart, most: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    uart.send(|byte| {
+        let room = bytes.len() < most;
+        if room {
+            bytes.push(byte);
+        }
+        room
+    });
+    bytes
 }
 
 #[test]
@@ -54,11 +67,47 @@ fn each_byte_written_is_sent_and_asks_for_the_next() {
     let mut uart = started();
     set(&mut uart, IER, 0x02);
     assert_eq!(uart.read(IIR), 0xc2);
-    assert!(!uart.interrupt());
-    assert_eq!(uart.write(DATA, b'x'), Written { sent: Some(b'x'), line_dropped: true });
-    assert!(uart.interrupt());
-    assert_eq!(uart.write(DATA, b'y'), Written { sent: Some(b'y'), line_dropped: true });
+    for byte in [b'x', b'y'] {
+        set(&mut uart, DATA, byte);
+        assert!(uart.is_sending() && !uart.interrupt(), "the line drops, so that its rise is an edge");
+        assert_eq!(sent(&mut uart, 1), [byte]);
+        assert!(uart.interrupt() && !uart.is_sending());
+    }
     assert_eq!(uart.read(LSR), 0x60);
+}
+
+#[test]
+fn a_line_that_takes_nothing_holds_the_transmitter_back_and_loses_nothing() {
+    let mut uart = started();
+    set(&mut uart, IER, 0x02);
+    let _acknowledged = uart.read(IIR);
+    (0..16).for_each(|byte| set(&mut uart, DATA, byte));
+    assert_eq!(sent(&mut uart, 0), []);
+    assert_eq!((uart.read(LSR), uart.read(IIR), uart.interrupt()), (0, 0xc1, false));
+    assert_eq!(sent(&mut uart, 5), [0, 1, 2, 3, 4]);
+    assert_eq!((uart.read(LSR), uart.interrupt()), (0, false), "some wait still");
+    assert_eq!(sent(&mut uart, 99), (5..16).collect::<Vec<_>>());
+    assert_eq!((uart.read(LSR), uart.read(IIR)), (0x60, 0xc2));
+}
+
+#[test]
+fn what_is_written_to_a_full_transmitter_is_lost() {
+    for (fifo, kept) in [(0x00, 1), (0x01, 16)] {
+        let mut uart = Uart::default();
+        set(&mut uart, IIR, fifo);
+        (0..20).for_each(|byte| set(&mut uart, DATA, byte));
+        assert_eq!(sent(&mut uart, 99).len(), kept);
+    }
+}
+
+#[test]
+fn asking_for_the_transmitters_interrupt_while_it_is_full_brings_it_when_it_is_empty() {
+    let mut uart = started();
+    set(&mut uart, DATA, b'x');
+    set(&mut uart, IER, 0x02);
+    assert!(!uart.interrupt());
+    assert_eq!(sent(&mut uart, 1), [b'x']);
+    assert!(uart.interrupt());
 }
 
 #[test]
@@ -66,7 +115,8 @@ fn a_waiting_byte_keeps_the_line_up_while_another_is_sent() {
     let mut uart = started();
     set(&mut uart, IER, 0x03);
     assert!(uart.receive(b'r'));
-    assert_eq!(uart.write(DATA, b'x'), Written { sent: Some(b'x'), line_dropped: false });
+    set(&mut uart, DATA, b'x');
+    assert!(uart.interrupt());
 }
 
 #[test]
