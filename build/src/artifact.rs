@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
+use crate::kernel::Kernel;
 use crate::setup::Tools;
 use crate::{initramfs, place, process, ui};
 
@@ -157,7 +158,8 @@ pub(crate) fn build(tools: &Tools) -> Result<Artifacts> {
     let folder = place::output();
     place::make(&folder)?;
     hypervisor(&place::root(), &place::target(), &folder)?;
-    guest(tools, &folder)?;
+    guests(tools, &folder)?;
+    ui::note(&format!("built in {}", folder.display()));
     compile(&VERIFIER, &place::root(), &place::target(), &folder)?;
     Ok(Artifacts { folder })
 }
@@ -174,13 +176,16 @@ pub(crate) fn hypervisor(root: &Path, target: &Path, folder: &Path) -> Result<()
     Ok(())
 }
 
-/// Builds the guest's kernel, user space and driver into `folder`.
-fn guest(tools: &Tools, folder: &Path) -> Result<()> {
-    place::copy(&tools.kernel.image, &folder.join("vmlinuz"))?;
+/// Builds kernels, user space and drivers of the guests into `folder`.
+fn guests(tools: &Tools, folder: &Path) -> Result<()> {
     compile(&COMMAND, &place::root(), &place::target(), folder)?;
-    let driver = driver(tools, folder)?;
-    let archive = initramfs::build(&folder.join(COMMAND.output), &driver)?;
-    place::write(&folder.join("initramfs.cpio"), &archive)
+    for (kernel, suffix) in [(&tools.kernel, ""), (&tools.older, "-6.1")] {
+        place::copy(&kernel.image, &folder.join(format!("vmlinuz{suffix}")))?;
+        let driver = driver(kernel, &folder.join(format!("driver{suffix}")))?;
+        let archive = initramfs::build(&folder.join(COMMAND.output), &driver)?;
+        place::write(&folder.join(format!("initramfs{suffix}.cpio")), &archive)?;
+    }
+    Ok(())
 }
 
 /// Builds one program and copies it to its place in `folder`.
@@ -224,10 +229,9 @@ fn remapping(root: &Path) -> Result<String> {
 }
 
 /// Builds the guest's driver against the kernel's headers, in a copy of its sources.
-fn driver(tools: &Tools, folder: &Path) -> Result<PathBuf> {
+fn driver(kernel: &Kernel, work: &Path) -> Result<PathBuf> {
     let sources = place::root().join("guest-tools/driver");
-    let work = folder.join("driver");
-    place::make(&work)?;
+    place::make(work)?;
     for entry in sources.read_dir().with_context(|| format!("no driver in {}", sources.display()))? {
         let path = entry?.path();
         if path.is_file() {
@@ -235,21 +239,20 @@ fn driver(tools: &Tools, folder: &Path) -> Result<PathBuf> {
         }
     }
     process::run(
-        &format!("Building the guest's driver for Linux {}", tools.kernel.version),
+        &format!("Building the guest's driver for Linux {}", kernel.version),
         Command::new("make")
             .arg("--silent")
             .arg("-C")
-            .arg(&tools.kernel.headers)
+            .arg(&kernel.headers)
             .arg(format!("M={}", work.display()))
             .arg("modules")
             .env("KBUILD_BUILD_TIMESTAMP", "1970-01-01")
             .env("KCFLAGS", format!("-ffile-prefix-map={}=/dolmen", work.display())),
     )?;
-    let module = folder.join("dolmen.ko");
+    let module = work.join("stripped.ko");
     process::output(
         Command::new("strip").arg("--strip-debug").arg("-o").arg(&module).arg(work.join("dolmen.ko")),
     )?;
-    ui::note(&format!("built in {}", folder.display()));
     Ok(module)
 }
 

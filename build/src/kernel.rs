@@ -1,4 +1,4 @@
-//! The guest kernel: the newest Linux 6.12 "cloud" kernel of Debian 12's security suite, unmodified.
+//! The guests' kernels: the newest Linux 6.12 and 6.1 "cloud" kernels of Debian 12's security suite, unmodified.
 //!
 //! The packages are downloaded by apt, which checks their signatures, and unpacked into the cache; nothing
 //! is installed. The headers of the same version serve to build the guest driver.
@@ -12,6 +12,26 @@ use crate::{place, process, ui};
 
 /// Marks a folder whose packages were unpacked to the end.
 const COMPLETE: &str = ".complete";
+
+/// Kernels that Debian keeps up to date under one name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Series {
+    /// Linux version without the last number.
+    name: &'static str,
+    /// What every version of it begins with, as packages name it.
+    begins: &'static str,
+    /// The same for apt, with the rest of the version.
+    pattern: &'static str,
+    /// Whether the package of build tools bears the whole version, or only the series' name.
+    has_own_tools: bool,
+}
+
+/// The kernel of most guests.
+pub(crate) const CURRENT: Series =
+    Series { name: "6.12", begins: "6.12.", pattern: r"6\.12\.[0-9]+\+deb12", has_own_tools: true };
+/// Debian 12's own kernel.
+pub(crate) const OLDER: Series =
+    Series { name: "6.1", begins: "6.1.0-", pattern: r"6\.1\.0-[0-9]+", has_own_tools: false };
 
 /// A kernel in the cache.
 #[derive(Clone, Debug)]
@@ -34,27 +54,30 @@ impl Kernel {
     }
 }
 
-/// Finds the kernel in the cache, or downloads it.
-pub(crate) fn ensure() -> Result<Kernel> {
+/// Finds the newest kernel of the series in the cache, or downloads it.
+pub(crate) fn ensure(series: &Series) -> Result<Kernel> {
     let kernels = place::cache()?.join("kernel");
     place::make(&kernels)?;
-    let mut offered = newest_offered()?;
-    let cached = newest_cached(&kernels)?;
+    let mut offered = newest_offered(series)?;
+    let cached = newest_cached(&kernels, series)?;
     if offered.is_none() && cached.is_none() && rustix::process::geteuid().is_root() {
         process::run("Reading the package lists (apt-get update)", Command::new("apt-get").arg("update"))?;
-        offered = newest_offered()?;
+        offered = newest_offered(series)?;
     }
     let version = match offered {
         Some(version) => version,
-        None => cached.context(
-            "apt offers no linux-image-6.12.*-cloud-amd64: run `apt-get update`, and keep Debian 12's security \
-             suite (bookworm-security) among its sources",
-        )?,
+        None => cached.with_context(|| {
+            format!(
+                "apt offers no linux-image-{}*-cloud-amd64: run `apt-get update`, and keep Debian 12's security \
+                 suite (bookworm-security) among its sources",
+                series.begins
+            )
+        })?,
     };
     let folder = kernels.join(&version);
     let kernel = Kernel::in_folder(&folder, &version);
     if !folder.join(COMPLETE).exists() {
-        fetch(&kernels, &folder, &version)?;
+        fetch(series, &kernels, &folder, &version)?;
         relocate_headers(&kernel, &folder)?;
         place::write(&folder.join(COMPLETE), b"")?;
     }
@@ -62,18 +85,15 @@ pub(crate) fn ensure() -> Result<Kernel> {
 }
 
 /// Asks apt for the newest version it knows.
-fn newest_offered() -> Result<Option<String>> {
-    let listed = process::output(Command::new("apt-cache").args([
-        "search",
-        "--names-only",
-        r"^linux-image-6\.12\.[0-9]+\+deb12-cloud-amd64$",
-    ]))?;
+fn newest_offered(series: &Series) -> Result<Option<String>> {
+    let names = format!("^linux-image-{}-cloud-amd64$", series.pattern);
+    let listed = process::output(Command::new("apt-cache").args(["search", "--names-only", &names]))?;
     Ok(newest(listed.lines().filter_map(|line| {
         line.split_whitespace().next()?.strip_prefix("linux-image-")?.strip_suffix("-cloud-amd64")
     })))
 }
 
-fn newest_cached(kernels: &Path) -> Result<Option<String>> {
+fn newest_cached(kernels: &Path, series: &Series) -> Result<Option<String>> {
     let mut names = Vec::new();
     for entry in kernels.read_dir().context("cannot list the kernels in the cache")? {
         let path = entry?.path();
@@ -81,7 +101,7 @@ fn newest_cached(kernels: &Path) -> Result<Option<String>> {
             names.extend(path.file_name().map(|name| name.to_string_lossy().into_owned()));
         }
     }
-    Ok(newest(names.iter().map(String::as_str)))
+    Ok(newest(names.iter().map(String::as_str).filter(|name| name.starts_with(series.begins))))
 }
 
 /// The version with the highest third number: `6.12.9+deb12` comes before `6.12.10+deb12`.
@@ -95,16 +115,16 @@ fn newest<'a>(versions: impl Iterator<Item = &'a str>) -> Option<String> {
     versions.max_by_key(|version| rank(version)).map(str::to_owned)
 }
 
-fn fetch(kernels: &Path, folder: &Path, version: &str) -> Result<()> {
+fn fetch(series: &Series, kernels: &Path, folder: &Path, version: &str) -> Result<()> {
     let downloads = tempfile::tempdir_in(kernels).context("cannot make a folder for downloads")?;
     let packages = [
         format!("linux-image-{version}-cloud-amd64"),
         format!("linux-headers-{version}-cloud-amd64"),
         format!("linux-headers-{version}-common"),
-        format!("linux-kbuild-{version}"),
+        format!("linux-kbuild-{}", if series.has_own_tools { version } else { series.name }),
     ];
     process::run(
-        &format!("Downloading Debian's kernel {version} and its headers (50 MB), the demo's guest"),
+        &format!("Downloading Debian's kernel {version} and its headers (50 MB), for guests"),
         Command::new("apt-get").arg("download").args(&packages).current_dir(downloads.path()),
     )?;
     if folder.exists() {

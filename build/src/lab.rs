@@ -10,6 +10,7 @@ use crate::image::{self, Parts};
 use crate::machine::profile::{Firmware, Profile};
 use crate::machine::relay::ToolTpm;
 use crate::machine::shell::Shell;
+use crate::machine::stream::Stream;
 use crate::machine::swtpm::Record;
 use crate::machine::{ConsoleTo, Machine, Medium, Setting, swtpm};
 use crate::manifest::Manifest;
@@ -157,6 +158,13 @@ pub(crate) fn measured(machine: &mut Machine) -> Result<String> {
 /// Waits for the guest's shell.
 pub(crate) fn shell(machine: &mut Machine) -> Result<Shell> {
     Shell::wait(machine.console.take().context("the console is somebody else's")?, GUEST)
+}
+
+/// Waits for the shells of all guests, in the manifest's order.
+pub(crate) fn shells(machine: &mut Machine, manifest: &Manifest) -> Result<Vec<Shell>> {
+    let consoles: Vec<Stream> =
+        manifest.guests.iter().map(|guest| machine.console_of(guest)).collect::<Result<_>>()?;
+    consoles.into_iter().map(|console| Shell::wait(console, GUEST)).collect()
 }
 
 /// Switches the machine off hard and serves its TPM, still powered, to tools.

@@ -50,7 +50,7 @@ struct Line {
 enum Task {
     /// Show the whole story on an emulated machine: launch, seal, quote, verify, attack.
     Demo(demo::Options),
-    /// Install what is missing on this machine: packages, toolchain parts, emulator, guest kernel.
+    /// Install what is missing on this machine: packages, toolchain parts, emulator, guest kernels.
     Setup,
     /// Build hypervisor, loader and guest into target/dolmen.
     Build,
@@ -94,9 +94,10 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
         Task::Setup => {
             let tools = setup::ensure()?;
             ui::good(&format!(
-                "ready: emulator {}, guest kernel {}",
+                "ready: emulator {}, guest kernels {} and {}",
                 tools.qemu.display(),
-                tools.kernel.version
+                tools.kernel.version,
+                tools.older.version
             ));
         }
         Task::Build => {

@@ -14,8 +14,10 @@ use crate::{place, process, ui};
 pub(crate) struct Tools {
     /// The emulator that executes SKINIT.
     pub(crate) qemu: PathBuf,
-    /// The guest kernel and its headers.
+    /// The kernel of most guests, and its headers.
     pub(crate) kernel: Kernel,
+    /// An older kernel, for guests of another kind.
+    pub(crate) older: Kernel,
 }
 
 /// Packages and why they are needed.
@@ -58,9 +60,10 @@ pub(crate) fn host() -> Result<()> {
 /// Makes this machine ready for everything: besides the host's parts, guest kernel and emulator.
 pub(crate) fn ensure() -> Result<Tools> {
     host()?;
-    let kernel = kernel::ensure()?;
+    let kernel = kernel::ensure(&kernel::CURRENT)?;
+    let older = kernel::ensure(&kernel::OLDER)?;
     let qemu = emulator::ensure()?.qemu;
-    Ok(Tools { qemu, kernel })
+    Ok(Tools { qemu, kernel, older })
 }
 
 fn packages() -> Result<()> {

@@ -15,10 +15,9 @@ use crate::machine::shell::Shell;
 use crate::proof::{Proof, RelyingParty, Verdict};
 use crate::{guest, measure, place, ui};
 
-/// What the guest keeps secret.
-const SECRET: &str = "the key to the harbour gate";
-/// What the secret is sealed under.
-const LABEL: &str = "harbour";
+/// What the guests keep secret, and the labels under which they seal it; each guest has the next.
+const SECRETS: [(&str, &str); 2] =
+    [("harbour", "the key to the harbour gate"), ("beacon", "the rhythm of the beacon")];
 
 /// What the relying party remembers from one power cycle to the next.
 #[derive(Debug)]
@@ -31,8 +30,40 @@ pub(crate) struct Story<'a> {
 /// What came out of the first power cycle.
 #[derive(Debug)]
 struct Kept {
-    blob: Vec<u8>,
+    /// One blob for each guest.
+    blobs: Vec<Vec<u8>>,
     enrolled: PathBuf,
+}
+
+/// A guest that is up: its shell, and its secret with its label.
+#[derive(Debug)]
+struct Inhabitant {
+    name: String,
+    shell: Shell,
+    label: &'static str,
+    secret: &'static str,
+}
+
+impl Inhabitant {
+    fn seal(&mut self) -> Result<Vec<u8>> {
+        guest::seal(&mut self.shell, self.label, self.secret)
+    }
+
+    /// Whether it opens a blob that was sealed under this label with this secret; why not, otherwise.
+    fn opens(&mut self, blob: &[u8], label: &str, secret: &str) -> Result<Option<String>> {
+        match guest::unseal(&mut self.shell, label, blob)? {
+            Opened::Secret(found) if found == secret => Ok(None),
+            Opened::Secret(found) => bail!("{} got something else out of a blob: {found}", self.name),
+            Opened::Shut(why) => Ok(Some(why)),
+        }
+    }
+
+    fn must_open(&mut self, blob: &[u8]) -> Result<()> {
+        match self.opens(blob, self.label, self.secret)? {
+            None => Ok(()),
+            Some(why) => bail!("{} cannot open its own secret: {why}", self.name),
+        }
+    }
 }
 
 impl<'a> Story<'a> {
@@ -43,7 +74,7 @@ impl<'a> Story<'a> {
 
     /// Tells it from the beginning.
     pub(crate) fn tell(&self) -> Result<()> {
-        ui::heading("1. The machine starts; a guest seals a secret and proves what it runs on");
+        ui::heading("1. The machine starts; guests seal secrets and prove what they run on");
         let kept = self.first()?;
         ui::heading("2. The machine restarts, everything as it was");
         self.second(&kept)?;
@@ -51,50 +82,71 @@ impl<'a> Story<'a> {
         self.third(&kept)
     }
 
-    fn start(&self, cycle: &str, release: &Release, detail: Detail) -> Result<(Machine, Shell)> {
+    fn start(&self, cycle: &str, release: &Release, detail: Detail) -> Result<(Machine, Vec<Inhabitant>)> {
         let mut machine = self.lab.boot(cycle, &release.parts)?;
         Narrator::follow(&machine.log, detail);
         lab::measured(&mut machine)?;
         machine.log.wait_for("serve: guest runs", lab::LAUNCH)?;
-        let progress = ui::Progress::start("Debian's kernel boots as the guest");
-        let shell = lab::shell(&mut machine)?;
+        let names: Vec<&str> = release.manifest.guests.iter().map(|guest| guest.name.as_str()).collect();
+        let progress = ui::Progress::start(&format!("Debian's kernels boot, as {}", names.join(" and ")));
+        let shells = lab::shells(&mut machine, &release.manifest)?;
         progress.done();
-        Ok((machine, shell))
+        let guests = names.into_iter().zip(shells).zip(SECRETS.iter().cycle());
+        let guests = guests.map(|((name, shell), (label, secret))| Inhabitant {
+            name: name.to_owned(),
+            shell,
+            label,
+            secret,
+        });
+        Ok((machine, guests.collect()))
     }
 
     fn first(&self) -> Result<Kept> {
-        let (machine, mut shell) = self.start("1-first", self.release, Detail::Full)?;
-        let kernel = shell.expect("uname -sr")?;
-        ui::good(&format!("the guest's shell answers: {kernel}"));
-        let blob = guest::seal(&mut shell, LABEL, SECRET)?;
-        ui::good(&format!(
-            "the guest sealed a secret: {} bytes that only it can open, only here",
-            blob.len()
-        ));
-        match guest::unseal(&mut shell, LABEL, &blob)? {
-            Opened::Secret(secret) if secret == SECRET => ui::good("the guest unsealed it again"),
-            other @ (Opened::Secret(_) | Opened::Shut(_)) => bail!("the secret did not come back: {other:?}"),
+        let (machine, mut guests) = self.start("1-first", self.release, Detail::Full)?;
+        let mut blobs = Vec::new();
+        for guest in &mut guests {
+            let kernel = guest.shell.expect("uname -sr")?;
+            ui::good(&format!("{}: its shell answers: {kernel}", guest.name));
+            let blob = guest.seal()?;
+            ui::good(&format!(
+                "{}: it sealed a secret: {} bytes that only it can open, only here",
+                guest.name,
+                blob.len()
+            ));
+            blobs.push(blob);
         }
-        guest::extend(&mut shell, 1, "harbour-master 2.1")?;
-        ui::good("the guest extended its register G1 with the name of the program it will run");
+        for (guest, blob) in guests.iter_mut().zip(&blobs) {
+            guest.must_open(blob)?;
+            ui::good(&format!("{}: it unsealed its secret again", guest.name));
+        }
+        try_each_others(&mut guests, &blobs)?;
         let enrolled = self.lab.folder().join("enrolled-ak.pub");
-        let proof = self.quote(&mut shell, "evidence-1")?;
-        self.party.enrol(&proof)?;
-        place::copy(&self.party.export(&proof)?.join("ak.pub"), &enrolled)?;
-        ui::note(
-            "the attestation key is enrolled now (a fleet would have its TPM's maker vouch for it first)",
-        );
-        self.accept(&proof, &enrolled)?;
+        for guest in &mut guests {
+            guest::extend(&mut guest.shell, 1, "harbour-master 2.1")?;
+            ui::good(&format!(
+                "{}: it extended its register G1 with the name of the program it will run",
+                guest.name
+            ));
+            let proof = self.quote(guest, "evidence-1")?;
+            if !enrolled.exists() {
+                self.party.enrol(&proof)?;
+                place::copy(&self.party.export(&proof)?.join("ak.pub"), &enrolled)?;
+                ui::note(
+                    "the attestation key is enrolled now (a fleet would have its TPM's maker vouch for it first)",
+                );
+            }
+            self.accept(&proof, &enrolled)?;
+        }
         self.power_cut(machine)?;
-        Ok(Kept { blob, enrolled })
+        Ok(Kept { blobs, enrolled })
     }
 
     /// A quote over a nonce that is chosen only now, so that no old quote will do.
-    fn quote(&self, shell: &mut Shell, name: &str) -> Result<Proof> {
+    fn quote(&self, guest: &mut Inhabitant, name: &str) -> Result<Proof> {
         let nonce = nonce()?;
-        ui::note(&format!("the relying party chooses a nonce: {}", hex::encode(nonce)));
-        let evidence = guest::quote(shell, &hex::encode(nonce))?;
-        Proof::save(&evidence, &nonce, &self.lab.folder().join(name))
+        ui::note(&format!("the relying party of {} chooses a nonce: {}", guest.name, hex::encode(nonce)));
+        let evidence = guest::quote(&mut guest.shell, &hex::encode(nonce))?;
+        Proof::save(&evidence, &nonce, &self.lab.folder().join(format!("{name}-{}", guest.name)))
     }
 
     /// Everybody who judges the evidence must be content.
@@ -123,16 +175,13 @@ impl<'a> Story<'a> {
     }
 
     fn second(&self, kept: &Kept) -> Result<()> {
-        let (machine, mut shell) = self.start("2-again", self.release, Detail::Brief)?;
-        match guest::unseal(&mut shell, LABEL, &kept.blob)? {
-            Opened::Secret(secret) if secret == SECRET => {
-                ui::good("same measurement, same key: the secret opens")
-            }
-            other @ (Opened::Secret(_) | Opened::Shut(_)) => {
-                bail!("the secret should open after a restart: {other:?}")
-            }
+        let (machine, mut guests) = self.start("2-again", self.release, Detail::Brief)?;
+        for (guest, blob) in guests.iter_mut().zip(&kept.blobs) {
+            guest.must_open(blob)?;
+            ui::good(&format!("{}: same measurement, same key: the secret opens", guest.name));
         }
-        let proof = self.quote(&mut shell, "evidence-2")?;
+        let guest = guests.first_mut().context("no guest")?;
+        let proof = self.quote(guest, "evidence-2")?;
         self.accept(&proof, &kept.enrolled)?;
         drop(machine);
         Ok(())
@@ -143,17 +192,16 @@ impl<'a> Story<'a> {
         changed.parts = launch::flip_core(&self.release.parts, self.lab.folder())?;
         changed.reference = measure::reference(&changed.parts, &changed.manifest)?;
         let (good, evil) = (self.release.reference.bank("sha256")?, changed.reference.bank("sha256")?);
-        let (machine, mut shell) = self.start("3-changed", &changed, Detail::Brief)?;
-        match guest::unseal(&mut shell, LABEL, &kept.blob)? {
-            Opened::Shut(why) => {
-                ui::good(&format!("the secret stays shut: {why}"));
-                ui::note(
-                    "its key comes from a TPM key that exists only under the PCR 17 of the unchanged core",
-                );
+        let (machine, mut guests) = self.start("3-changed", &changed, Detail::Brief)?;
+        for (guest, blob) in guests.iter_mut().zip(&kept.blobs) {
+            match guest.opens(blob, guest.label, guest.secret)? {
+                Some(why) => ui::good(&format!("{}: the secret stays shut: {why}", guest.name)),
+                None => bail!("{}: the secret opened for a changed hypervisor", guest.name),
             }
-            Opened::Secret(_) => bail!("the secret opened for a changed hypervisor"),
         }
-        let proof = self.quote(&mut shell, "evidence-3")?;
+        ui::note("their keys come from a TPM key that exists only under the PCR 17 of the unchanged core");
+        let guest = guests.first_mut().context("no guest")?;
+        let proof = self.quote(guest, "evidence-3")?;
         match self.party.verify(&proof)? {
             Verdict::Refused(_, why) => ui::good(&format!("dolmen-verify refuses the quote: {why}")),
             Verdict::Trusted => bail!("dolmen-verify trusts a changed hypervisor"),
@@ -172,6 +220,23 @@ impl<'a> Story<'a> {
         ui::fact(&format!("PCR 17 is  {held}"));
         Ok(())
     }
+}
+
+/// No guest opens what another one sealed.
+fn try_each_others(guests: &mut [Inhabitant], blobs: &[Vec<u8>]) -> Result<()> {
+    let sealed: Vec<_> = guests.iter().map(|guest| (guest.name.clone(), guest.label, guest.secret)).collect();
+    for (index, guest) in guests.iter_mut().enumerate() {
+        for (other, ((owner, label, secret), blob)) in sealed.iter().zip(blobs).enumerate() {
+            if other == index {
+                continue;
+            }
+            match guest.opens(blob, label, secret)? {
+                Some(why) => ui::good(&format!("{}: the secret of {owner} stays shut: {why}", guest.name)),
+                None => bail!("{} opened the secret of {owner}", guest.name),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// 32 random bytes of the host.

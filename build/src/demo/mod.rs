@@ -12,7 +12,9 @@ use anyhow::{Context, Result};
 use crate::artifact::Artifacts;
 use crate::lab::{Lab, Release};
 use crate::machine::profile::Profile;
+use crate::manifest::CompiledGuest;
 use crate::proof::RelyingParty;
+use crate::setup::Tools;
 use crate::{artifact, e2e, place, setup, ui};
 
 pub(crate) use act::nonce;
@@ -42,7 +44,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let profile = Profile::load(&options.machine)?;
     ui::heading("The machine");
     ui::note(&format!("{} (emulated: no hardware virtualisation is needed)", profile.description));
-    ui::note(&format!("guest: Debian 12's kernel {}, unmodified", tools.kernel.version));
+    for (guest, predicted) in release.manifest.guests.iter().zip(&release.reference.guests) {
+        ui::note(&format!("guest {}: {}, unmodified", guest.name, kernel_of(guest, &artifacts, &tools)));
+        ui::fact(&format!("its identity, G0 {}", predicted.g0));
+    }
     ui::note(&format!("the processor will measure {} bytes of launch image", release.reference.launch_bytes));
     let bank = release.reference.bank("sha256")?;
     ui::note("predicted from the files alone, before anything runs (SHA-256 bank):");
@@ -65,6 +70,18 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             ui::note(&format!("the story ends here; transcripts: {}", folder.display()));
             Ok(ExitCode::FAILURE)
         }
+    }
+}
+
+/// What a guest of the demo boots.
+fn kernel_of(guest: &CompiledGuest, artifacts: &Artifacts, tools: &Tools) -> String {
+    let is = |name: &str| guest.files.iter().any(|file| file.path == artifacts.file(name));
+    if is("vmlinuz") {
+        format!("Debian 12's kernel {}", tools.kernel.version)
+    } else if is("vmlinuz-6.1") {
+        format!("Debian 12's kernel {}", tools.older.version)
+    } else {
+        "a kernel of its own".to_owned()
     }
 }
 

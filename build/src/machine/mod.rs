@@ -14,8 +14,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use dolmen_vm::manifest::Console;
 use tempfile::TempDir;
 
+use crate::manifest::CompiledGuest;
 use crate::place;
 use profile::{Firmware, Profile};
 use stream::{Port, Stream};
@@ -113,6 +115,16 @@ impl Machine {
             }
         };
         Ok(Self { qemu, tpm, log, console, _sockets: sockets })
+    }
+
+    /// The console of a guest, wherever the manifest has put it. A port of its own is given away once.
+    pub(crate) fn console_of(&mut self, guest: &CompiledGuest) -> Result<Stream> {
+        let name = &guest.name;
+        match guest.config.consoles.first().and_then(|number| Console::from_wire(*number)) {
+            Some(Console::Com2) => self.console.take().with_context(|| format!("{name}'s console is in use")),
+            Some(Console::Multiplexed) => self.log.guest(name),
+            Some(Console::Com1 | Console::None) | None => bail!("{name} has no console to talk to"),
+        }
     }
 
     /// Waits until the machine switches itself off.

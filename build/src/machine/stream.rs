@@ -14,6 +14,9 @@ use crate::ui::Kept;
 /// Lines shown when a wait fails.
 const SHOWN: usize = 25;
 
+/// Key of the shared console after which the name of the guest follows that shall get the keys: Ctrl-^.
+const ATTACH: u8 = 0x1e;
+
 /// Bytes received so far.
 #[derive(Debug, Default)]
 struct Heard {
@@ -26,6 +29,8 @@ struct Heard {
 struct Shared {
     heard: Mutex<Heard>,
     news: Condvar,
+    /// On a shared console: the guest that gets what is sent.
+    attached: Mutex<Option<String>>,
 }
 
 impl Shared {
@@ -73,7 +78,7 @@ impl Port {
         let shared = Arc::new(Shared::default());
         let (reader, heard) = (socket.try_clone().context("cannot read a serial port")?, Arc::clone(&shared));
         std::thread::spawn(move || listen(reader, file, &heard));
-        Ok(Stream { name, socket, shared, cursor: 0 })
+        Ok(Stream { name, socket, shared, cursor: 0, guest: None })
     }
 }
 
@@ -100,12 +105,41 @@ pub(crate) struct Stream {
     socket: UnixStream,
     shared: Arc<Shared>,
     cursor: usize,
+    /// The guest whose lines alone are heard, if the port is the console that guests share.
+    guest: Option<String>,
 }
 
 impl Stream {
-    /// Sends bytes to the machine.
+    /// One guest's part of this port, the console that guests share.
+    pub(crate) fn guest(&self, name: &str) -> Result<Self> {
+        let socket = self.socket.try_clone().context("cannot share a serial port")?;
+        Ok(Self {
+            name: self.name,
+            socket,
+            shared: Arc::clone(&self.shared),
+            cursor: 0,
+            guest: Some(name.to_owned()),
+        })
+    }
+
+    /// Sends bytes to the machine; on a shared console to this stream's guest.
     pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        self.socket.write_all(bytes).with_context(|| format!("{} is closed", self.name))
+        let closed = || format!("{} is closed", self.name);
+        // Held until all is sent, so that bytes for two guests do not mix.
+        let mut attached = self.shared.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(guest) = &self.guest
+            && attached.as_ref() != Some(guest)
+        {
+            let keys = [&[ATTACH], guest.as_bytes(), b"\r"].concat();
+            self.socket.write_all(&keys).with_context(closed)?;
+            *attached = Some(guest.clone());
+        }
+        self.socket.write_all(bytes).with_context(closed)
+    }
+
+    /// What begins each of this stream's lines.
+    fn prefix(&self) -> String {
+        self.guest.as_ref().map(|name| format!("[{name}] ")).unwrap_or_default()
     }
 
     /// Waits for the next whole line for which `wanted` answers something; earlier lines are passed over.
@@ -116,12 +150,12 @@ impl Stream {
         mut wanted: impl FnMut(&str) -> Option<T>,
     ) -> Result<T> {
         let deadline = Instant::now().checked_add(limit).context("the time limit is too far away")?;
-        let shared = Arc::clone(&self.shared);
+        let (shared, prefix) = (Arc::clone(&self.shared), self.prefix());
         let mut heard = shared.lock();
         loop {
             while let Some((line, next)) = next_line(&heard.bytes, self.cursor) {
                 self.cursor = next;
-                if let Some(found) = wanted(&line) {
+                if let Some(found) = own_part(&line, &prefix).and_then(&mut wanted) {
                     return Ok(found);
                 }
             }
@@ -149,6 +183,7 @@ impl Stream {
     pub(crate) fn wait_for_prompt(&mut self, text: &str, limit: Duration) -> Result<()> {
         let deadline = Instant::now().checked_add(limit).context("the time limit is too far away")?;
         let shared = Arc::clone(&self.shared);
+        let text = self.prefix() + text;
         let mut heard = shared.lock();
         loop {
             let fresh = heard.bytes.get(self.cursor..).unwrap_or_default();
@@ -173,10 +208,10 @@ impl Stream {
     /// Everything heard so far, as lines.
     pub(crate) fn lines(&self) -> Vec<String> {
         let heard = self.shared.lock();
-        String::from_utf8_lossy(&heard.bytes)
-            .lines()
-            .map(|line| line.trim_end_matches('\r').to_owned())
-            .collect()
+        let prefix = self.prefix();
+        let text = String::from_utf8_lossy(&heard.bytes);
+        let lines = text.lines().map(|line| line.trim_end_matches('\r'));
+        lines.filter_map(|line| own_part(line, &prefix).map(str::to_owned)).collect()
     }
 
     /// Gives each line, as it comes, to `show`, in a thread of its own that ends with the port.
@@ -215,6 +250,15 @@ fn next_line(bytes: &[u8], from: usize) -> Option<(String, usize)> {
     Some((line, from.checked_add(length)?.checked_add(1)?))
 }
 
+/// What a line holds after the last `prefix`: a guest that returns to the start of its line begins it anew.
+fn own_part<'a>(line: &'a str, prefix: &str) -> Option<&'a str> {
+    let own = line.strip_prefix(prefix)?;
+    if prefix.is_empty() {
+        return Some(own);
+    }
+    Some(own.rsplit_once(&format!("\r{prefix}")).map_or(own, |(_, last)| last))
+}
+
 fn recent(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let lines: Vec<&str> = text.lines().collect();
@@ -231,6 +275,35 @@ fn recent(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guest_hears_its_own_lines_alone() {
+        assert_eq!(own_part("[alice] hello", "[alice] "), Some("hello"));
+        assert_eq!(own_part("[bob] hello", "[alice] "), None);
+        assert_eq!(own_part("serve: guest runs", "[alice] "), None);
+        assert_eq!(own_part("[alice] 10%\r[alice] 20%", "[alice] "), Some("20%"));
+        assert_eq!(own_part("[alice] hello", ""), Some("[alice] hello"));
+    }
+
+    #[test]
+    fn what_is_sent_to_a_guest_on_a_shared_console_follows_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let port = Port::open(&folder.path().join("port")).unwrap();
+        let mut machine = UnixStream::connect(port.path()).unwrap();
+        let log = port.accept("log", &folder.path().join("log"), Duration::from_secs(5)).unwrap();
+        let (mut alice, mut bob) = (log.guest("alice").unwrap(), log.guest("bob").unwrap());
+        alice.send(b"one\n").unwrap();
+        alice.send(b"two\n").unwrap();
+        bob.send(b"three\n").unwrap();
+        let mut sent = [0; 30];
+        machine.read_exact(&mut sent[..25]).unwrap();
+        assert_eq!(&sent[..25], b"\x1ealice\rone\ntwo\n\x1ebob\rthree\n".get(..25).unwrap());
+        machine.write_all(b"[bob] no\r\nlog\r\n[alice] yes\r\n").unwrap();
+        assert_eq!(
+            alice.find("a line", Duration::from_secs(5), |line| Some(line.to_owned())).unwrap(),
+            "yes"
+        );
+    }
 
     #[test]
     fn a_line_counts_only_once_it_is_complete() {
