@@ -1,14 +1,20 @@
 //! What a guest's processor says of itself.
 //!
+//! One package, one core to each virtual processor, one thread to each core; the last cache level is everybody's.
+//!
 //! A pure function from the host's answers to the guest's, by allow-list: a leaf that is not named here reads
 //! zero, and of the named ones only the bits in the masks below come through. What needs model-specific
 //! registers that a guest does not get (MTRRs, performance counters, speculation control,
 //! SVM) is hidden; what the board has (x2APIC, the TSC deadline) is shown whatever the host has.
 //! Leaves: APM vol. 3, appendix E.
 
+mod topology;
+
 use dolmen_abi::cpuid as own;
 use dolmen_arch::bits::low32;
 use dolmen_arch::cpuid::{CpuidSource, Leaf};
+
+use topology::{CACHES_AMD, CACHES_INTEL, Caches, TOPOLOGY_AMD, core_bits};
 
 /// XCR0 bits that a guest may use: x87, SSE, AVX.
 pub const GUEST_XCR0: u64 = 0b111;
@@ -49,6 +55,8 @@ const EDX7: u32 = bits(&[4]);
 const ECX81: u32 = bits(&[0, 4, 5, 6, 7, 8]);
 /// Leaf 8000_0001h EDX: what [`EDX1`] has of it, SYSCALL, NX, MMX extensions, 1 GiB pages, RDTSCP, long mode.
 const EDX81: u32 = bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 14, 15, 16, 17, 20, 22, 23, 24, 26, 27, 29]);
+/// Leaf 8000_0001h ECX: the topology extensions, leaves 8000_001Dh and 8000_001Eh.
+const ECX81_TOPOLOGY: u32 = 1 << 22;
 /// Leaf 8000_0008h EAX: physical and linear address bits.
 const EAX88: u32 = 0xffff;
 /// Leaf 8000_0008h EBX: CLZERO, error pointers always restored, WBNOINVD.
@@ -86,6 +94,9 @@ pub struct GuestCpuid {
     extended: [Leaf; 9],
     /// Leaf 0Dh, subleaf 1, and the AVX component.
     xsave: [Leaf; 2],
+    /// Leaf 4 or 8000_001Dh, whichever the host's vendor has.
+    caches: Caches,
+    has_topology_extensions: bool,
     config: CpuidConfig,
 }
 
@@ -97,6 +108,8 @@ impl GuestCpuid {
             standard: [Leaf::default(); 14],
             extended: [Leaf::default(); 9],
             xsave: [Leaf::default(); 2],
+            caches: Caches::none(),
+            has_topology_extensions: false,
             config,
         };
         let (highest, highest_extended) = (ask(0).eax, ask(EXTENDED_FIRST).eax);
@@ -109,6 +122,15 @@ impl GuestCpuid {
             if leaf <= highest_extended {
                 *answer = extended(leaf, ask(leaf), &config);
             }
+        }
+        let has_extensions = ask(EXTENDED_FIRST | 1).ecx & ECX81_TOPOLOGY != 0;
+        if highest_extended >= TOPOLOGY_AMD && has_extensions && Caches::are_told(host, CACHES_AMD) {
+            guest.has_topology_extensions = true;
+            guest.extended[0].eax = TOPOLOGY_AMD;
+            guest.extended[1].ecx |= ECX81_TOPOLOGY;
+            guest.caches = Caches::new(host, CACHES_AMD, config.vcpus);
+        } else if highest >= CACHES_INTEL {
+            guest.caches = Caches::new(host, CACHES_INTEL, config.vcpus);
         }
         if guest.standard[1].ecx & ECX1_XSAVE == 0 {
             guest.standard[0xd] = Leaf::default();
@@ -131,7 +153,9 @@ impl GuestCpuid {
         match leaf {
             1 => self.features(state),
             7 if subleaf != 0 => Leaf::default(),
-            0xb => self.topology(subleaf),
+            0xb => topology::levels(&self.config, subleaf),
+            CACHES_AMD | CACHES_INTEL => self.caches.answer(leaf, subleaf),
+            TOPOLOGY_AMD if self.has_topology_extensions => topology::ids(&self.config),
             0xd => self.xsave(subleaf, state),
             0..=STANDARD_LAST => Self::entry(&self.standard, leaf),
             own::LEAF_SIGNATURE => signature(own::LEAF_LAST, own::SIGNATURE),
@@ -158,18 +182,6 @@ impl GuestCpuid {
             leaf.ecx |= ECX1_OSXSAVE;
         }
         leaf
-    }
-
-    /// One thread to a core, all cores in one package.
-    fn topology(&self, subleaf: u32) -> Leaf {
-        const LEVEL_THREAD: u32 = 1;
-        const LEVEL_CORE: u32 = 2;
-        let (eax, ebx, level) = match subleaf {
-            0 => (0, 1, LEVEL_THREAD),
-            1 => (core_bits(self.config.vcpus), self.config.vcpus, LEVEL_CORE),
-            _ => (0, 0, 0),
-        };
-        Leaf { eax, ebx, ecx: (subleaf & 0xff) | (level << 8), edx: self.config.apic_id }
     }
 
     fn xsave(&self, subleaf: u32, state: CpuidState) -> Leaf {
@@ -230,11 +242,6 @@ fn extended(leaf: u32, host: Leaf, config: &CpuidConfig) -> Leaf {
         },
         _ => Leaf::default(),
     }
-}
-
-/// Bits of an APIC ID that number the processors.
-const fn core_bits(vcpus: u32) -> u32 {
-    if vcpus <= 1 { 0 } else { u32::BITS.wrapping_sub(vcpus.wrapping_sub(1).leading_zeros()) }
 }
 
 const fn signature(last: u32, text: [u8; 12]) -> Leaf {

@@ -18,6 +18,10 @@ fn epyc() -> BTreeMap<(u32, u32), Leaf> {
         ((0x8000_0002, 0), leaf(0x2044_4d41, 0x4359_5045, 0x7250_2020, 0x7365_636f)),
         ((0x8000_0008, 0), leaf(0x3028, 0x0000_1000, 0x7003, 0)),
         ((0x8000_000a, 0), leaf(1, 16, 0, 1)),
+        ((0x8000_001d, 0), leaf(0x0000_4121, 0x01c0_003f, 63, 0)),
+        ((0x8000_001d, 1), leaf(0x0000_4122, 0x00c0_003f, 255, 0)),
+        ((0x8000_001d, 2), leaf(0x0000_4143, 0x01c0_003f, 1023, 2)),
+        ((0x8000_001d, 3), leaf(0x0001_c163, 0x03c0_003f, 8191, 6)),
         ((0x8000_001e, 0), leaf(1, 2, 3, 4)),
     ])
 }
@@ -59,9 +63,7 @@ fn the_guest_sees_no_svm_no_mwait_no_mtrrs_and_no_counters() {
         assert_eq!(one.edx >> bit & 1, 0, "{name}");
     }
     let extended = guest.answer(0x8000_0001, 0, STATE);
-    for (name, bit) in
-        [("SVM", 2), ("IBS", 10), ("SKINIT", 12), ("TOPOEXT", 22), ("counters", 23), ("MONITORX", 29)]
-    {
+    for (name, bit) in [("SVM", 2), ("IBS", 10), ("SKINIT", 12), ("counters", 23), ("MONITORX", 29)] {
         assert_eq!(extended.ecx >> bit & 1, 0, "{name}");
     }
     let seven = guest.answer(7, 0, STATE);
@@ -78,14 +80,14 @@ fn the_guest_sees_no_svm_no_mwait_no_mtrrs_and_no_counters() {
 #[test]
 fn leaves_that_are_not_listed_read_zero() {
     let guest = GuestCpuid::new(&AllOnes, CONFIG);
-    for leaf in [2, 3, 4, 5, 8, 9, 0xa, 0xc, 0xe, 0x14, 0x1f, 0x4000_0002, 0x4000_00ff, 0x4000_0102] {
+    for leaf in [2, 3, 5, 8, 9, 0xa, 0xc, 0xe, 0x14, 0x1f, 0x4000_0002, 0x4000_00ff, 0x4000_0102] {
         assert_eq!(guest.answer(leaf, 0, STATE), Leaf::default(), "{leaf:#x}");
     }
-    for leaf in [0x8000_0009, 0x8000_000a, 0x8000_001e, 0x8000_001f, 0x8000_0026, 0xc000_0001, u32::MAX] {
+    for leaf in [0x8000_0009, 0x8000_000a, 0x8000_001c, 0x8000_001f, 0x8000_0026, 0xc000_0001, u32::MAX] {
         assert_eq!(guest.answer(leaf, 0, STATE), Leaf::default(), "{leaf:#x}");
     }
     assert_eq!(guest.answer(7, 1, STATE), Leaf::default());
-    assert_eq!((guest.answer(0, 0, STATE).eax, guest.answer(0x8000_0000, 0, STATE).eax), (0xd, 0x8000_0008));
+    assert_eq!((guest.answer(0, 0, STATE).eax, guest.answer(0x8000_0000, 0, STATE).eax), (0xd, 0x8000_001e));
 }
 
 #[test]
@@ -154,6 +156,32 @@ fn the_topology_counts_cores_of_one_package() {
 }
 
 #[test]
+fn each_processor_is_a_core_of_its_own_and_all_share_the_last_cache() {
+    let guest = GuestCpuid::new(&Host(epyc()), CpuidConfig { vcpus: 4, apic_id: 3, ..CONFIG });
+    assert_eq!(guest.answer(0x8000_001e, 0, STATE), Leaf { eax: 3, ebx: 3, ecx: 0, edx: 0 });
+    for (subleaf, eax) in [(0, 0x121), (1, 0x122), (2, 0x143), (3, 0xc163), (4, 0), (u32::MAX, 0)] {
+        assert_eq!(guest.answer(0x8000_001d, subleaf, STATE).eax, eax, "{subleaf}");
+    }
+    assert_eq!(guest.answer(0x8000_001d, 3, STATE).ecx, 8191, "the size is the host's");
+    assert_eq!(guest.answer(4, 0, STATE), Leaf::default(), "the other vendor's leaf");
+}
+
+#[test]
+fn caches_of_the_other_vendor_are_shared_alike() {
+    let mut leaves = epyc();
+    leaves.get_mut(&(0x8000_0001, 0)).unwrap().ecx &= !ECX81_TOPOLOGY;
+    leaves.insert((4, 0), Leaf { eax: 0x1c00_4121, ebx: 0x01c0_003f, ecx: 63, edx: 0 });
+    leaves.insert((4, 1), Leaf { eax: 0x1c03_c163, ebx: 0x03c0_003f, ecx: 8191, edx: 6 });
+    let guest = GuestCpuid::new(&Host(leaves), CpuidConfig { vcpus: 3, apic_id: 1, ..CONFIG });
+    assert_eq!((guest.answer(4, 0, STATE).eax, guest.answer(4, 1, STATE).eax), (0x0c00_0121, 0x0c00_c163));
+    for leaf in [0x8000_001d, 0x8000_001e] {
+        assert_eq!(guest.answer(leaf, 0, STATE), Leaf::default(), "{leaf:#x}");
+    }
+    assert_eq!(guest.answer(0x8000_0000, 0, STATE).eax, 0x8000_0008);
+    assert_eq!(guest.answer(0x8000_0001, 0, STATE).ecx >> 22 & 1, 0);
+}
+
+#[test]
 fn a_host_with_few_leaves_gives_the_guest_its_topology_all_the_same() {
     let mut leaves = epyc();
     leaves.get_mut(&(0, 0)).unwrap().eax = 1;
@@ -178,7 +206,7 @@ proptest! {
         let all = GuestCpuid::new(&AllOnes, CONFIG);
         for leaf in [leaf, leaf & 0xf, 0x8000_0000 | leaf & 0x1f] {
             let (some, most) = (guest.answer(leaf, subleaf, STATE), all.answer(leaf, subleaf, STATE));
-            if !matches!(leaf, 0 | 0xb | 0xd | 0x8000_0000) {
+            if !matches!(leaf, 0 | 4 | 0xb | 0xd | 0x8000_0000) {
                 prop_assert_eq!(some.eax & !most.eax, 0);
                 prop_assert_eq!(some.ebx & !most.ebx, 0);
                 prop_assert_eq!(some.ecx & !most.ecx, 0);
