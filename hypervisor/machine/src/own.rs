@@ -7,7 +7,7 @@
 // UNSAFETY: every address is checked against the hand-off, whose extents the launch image checked to be RAM
 // or device registers and to be disjoint.
 
-use dolmen_drtm::handoff::{CORE_VA, CoreHandoff, Extent, IommuUnit};
+use dolmen_drtm::handoff::{CORE_VA, CoreHandoff, Extent, IommuUnit, MAX_COMPONENTS};
 use dolmen_memory::{Gpa, GuestMemory, Hpa, OutsideRam, PAGE_SIZE, RamMap};
 use dolmen_tpm::tis::TIS_BASE;
 
@@ -230,6 +230,12 @@ impl Machine {
         Ok(GuestRam { map, window: self.space.window() })
     }
 
+    /// Access to the files that the loader staged, for guests that start again.
+    #[must_use]
+    pub const fn staged_files(&self) -> StagedFiles {
+        StagedFiles { files: self.handoff.components, window: self.space.window() }
+    }
+
     /// A wiper of all that guests were given, for the way out.
     #[must_use]
     pub fn guest_wiper(&self) -> GuestWiper {
@@ -267,6 +273,21 @@ impl GuestRam {
         }
     }
 
+    /// Fills the `bytes` bytes from `offset` with zeroes, counted from the start of its RAM as if that had no hole.
+    pub fn wipe_part(&self, offset: u64, bytes: u64) {
+        let (mut skip, mut left) = (offset, bytes);
+        for extent in self.map.extents() {
+            let here = extent.bytes.saturating_sub(skip).min(left);
+            if here > 0 {
+                let start = Hpa::new(extent.hpa.get().wrapping_add(skip));
+                // SAFETY: a part of an extent, which was checked to be a piece of the guest pool.
+                unsafe { self.window.wipe(start, here) };
+            }
+            skip = skip.saturating_sub(extent.bytes);
+            left = left.wrapping_sub(here);
+        }
+    }
+
     fn put(&self, at: Gpa, from: &[u8]) -> Result<(), OutsideRam> {
         let to = self.locate(at, from.len())?;
         // SAFETY: a piece of the guest pool: RAM without objects; the guest owns it.
@@ -300,6 +321,30 @@ impl GuestMemory for &GuestRam {
 
     fn write(&mut self, at: Gpa, from: &[u8]) -> Result<(), OutsideRam> {
         self.put(at, from)
+    }
+}
+
+/// The files that the loader staged: read only.
+#[derive(Debug)]
+pub struct StagedFiles {
+    files: [Extent; MAX_COMPONENTS],
+    window: CopyWindow,
+}
+
+impl StagedFiles {
+    /// Copies a part of one of them.
+    ///
+    /// # Errors
+    /// [`MachineError::NotOurs`] if the range lies in none of them.
+    pub fn read(&self, from: Hpa, into: &mut [u8]) -> Result<(), MachineError> {
+        let length = u64::try_from(into.len()).map_err(|_| MachineError::NotOurs(from))?;
+        let wanted = Extent { base: from.get(), length };
+        if !self.files.iter().any(|file| holds(*file, wanted)) {
+            return Err(MachineError::NotOurs(from));
+        }
+        // SAFETY: RAM by the launch image's check, and disjoint from all objects of the core.
+        unsafe { self.window.read(from, into) };
+        Ok(())
     }
 }
 

@@ -12,6 +12,9 @@ pub struct Serial {
 /// A port that never has room is not there; output to it is dropped.
 const TURNS: u32 = 200_000;
 
+/// Bytes of the transmitter's FIFO.
+const FIFO_BYTES: usize = 16;
+
 const DATA: u16 = 0;
 const INTERRUPT_ENABLE: u16 = 1;
 const FIFO_CONTROL: u16 = 2;
@@ -56,6 +59,25 @@ impl Serial {
         serial.write(FIFO_CONTROL, FIFO_ENABLE_AND_CLEAR);
         serial.write(MODEM_CONTROL, DTR_RTS);
         Some(serial)
+    }
+
+    /// Sends bytes for as long as `next` has some and the port takes them, at most `most`, without waiting. A
+    /// transmitter that is empty has room for its whole FIFO.
+    pub fn send_burst(&self, most: usize, mut next: impl FnMut() -> Option<u8>) {
+        let mut sent = 0usize;
+        while sent < most && self.is_empty() {
+            for _ in 0..FIFO_BYTES {
+                let Some(byte) = next() else { return };
+                self.write(DATA, byte);
+                sent = sent.saturating_add(1);
+            }
+        }
+    }
+
+    /// Whether the transmitter has nothing to send. A missing port has not.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.read(LINE_STATUS) & TRANSMITTER_EMPTY != 0
     }
 
     /// Sends one byte as soon as there is room, and gives up on a port that never has.

@@ -37,6 +37,13 @@ impl Guest {
         }
     }
 
+    /// Makes it as it is after power-on, but for its counters. None of its processors may run meanwhile.
+    pub fn reset(&self, config: BoardConfig) {
+        *self.board.lock() = Board::new(config);
+        self.bus.reset();
+        self.sleepers.store(0, Ordering::Release);
+    }
+
     /// The board, locked.
     pub fn board(&self) -> MutexGuard<'_, Board> {
         self.board.lock()
@@ -183,6 +190,28 @@ mod tests {
         for (count, kind) in (1..).zip(ExitKind::ALL) {
             assert_eq!(counters.get(kind), count, "{kind:?}");
         }
+    }
+
+    #[test]
+    fn after_a_reset_nothing_of_the_last_run_is_left_but_its_counters() {
+        let first =
+            BoardConfig { tsc_khz: 1, ram_bytes: 0, wall_clock_ns: 0, created_at: 0, second_uart: false };
+        let config = BoardConfig { created_at: 7, ..first };
+        let guest = Guest::new(first, 2);
+        guest.counters(1).unwrap().count(ExitKind::Msr);
+        let message = crate::bus::Message {
+            destination: crate::bus::Destination::All,
+            delivery: crate::bus::Delivery::Nmi,
+            vector: 0,
+            level_triggered: false,
+        };
+        assert!(!guest.bus().send(message, None).is_empty());
+        guest.fall_asleep(0);
+        guest.reset(config);
+        assert!(!guest.fall_asleep(1), "processor 0 still sleeps");
+        assert!(!guest.bus().send(message, None).is_empty(), "old mail is left");
+        assert_eq!(guest.board().config().created_at, 7);
+        assert_eq!(guest.counters(1).unwrap().get(ExitKind::Msr), 1);
     }
 
     #[test]

@@ -78,6 +78,14 @@ impl<B: Backend> Vcpu<B> {
         &mut self.backend
     }
 
+    /// Puts it into the state of power-on: nothing of the guest is left in it, and it awaits to be started.
+    pub fn reset(&mut self, config: &BoardConfig) {
+        self.backend.reset();
+        self.backend.flush();
+        self.devices = LocalDevices::new(self.index, config);
+        self.activity = Activity::AwaitsStartUp;
+    }
+
     /// Puts the guest's first processor where its image begins.
     pub fn start(&mut self, state: &StartState) {
         self.backend.start(state);
