@@ -29,14 +29,27 @@ const fn peers(kvm: u64, kvm_with_next_rip: Option<u64>, xen: u64) -> Peers {
     Peers { kvm: Some(kvm), kvm_with_next_rip, xen: Some(xen) }
 }
 
+const fn kvm(kvm: u64) -> Peers {
+    Peers { kvm: Some(kvm), kvm_with_next_rip: None, xen: None }
+}
+
 /// Operation of the micro-guest, what it is, and the peers' figures.
-const OPERATIONS: [(&str, &str, Peers); 10] = [
+const OPERATIONS: [(&str, &str, Peers); 19] = [
     ("cpuid", "CPUID", peers(3063, Some(1350), 5435)),
     ("rdmsr-apic-base", "RDMSR APIC_BASE", peers(3138, Some(1430), 5345)),
     ("in-0x21", "IN, a device of the hypervisor's", peers(1688, Some(1688), 1175)),
     ("in-unused-port", "IN, nobody there (KVM: its monitor)", peers(3575, None, 1175)),
     ("out-0x80", "OUT 0x80 (Xen: no exit)", peers(3561, None, 6)),
     ("unknown-hypercall", "hypercall, unknown (Xen: version)", peers(3329, Some(1620), 5561)),
+    ("mmio-nobody", "memory read, nobody there", peers(6029, None, 14_679)),
+    ("xapic-read", "local APIC, read", peers(3892, None, 13_974)),
+    ("xapic-write-tpr", "local APIC, write of the priority", peers(3831, None, 17_694)),
+    ("xapic-self-ipi", "interrupt to itself, delivered, ended", peers(11_552, None, 36_854)),
+    ("xapic-timer-hlt", "timer and HLT, beyond the wait", peers(18_770, None, 76_200)),
+    ("x2apic-read", "x2APIC, read", kvm(3244)),
+    ("x2apic-write-tpr", "x2APIC, write of the priority", kvm(3219)),
+    ("x2apic-self-ipi", "x2APIC, interrupt to itself", kvm(10_333)),
+    ("x2apic-timer-hlt", "x2APIC, timer and HLT", NONE),
     ("hypercall-version", "hypercall, Version", NONE),
     ("hypercall-random-32", "hypercall, 32 random bytes", NONE),
     ("seal-32", "seal 32 bytes", NONE),

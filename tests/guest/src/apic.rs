@@ -1,8 +1,11 @@
 //! The local APIC: by MSR where CPUID shows x2APIC, else by memory.
 
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use crate::cpu;
 
 const BASE_MSR: u32 = 0x1b;
+const ENABLE: u64 = 1 << 11;
 const X2APIC_ENABLE: u64 = 1 << 10;
 const PAGE: u64 = 0xfee0_0000;
 
@@ -11,6 +14,7 @@ const PAGE: u64 = 0xfee0_0000;
 pub(crate) struct Register(pub(crate) u32);
 
 impl Register {
+    pub(crate) const VERSION: Self = Self(0x30);
     pub(crate) const TASK_PRIORITY: Self = Self(0x80);
     const END_OF_INTERRUPT: Self = Self(0xb0);
     const SPURIOUS: Self = Self(0xf0);
@@ -21,8 +25,12 @@ impl Register {
     const DIVIDE: Self = Self(0x3e0);
 }
 
-fn has_x2apic() -> bool {
-    cpu::cpuid(1, 0).ecx & 1 << 21 != 0
+/// Whether the APIC is reached by MSR: noted, because CPUID is an exit.
+static BY_MSR: AtomicBool = AtomicBool::new(false);
+
+/// Whether x2APIC mode is in use.
+pub(crate) fn has_x2apic() -> bool {
+    BY_MSR.load(Ordering::Relaxed)
 }
 
 pub(crate) fn read(register: Register) -> u32 {
@@ -43,14 +51,30 @@ pub(crate) fn write(register: Register, value: u32) {
     }
 }
 
-/// Switches the APIC on.
+/// Switches the APIC on, in x2APIC mode where CPUID shows it.
 pub(crate) fn enable() {
+    BY_MSR.store(cpu::cpuid(1, 0).ecx & 1 << 21 != 0, Ordering::Relaxed);
     if has_x2apic()
         && let Ok(base) = cpu::read_msr(BASE_MSR)
         && cpu::write_msr(BASE_MSR, base | X2APIC_ENABLE).is_err()
     {
         crate::say!("FAIL the apic refuses x2apic mode");
     }
+    set_up();
+}
+
+/// Goes back to the mode in which the APIC is reached by memory.
+pub(crate) fn use_memory() {
+    let base = cpu::read_msr(BASE_MSR).unwrap_or(0) & !(ENABLE | X2APIC_ENABLE);
+    // x2APIC mode is only left through the state in which the APIC is off (APM vol. 2, 16.9).
+    if cpu::write_msr(BASE_MSR, base).is_err() || cpu::write_msr(BASE_MSR, base | ENABLE).is_err() {
+        crate::say!("FAIL the apic refuses xapic mode");
+    }
+    BY_MSR.store(false, Ordering::Relaxed);
+    set_up();
+}
+
+fn set_up() {
     write(Register::SPURIOUS, 0x1ff);
     write(Register::TASK_PRIORITY, 0);
     write(Register::DIVIDE, 0b1011);

@@ -9,7 +9,8 @@ use dolmen_abi::{
     Unseal, UnsealRequest, Version,
 };
 
-use crate::{cpu, say};
+use crate::apic::{self, Register};
+use crate::{cpu, fault, say};
 
 /// Measurements of each operation.
 const RUNS: usize = 64;
@@ -17,6 +18,10 @@ const RUNS: usize = 64;
 const SECRET: usize = 32;
 /// Requests of a quote before the guest gives up.
 const PATIENCE: u32 = 50_000_000;
+/// Ticks of the timer that are waited for; in the deterministic mode one is one instruction.
+const WAIT: u32 = 20_000;
+/// An address behind which there is nothing.
+const NOBODY: u64 = 0xd000_0000;
 /// APIC_BASE.
 const MSR_APIC_BASE: u32 = 0x1b;
 
@@ -59,12 +64,17 @@ fn place_mut<T>(value: &mut T) -> (u64, u64) {
 }
 
 /// Prints the least and the middle cost of an operation.
-fn cost(name: &str, mut operation: impl FnMut()) {
+fn cost(name: &str, operation: impl FnMut()) {
+    cost_beyond(name, 0, operation);
+}
+
+/// The same for an operation of which `due` ticks are waited for.
+fn cost_beyond(name: &str, due: u64, mut operation: impl FnMut()) {
     let mut ticks = [0u64; RUNS];
     for slot in &mut ticks {
         let start = cpu::read_tsc();
         operation();
-        *slot = cpu::read_tsc() - start;
+        *slot = (cpu::read_tsc() - start).saturating_sub(due);
     }
     ticks.sort_unstable();
     say!("cost {name} min={} median={}", ticks[0], ticks[RUNS / 2]);
@@ -72,6 +82,32 @@ fn cost(name: &str, mut operation: impl FnMut()) {
 
 /// Measures everything and switches off.
 pub(crate) fn run() -> ! {
+    exits();
+    version();
+    random();
+    seal();
+    quote();
+    say!("cost done");
+    cpu::power_off()
+}
+
+/// Measures what does not need the TPM, and switches off.
+pub(crate) fn run_exits() -> ! {
+    exits();
+    say!("cost done");
+    cpu::power_off()
+}
+
+/// Says that it is there, then sleeps, waking up now and then as an idle system does.
+pub(crate) fn rest() -> ! {
+    say!("rest");
+    loop {
+        apic::start_timer(100_000_000);
+        cpu::wait_for_interrupt();
+    }
+}
+
+fn exits() {
     cost("nothing", || ());
     cost("cpuid", || {
         cpu::cpuid(0, 0);
@@ -89,12 +125,36 @@ pub(crate) fn run() -> ! {
     cost("unknown-hypercall", || {
         call(0, (0, 0), (0, 0));
     });
-    version();
-    random();
-    seal();
-    quote();
-    say!("cost done");
-    cpu::power_off()
+    cost("mmio-nobody", || {
+        cpu::read32(NOBODY);
+    });
+    if apic::has_x2apic() {
+        interrupts(["x2apic-read", "x2apic-write-tpr", "x2apic-self-ipi", "x2apic-timer-hlt"]);
+    }
+    apic::use_memory();
+    interrupts(["xapic-read", "xapic-write-tpr", "xapic-self-ipi", "xapic-timer-hlt"]);
+    apic::enable();
+}
+
+/// What the local APIC costs in the mode it is in.
+fn interrupts(names: [&str; 4]) {
+    let [read, write, to_self, timer] = names;
+    cost(read, || {
+        apic::read(Register::VERSION);
+    });
+    cost(write, || apic::write(Register::TASK_PRIORITY, 0));
+    let before = fault::ticks();
+    cost(to_self, || {
+        apic::send_self(u32::from(fault::TIMER));
+        cpu::interrupts_window();
+    });
+    cost_beyond(timer, u64::from(WAIT), || {
+        apic::start_timer(WAIT);
+        cpu::wait_for_interrupt();
+    });
+    if fault::ticks() != before + 2 * RUNS as u64 {
+        say!("FAIL {} interrupts came of {}", fault::ticks() - before, 2 * RUNS);
+    }
 }
 
 fn version() {

@@ -3,7 +3,7 @@
 //! Each test prints `ok <name>` or `FAIL <name> <why>` on the console, the last line is
 //! `micro: N passed, M failed`, then the guest switches itself off. With `ends=<name>` on its command line
 //! it instead does the one thing of that name, which ends it; the verdict is then the hypervisor's log. With
-//! `bench` it measures what things cost.
+//! `bench` or `bench-exits` it measures what things cost, with `rest` it sleeps for ever.
 #![no_std]
 #![no_main]
 #![expect(clippy::macro_metavars_in_unsafe, reason = "`attempt!` is for assembly")]
@@ -53,6 +53,12 @@ extern "C" fn guest_main(start: u64) -> ! {
     }
     if command_line == b"bench" {
         bench::run();
+    }
+    if command_line == b"bench-exits" {
+        bench::run_exits();
+    }
+    if command_line == b"rest" {
+        bench::rest();
     }
     let groups =
         [instruction::TESTS, register::TESTS, hidden::TESTS, device::TESTS, interrupt::TESTS, user::TESTS];
