@@ -23,9 +23,6 @@ pub const TSC_DEADLINE: u32 = 0x6e0;
 pub const X2APIC_FIRST: u32 = 0x800;
 pub const X2APIC_LAST: u32 = 0x8ff;
 pub const XSS: u32 = 0xda0;
-/// KVM's paravirtual clock and its neighbours.
-pub const KVM_FIRST: u32 = 0x4b56_4d00;
-pub const KVM_LAST: u32 = 0x4b56_4dff;
 /// KVM's first clock registers, before it had a range of its own.
 pub const KVM_WALL_CLOCK_OLD: u32 = 0x11;
 pub const KVM_SYSTEM_TIME_OLD: u32 = 0x12;

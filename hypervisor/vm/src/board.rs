@@ -5,10 +5,14 @@
 //! [`Wires`]. Pure: time comes in as the guest's time-stamp counter, bytes for the console go out as an
 //! [`Effect`], nothing is allocated and nothing the guest does can fail here in a way the loop must handle.
 
+mod port;
+
 use dolmen_memory::Gpa;
 
+pub use port::PortDevice;
+
 use crate::bus::Wires;
-use crate::device::cmos::{self, Cmos};
+use crate::device::cmos::Cmos;
 use crate::device::io_apic::IoApic;
 use crate::device::pci::{self, Pci};
 use crate::device::power::Power;
@@ -96,10 +100,6 @@ impl SerialPort {
 
 /// Ports of one UART.
 pub const UART_PORTS: u16 = 8;
-const COM1_LAST: u16 = SerialPort::Com1.port().wrapping_add(UART_PORTS).wrapping_sub(1);
-const COM2_LAST: u16 = SerialPort::Com2.port().wrapping_add(UART_PORTS).wrapping_sub(1);
-const COM1: u16 = SerialPort::Com1.port();
-const COM2: u16 = SerialPort::Com2.port();
 
 const PAGE: u64 = 0x1000;
 const NS_PER_S: u64 = 1_000_000_000;
@@ -214,29 +214,26 @@ impl Board {
     }
 
     fn read_byte(&mut self, port: u16, now: Tsc, wires: &mut Wires<'_>) -> u8 {
-        match port {
-            COM1..=COM1_LAST => self.read_uart(SerialPort::Com1, port.wrapping_sub(COM1), wires),
-            COM2..=COM2_LAST => self.read_uart(SerialPort::Com2, port.wrapping_sub(COM2), wires),
-            cmos::DATA => self.cmos.read(self.wall_clock_seconds(now)),
-            pci::DATA..=pci::LAST_DATA => self.pci.read(port.wrapping_sub(pci::DATA)),
-            _ => self.power.read(port).unwrap_or(u8::MAX),
+        match PortDevice::at(port) {
+            Some(PortDevice::Serial(uart)) => self.read_uart(uart, port.wrapping_sub(uart.port()), wires),
+            Some(PortDevice::CmosData) => self.cmos.read(self.wall_clock_seconds(now)),
+            Some(PortDevice::PciData) => self.pci.read(port.wrapping_sub(pci::DATA)),
+            Some(PortDevice::System) => self.power.read(port).unwrap_or(u8::MAX),
+            Some(PortDevice::CmosIndex | PortDevice::PciAddress) | None => u8::MAX,
         }
     }
 
     fn write_byte(&mut self, port: u16, value: u8, now: Tsc, wires: &mut Wires<'_>) -> Effect {
-        match port {
-            COM1..=COM1_LAST => self.write_uart(SerialPort::Com1, port.wrapping_sub(COM1), value, wires),
-            COM2..=COM2_LAST => self.write_uart(SerialPort::Com2, port.wrapping_sub(COM2), value, wires),
-            cmos::INDEX => {
-                self.cmos.select(value);
-                Effect::None
+        match PortDevice::at(port) {
+            Some(PortDevice::Serial(uart)) => {
+                return self.write_uart(uart, port.wrapping_sub(uart.port()), value, wires);
             }
-            cmos::DATA => {
-                self.cmos.write(value, self.wall_clock_seconds(now));
-                Effect::None
-            }
-            _ => self.power.write(port, value).unwrap_or(Effect::None),
+            Some(PortDevice::CmosIndex) => self.cmos.select(value),
+            Some(PortDevice::CmosData) => self.cmos.write(value, self.wall_clock_seconds(now)),
+            Some(PortDevice::System) => return self.power.write(port, value).unwrap_or(Effect::None),
+            Some(PortDevice::PciAddress | PortDevice::PciData) | None => {}
         }
+        Effect::None
     }
 
     /// The UART of `port`, if the guest has it.

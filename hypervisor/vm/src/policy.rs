@@ -6,6 +6,7 @@ use dolmen_arch::msr;
 use dolmen_memory::Gpa;
 
 use crate::exit::{ControlRegister, Event, FaultAccess, PortAccess, Vector, VmExit};
+use crate::pvclock;
 
 /// What the exit loop does about an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,8 +73,8 @@ pub enum MsrRule {
     Pat,
     /// TSC_AUX.
     TscAux,
-    /// A register of the board: APIC, clocks.
-    Board,
+    /// A register of the processor's own devices: APIC, clocks.
+    Device,
     /// Reads this, and takes only this.
     Constant(u64),
     /// Not there: #GP.
@@ -114,6 +115,21 @@ const HWCR_TSC_CONSTANT: u64 = 1 << 24;
 /// NB_CFG.EnableCf8ExtCfg: kernels set it on every processor, unless it is set.
 const NB_CFG_EXTENDED: u64 = 1 << 46;
 
+/// Registers that the guest has itself, without an exit: the processor switches them by VMLOAD and VMSAVE
+/// (APM vol. 2, 15.5.2).
+pub const DIRECT_MSRS: [u32; 10] = [
+    msr::SYSENTER_CS,
+    msr::SYSENTER_ESP,
+    msr::SYSENTER_EIP,
+    msr::STAR,
+    msr::LSTAR,
+    msr::CSTAR,
+    msr::SFMASK,
+    msr::FS_BASE,
+    msr::GS_BASE,
+    msr::KERNEL_GS_BASE,
+];
+
 /// The rule for an MSR. Default: absent.
 pub const fn msr_rule(index: u32) -> MsrRule {
     match index {
@@ -124,9 +140,8 @@ pub const fn msr_rule(index: u32) -> MsrRule {
         | msr::APIC_BASE
         | msr::TSC_DEADLINE
         | msr::X2APIC_FIRST..=msr::X2APIC_LAST
-        | msr::KVM_FIRST..=msr::KVM_LAST
-        | msr::KVM_WALL_CLOCK_OLD
-        | msr::KVM_SYSTEM_TIME_OLD => MsrRule::Board,
+        | pvclock::MSR_WALL_CLOCK
+        | pvclock::MSR_SYSTEM_TIME => MsrRule::Device,
         msr::HWCR => MsrRule::Constant(HWCR_TSC_CONSTANT),
         msr::NB_CFG => MsrRule::Constant(NB_CFG_EXTENDED),
         // Machine checks exist, with no banks to report anything.
@@ -243,7 +258,9 @@ mod tests {
             msr::DEBUG_CTL,
             msr::XSS,
             msr::DE_CFG,
-            0x570, // Intel PT
+            msr::KVM_SYSTEM_TIME_OLD,
+            0x4b56_4d02, // asynchronous page faults
+            0x570,       // Intel PT
             0xffff_ffff,
         ] {
             assert_eq!(msr_rule(index), MsrRule::Absent, "{index:#x}");
@@ -251,9 +268,9 @@ mod tests {
     }
 
     #[test]
-    fn the_boards_registers_go_to_the_board() {
-        for index in [0x10, 0x1b, 0x6e0, 0x800, 0x83f, 0x8ff, 0x4b56_4d00, 0x4b56_4d01, 0x11, 0x12] {
-            assert_eq!(msr_rule(index), MsrRule::Board, "{index:#x}");
+    fn the_registers_of_devices_go_to_them() {
+        for index in [0x10, 0x1b, 0x6e0, 0x800, 0x83f, 0x8ff, 0x4b56_4d00, 0x4b56_4d01] {
+            assert_eq!(msr_rule(index), MsrRule::Device, "{index:#x}");
         }
     }
 }

@@ -11,6 +11,7 @@ use dolmen_arch::register::Efer;
 use dolmen_arch::svm::Asids;
 use dolmen_arch::svm::permission::{IO_MAP_BYTES, MSR_MAP_BYTES, MapBit, MsrAccess, msr_bit};
 use dolmen_memory::{Hfn, Hpa, PAGE_SIZE};
+use dolmen_vm::policy::DIRECT_MSRS;
 
 use super::extended::{Extended, Features};
 use super::frame::VmcbFrame;
@@ -155,22 +156,8 @@ fn denied(region: &mut Region, bytes: usize) -> Result<Hfn, SvmError> {
     Ok(first)
 }
 
-/// Registers that VMLOAD and VMSAVE switch: the guest has them itself (APM vol. 2, 15.5.2).
-const SWITCHED: [u32; 10] = [
-    msr::SYSENTER_CS,
-    msr::SYSENTER_ESP,
-    msr::SYSENTER_EIP,
-    msr::STAR,
-    msr::LSTAR,
-    msr::CSTAR,
-    msr::SFMASK,
-    msr::FS_BASE,
-    msr::GS_BASE,
-    msr::KERNEL_GS_BASE,
-];
-
 fn allow_switched_msrs(region: &mut Region, map: Hfn) {
-    for register in SWITCHED {
+    for register in DIRECT_MSRS {
         for access in [MsrAccess::Read, MsrAccess::Write] {
             if let Some(bit) = msr_bit(register, access) {
                 clear_bit(region, map, bit);

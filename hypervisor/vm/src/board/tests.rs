@@ -14,6 +14,8 @@ const CONFIG: BoardConfig = BoardConfig {
     second_uart: true,
 };
 
+const COM1: u16 = SerialPort::Com1.port();
+const COM2: u16 = SerialPort::Com2.port();
 const DONE: MsrAnswer = MsrAnswer::Done(Request::None);
 const MSR_APIC_BASE: u32 = 0x1b;
 const MSR_TSC_DEADLINE: u32 = 0x6e0;

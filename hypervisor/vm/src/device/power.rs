@@ -18,10 +18,13 @@ pub const SOFT_OFF_TYPE: u8 = 5;
 
 const SLEEP_ENABLE: u8 = 1 << 5;
 const RESET_NOW: u8 = 1 << 2;
-const NMI_STATUS: u16 = 0x61;
-const KEYBOARD_COMMAND: u16 = 0x64;
+/// NMI status of PCs, with the memory refresh toggle.
+pub const NMI_STATUS: u16 = 0x61;
+/// Command port of the keyboard controller.
+pub const KEYBOARD_COMMAND: u16 = 0x64;
 const KEYBOARD_RESET: u8 = 0xfe;
-const SYSTEM_CONTROL: u16 = 0x92;
+/// System control port A.
+pub const SYSTEM_CONTROL: u16 = 0x92;
 /// Fast A20 gate: always open.
 const SYSTEM_A20: u8 = 1 << 1;
 const SYSTEM_RESET: u8 = 1 << 0;

@@ -24,7 +24,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
             MsrRule::TscAux => Some(self.vcpu.backend.read(Register::TscAux)),
             MsrRule::Constant(value) => Some(value),
             MsrRule::Absent => None,
-            MsrRule::Board => match self.vcpu.devices.msr_read(index, self.host.now()) {
+            MsrRule::Device => match self.vcpu.devices.msr_read(index, self.host.now()) {
                 MsrAnswer::Value(value) => Some(value),
                 MsrAnswer::Done(_) | MsrAnswer::Fault | MsrAnswer::Unclaimed => None,
             },
@@ -56,13 +56,15 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
             }
             MsrRule::Constant(constant) => value == constant,
             MsrRule::Absent => false,
-            MsrRule::Board => match self.vcpu.devices.msr_write(index, value, self.host.now(), self.memory) {
-                MsrAnswer::Done(request) => {
-                    self.serve_request(request);
-                    true
+            MsrRule::Device => {
+                match self.vcpu.devices.msr_write(index, value, self.host.now(), self.memory) {
+                    MsrAnswer::Done(request) => {
+                        self.serve_request(request);
+                        true
+                    }
+                    MsrAnswer::Value(_) | MsrAnswer::Fault | MsrAnswer::Unclaimed => false,
                 }
-                MsrAnswer::Value(_) | MsrAnswer::Fault | MsrAnswer::Unclaimed => false,
-            },
+            }
         };
         if done {
             self.vcpu.backend.skip_instruction(length);

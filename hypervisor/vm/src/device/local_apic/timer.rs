@@ -43,6 +43,8 @@ impl ApicTimer {
     }
 
     /// The LVT entry now selects `mode`. Entering or leaving deadline mode disarms (SDM vol. 3A, 11.5.4.1).
+    /// Between the other two the count goes on, and what follows its end is decided then: there is software
+    /// that starts the count first.
     pub(crate) fn set_mode(&mut self, mode: TimerMode) {
         if (mode == TimerMode::TscDeadline) != (self.mode == TimerMode::TscDeadline) {
             self.ends = None;
@@ -90,7 +92,8 @@ impl ApicTimer {
             let late = now.saturating_sub(ends).checked_rem(self.period()).unwrap_or_default();
             left = self.period().saturating_sub(late);
         }
-        u32::try_from(left >> self.shift()).unwrap_or(u32::MAX)
+        // A period that was made longer than the guest asked for starts with a moment at its initial count.
+        u32::try_from(left >> self.shift()).unwrap_or(u32::MAX).min(self.initial)
     }
 
     /// The deadline register: 0 unless armed, and unless in deadline mode.
@@ -191,8 +194,8 @@ mod tests {
     #[test]
     fn a_period_cannot_be_shorter_than_allowed() {
         let mut timer = timer(TimerMode::Periodic);
-        timer.set_initial(1, 0);
-        assert_eq!(timer.ends(), Some(100));
+        timer.set_initial(7, 0);
+        assert_eq!((timer.ends(), timer.current(0), timer.current(97)), (Some(100), 7, 3));
     }
 
     #[test]
