@@ -62,6 +62,12 @@ impl<'a> Lab<'a> {
         self
     }
 
+    /// The same machine with so many processors.
+    pub(crate) const fn with_cpus(mut self, cpus: u32) -> Self {
+        self.profile.cpus = cpus;
+        self
+    }
+
     /// The machine's folder.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder

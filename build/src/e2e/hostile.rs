@@ -52,6 +52,7 @@ const LIES: &[(&str, &str, Fate)] = &[
     ("map-all-ram", "bios", Fate::Stop),
     ("map-empty", "bios", Fate::StopOrSame),
     ("rsdp-wild", "bios", Fate::StopOrSame),
+    ("cpus-huge", "smp", Fate::Stop),
     ("aps-not-parked", "smp", Fate::Stop),
     ("skip-tpm-startup", "bios", Fate::StopOrSame),
     ("locality-held", "bios", Fate::StopOrSame),

@@ -1,5 +1,6 @@
 //! End-to-end tests: the whole machine, its story, and attacks on it.
 
+mod cpus;
 mod dma;
 mod hostile;
 mod image;
@@ -75,7 +76,8 @@ pub(crate) fn run(bench: &Bench) -> Result<Tally> {
     let top = place::output().join("e2e");
     let micro = micro(bench, &top)?;
     let chosen = |case: &&Case| bench.only.as_ref().is_none_or(|only| case.name.contains(only.as_str()));
-    let all = [launch::CASES, hostile::CASES, dma::CASES, locality::CASES, trust::CASES, image::CASES];
+    let all =
+        [launch::CASES, hostile::CASES, cpus::CASES, dma::CASES, locality::CASES, trust::CASES, image::CASES];
     let cases: Vec<Case> = all.into_iter().flatten().filter(chosen).copied().collect();
     if cases.is_empty() {
         bail!("no end-to-end test has such a name");

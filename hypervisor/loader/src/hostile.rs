@@ -30,6 +30,10 @@
 //! | `map-all-ram` | the memory map says that the whole address space is RAM, and the region lies over the APIC |
 //! | `map-empty` | the memory map has no ranges |
 //! | `rsdp-wild` | the ACPI root pointer is 0xffff_ffff_ffff_fff0 |
+//! | `cpus-huge` | the list of processors has 0xffff_ffff entries |
+//! | `cpu-ghost` | the list of processors has an APIC ID more, 77, which no processor has |
+//! | `cpu-twice` | the list of processors names its last one twice |
+//! | `cpu-hidden` | the list of processors has the first one alone |
 //! | `aps-not-parked` | the other processors run on |
 //! | `skip-tpm-startup` | the TPM is not started |
 //! | `locality-held` | locality 0 of the TPM stays active |
@@ -50,6 +54,8 @@ const APIC: u64 = 0xfee0_0000;
 const TPM: u64 = 0xfed4_0000;
 const IOMMU: u64 = 0xfed8_0000;
 const MMIO: u64 = 0xfe00_0000;
+/// An APIC ID that no processor of a test machine has.
+const GHOST: u32 = 77;
 const ABOVE_4G: u64 = 1 << 32;
 const LEGACY_SMRAM: u64 = 0xa_0000;
 /// Offset of a place in the block's tail, behind any measured part.
@@ -103,6 +109,10 @@ attacks! {
     MapAllRam = "map-all-ram", "The map has RAM everywhere.";
     MapEmpty = "map-empty", "The map is empty.";
     RsdpWild = "rsdp-wild", "The ACPI root pointer leads nowhere.";
+    CpusHuge = "cpus-huge", "Far too many processors.";
+    CpuGhost = "cpu-ghost", "A processor that does not exist.";
+    CpuTwice = "cpu-twice", "A processor twice.";
+    CpuHidden = "cpu-hidden", "Processors left out.";
     ApsNotParked = "aps-not-parked", "Other processors run on.";
     SkipTpmStartup = "skip-tpm-startup", "The TPM is not started.";
     LocalityHeld = "locality-held", "Locality 0 stays active.";
@@ -137,6 +147,7 @@ impl Attack {
     /// Makes the hand-off lie.
     pub fn corrupt(self, handoff: &mut Handoff, around: Surroundings) {
         self.corrupt_head(handoff);
+        self.corrupt_cpus(handoff);
         self.corrupt_core(handoff, around);
         self.corrupt_region(handoff, around);
         self.corrupt_rest(handoff, around);
@@ -158,6 +169,22 @@ impl Attack {
             Self::MapEmpty => handoff.memory_count = 0,
             Self::RsdpWild => handoff.rsdp = !0xf,
             _ => {}
+        }
+    }
+
+    fn corrupt_cpus(self, handoff: &mut Handoff) {
+        let listed = usize::try_from(handoff.cpu_count).unwrap_or(0);
+        let last = handoff.apic_ids.get(listed.saturating_sub(1)).copied().unwrap_or(0);
+        let more = match self {
+            Self::CpusHuge => return handoff.cpu_count = u32::MAX,
+            Self::CpuHidden => return handoff.cpu_count = handoff.cpu_count.min(1),
+            Self::CpuGhost => GHOST,
+            Self::CpuTwice => last,
+            _ => return,
+        };
+        if let Some(place) = handoff.apic_ids.get_mut(listed) {
+            *place = more;
+            handoff.cpu_count = handoff.cpu_count.saturating_add(1);
         }
     }
 
@@ -235,7 +262,7 @@ mod tests {
         use Attack::*;
         let mut good = Handoff::new_zeroed();
         good.magic = Handoff::MAGIC;
-        (good.memory_count, good.component_count) = (1, 2);
+        (good.memory_count, good.component_count, good.cpu_count) = (1, 2, 2);
         good.memory[0] = MemoryRange { base: 0, length: 1 << 31, kind: MemoryRange::RAM };
         good.core = Extent { base: 0x123_0000, length: 0x1000 };
         good.region = Extent { base: 0x4000_0000, length: 0x20_0000 };
