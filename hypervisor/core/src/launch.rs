@@ -1,7 +1,7 @@
 //! Stage 1: what the launch image says, against what the core is.
 
 use dolmen_drtm::BankSet;
-use dolmen_drtm::handoff::{CoreHandoff, MAX_COMPONENTS, MAX_IOMMUS, MAX_RANGES, REGION_ALIGN};
+use dolmen_drtm::handoff::{CoreHandoff, MAX_COMPONENTS, MAX_CPUS, MAX_IOMMUS, MAX_RANGES, REGION_ALIGN};
 use dolmen_machine::entry_core;
 use dolmen_machine::own::Entered;
 
@@ -44,7 +44,16 @@ fn check(handoff: &CoreHandoff) -> Result<(), Reason> {
     }
     ensure(to_usize(handoff.component_count) <= MAX_COMPONENTS, "too many components")?;
     ensure(to_usize(handoff.memory_count) <= MAX_RANGES, "too many memory ranges")?;
-    ensure((1..=MAX_IOMMUS).contains(&to_usize(handoff.iommu_count)), "no IOMMU")
+    ensure(to_usize(handoff.cpu_count) <= MAX_CPUS, "too many processors")?;
+    ensure((1..=MAX_IOMMUS).contains(&to_usize(handoff.iommu_count)), "no IOMMU")?;
+    check_cpus(handoff)
+}
+
+/// The list of processors is the loader's: one that is named twice would be started twice.
+fn check_cpus(handoff: &CoreHandoff) -> Result<(), Reason> {
+    let ids = handoff.apic_ids.get(..to_usize(handoff.cpu_count)).unwrap_or(&[]);
+    let twice = (1..).zip(ids).find(|(next, id)| ids.get(*next..).is_some_and(|rest| rest.contains(id)));
+    twice.map_or(Ok(()), |(_, id)| Err(Reason::CpuTwice(*id)))
 }
 
 /// Counts are small; a count that does not fit is larger than every limit.

@@ -9,6 +9,7 @@
 extern crate alloc;
 
 mod console;
+mod cpus;
 mod host;
 mod launch;
 mod lifecycle;

@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use dolmen_machine::cpus::StartError;
 use dolmen_machine::own::MachineError;
 use dolmen_machine::svm::SvmError;
 use dolmen_tpm::{KeyError, TpmError, TransportError};
@@ -16,6 +17,10 @@ pub(crate) enum Reason {
     Handoff(&'static str),
     /// The machine lacks something, or denied it.
     Machine(MachineError),
+    /// The loader's list names the processor with this APIC ID twice.
+    CpuTwice(u32),
+    /// A processor does not work as the first one does.
+    Cpu(StartError),
     /// An IOMMU no longer refuses every device.
     Iommu(&'static str),
     /// The region is too small.
@@ -51,6 +56,10 @@ impl fmt::Display for Reason {
         match self {
             Self::Handoff(what) => write!(f, "{what}; install launch image and core of one build"),
             Self::Machine(error) => write!(f, "the machine is not usable: {error:?}"),
+            Self::CpuTwice(id) => {
+                write!(f, "the list of processors names APIC ID {id} twice; update loader and firmware")
+            }
+            Self::Cpu(error) => cpu(f, *error),
             Self::Iommu(what) => write!(f, "DMA is no longer refused: {what}; report it"),
             Self::OutOfMemory(what) => write!(f, "no memory for {what}; give the loader a larger region_mib"),
             Self::Tpm(error) => write!(f, "the TPM failed: {error:?}; power the machine off and on"),
@@ -71,6 +80,45 @@ impl fmt::Display for Reason {
             Self::PowerOff => write!(f, "the guest switched its machine off"),
             Self::GuestStopped(reason) => write!(f, "the guest stopped: {reason:?}"),
             Self::Init => write!(f, "the machine was sent an INIT"),
+        }
+    }
+}
+
+fn cpu(f: &mut fmt::Formatter<'_>, error: StartError) -> fmt::Result {
+    match error {
+        StartError::NoStartPage => {
+            write!(f, "no RAM below 640 KiB to start processors in; update the firmware")
+        }
+        StartError::OutOfFrames => {
+            write!(f, "no memory for the processors; give the loader a larger region_mib")
+        }
+        StartError::NoRegisters => write!(f, "the processor's memory-type registers cannot be read"),
+        StartError::Unreachable(id) => {
+            write!(
+                f,
+                "the processor with APIC ID {id} needs x2APIC mode; switch it on in the firmware's set-up"
+            )
+        }
+        StartError::Silent(id) => {
+            write!(f, "the processor with APIC ID {id} did not come up; update loader and firmware")
+        }
+        StartError::Unlike(id) => {
+            write!(
+                f,
+                "the processor with APIC ID {id} routes memory in another way than the first; update the firmware"
+            )
+        }
+        StartError::Svm(id) => {
+            write!(
+                f,
+                "the processor with APIC ID {id} cannot run guests as the first one can; update the firmware"
+            )
+        }
+        StartError::Time(id, ticks) => {
+            write!(
+                f,
+                "the time of the processor with APIC ID {id} is off by {ticks} ticks; power the machine off and on"
+            )
         }
     }
 }

@@ -26,8 +26,8 @@ pub(crate) struct Shielded(pub(crate) Host);
 /// Takes the machine over from the launch image and asks every IOMMU again.
 pub(crate) fn take_over(launched: Launched) -> Result<Shielded, Reason> {
     let Launched { entered, banks } = launched;
-    let (mut machine, heap) = Machine::take_over(entered, HEAP_BYTES)?;
-    stop::remember_memory(&machine, heap, HEAP_BYTES);
+    let (mut machine, own) = Machine::take_over(entered, HEAP_BYTES)?;
+    stop::remember_memory(&machine, own);
     let clock = machine.start_clock()?;
     let mut tpm = Tis::new(machine.tpm(clock)?, Locality::Two);
     stop::remember_tpm(machine.tpm(clock)?, banks);

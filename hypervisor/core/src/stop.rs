@@ -1,17 +1,18 @@
 //! The way out: every end of the run, wanted or not, goes through [`leave`].
 //!
-//! Promise: guest RAM is wiped, PCR 17 and 18 are extended with the cap so that nothing can be unsealed or quoted
+//! Promise: all other processors stand still first; guest RAM is wiped, PCR 17 and 18 are extended with the cap so that nothing can be unsealed or quoted
 //! any more, then heap, data and stacks of the core are wiped. A step that fails does not keep the
 //! others from being done, and is said on the console.
 
+use core::fmt;
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicBool, Ordering};
 
 use dolmen_drtm::bank::{PCR_CODE, PCR_CONFIGURATION};
 use dolmen_drtm::{BankSet, DigestSet};
 use dolmen_machine::cpu;
+use dolmen_machine::cpus::{self, WayOut};
 use dolmen_machine::interrupt::{Frame, SECURITY_EXCEPTION};
-use dolmen_machine::own::{GuestWiper, Machine};
+use dolmen_machine::own::{GuestWiper, Machine, Private};
 use dolmen_machine::scrub::{self, End};
 use dolmen_machine::tpm_mmio::TisRegisters;
 use dolmen_tpm::TpmError;
@@ -24,7 +25,6 @@ pub(crate) use crate::reason::Reason;
 
 /// What the way out needs, put aside while the core boots.
 static KIT: Mutex<Kit> = Mutex::new(Kit { memory: None, tpm: None });
-static IS_LEAVING: AtomicBool = AtomicBool::new(false);
 
 struct Kit {
     memory: Option<Memory>,
@@ -33,13 +33,12 @@ struct Kit {
 
 struct Memory {
     guests: GuestWiper,
-    heap: u64,
-    heap_bytes: u64,
+    own: Private,
 }
 
 /// Puts aside what is to be wiped.
-pub(crate) fn remember_memory(machine: &Machine, heap: u64, heap_bytes: u64) {
-    KIT.lock().memory = Some(Memory { guests: machine.guest_wiper(), heap, heap_bytes });
+pub(crate) fn remember_memory(machine: &Machine, own: Private) {
+    KIT.lock().memory = Some(Memory { guests: machine.guest_wiper(), own });
 }
 
 /// Puts a TPM driver of its own aside: the one in use may be in the middle of a command.
@@ -49,19 +48,26 @@ pub(crate) fn remember_tpm(registers: TisRegisters, banks: BankSet) {
 
 /// Ends the run for `reason`: the processor halts and the console stays readable.
 pub(crate) fn stop(reason: &Reason) -> ! {
-    print(format_args!("stop: {reason}\n"));
-    leave(End::Halt)
+    leave(End::Halt, format_args!("{reason}"))
 }
 
 /// Ends the run with a reset of the machine.
 pub(crate) fn reset() -> ! {
-    print(format_args!("stop: the guest resets the machine\n"));
-    leave(End::Reset)
+    leave(End::Reset, format_args!("the guest resets the machine"))
 }
 
-fn leave(how: End) -> ! {
-    // A second way in is a fault on the way out: what is left is to wipe and to halt.
-    let is_first = !IS_LEAVING.swap(true, Ordering::AcqRel);
+fn leave(how: End, why: fmt::Arguments<'_>) -> ! {
+    // A second way in on the same processor is a fault on the way out: what is left is to wipe and to halt.
+    let is_first = match cpus::claim_way_out() {
+        WayOut::Ours => true,
+        WayOut::OursAgain => false,
+        WayOut::Another => cpus::park(),
+    };
+    let moving = if is_first { cpus::park_others() } else { cpus::CpuSet::EMPTY };
+    print(format_args!("stop: {why}\n"));
+    for cpu in moving {
+        print(format_args!("stop: the processor with APIC ID {} does not stand still\n", cpus::apic_id(cpu)));
+    }
     let Some(mut kit) = KIT.try_lock() else { cpu::halt_for_ever() };
     if is_first {
         if let Some(memory) = &kit.memory {
@@ -73,9 +79,9 @@ fn leave(how: End) -> ! {
         }
     }
     match &kit.memory {
-        // SAFETY: the heap is mapped for good and holds no page tables.
+        // SAFETY: heap and stacks are mapped for good and hold no page tables.
         #[expect(unsafe_code, reason = "the last thing this core does")]
-        Some(memory) => unsafe { scrub::end(how, memory.heap, memory.heap_bytes) },
+        Some(memory) => unsafe { scrub::end(how, memory.own.start, memory.own.bytes) },
         None => cpu::halt_for_ever(),
     }
 }
@@ -105,19 +111,17 @@ pub(crate) fn on_exception(frame: &Frame) -> ! {
     if frame.vector == u64::from(SECURITY_EXCEPTION) {
         stop(&Reason::Init);
     }
-    print(format_args!(
-        "stop: exception vector={} error={:#x} rip={:#x} rsp={:#x} cr2={:#x}; please report it\n",
-        frame.vector,
-        frame.error,
-        frame.rip,
-        frame.rsp,
-        cpu::read_cr2()
-    ));
-    leave(End::Halt)
+    let cr2 = cpu::read_cr2();
+    leave(
+        End::Halt,
+        format_args!(
+            "exception vector={} error={:#x} rip={:#x} rsp={:#x} cr2={cr2:#x}; please report it",
+            frame.vector, frame.error, frame.rip, frame.rsp
+        ),
+    )
 }
 
 #[panic_handler]
 fn on_panic(info: &PanicInfo<'_>) -> ! {
-    print(format_args!("stop: {info}; please report it\n"));
-    leave(End::Halt)
+    leave(End::Halt, format_args!("{info}; please report it"))
 }

@@ -16,6 +16,7 @@ use dolmen_vm::manifest::{Console, GuestConfig};
 use dolmen_vm::service::{GuestSlot, Scratch, Service, ServiceConfig};
 use dolmen_vm::vcpu::Vcpu;
 
+use crate::cpus;
 use crate::load;
 use crate::measure::Measured;
 use crate::serve::Surroundings;
@@ -38,7 +39,7 @@ pub(crate) fn build(measured: Measured) -> Result<Virtualising, Reason> {
     let Measured { mut host, guest: measured, event_log, trust } = measured;
     let config = measured.config;
     let facts = trust::facts(host.machine.handoff().facts);
-    let (svm, mut cpu, window) = host.machine.enable_svm().map_err(Reason::Svm)?;
+    let (svm, mut cpu, window) = cpus::start(&mut host)?;
     let (mut ram, tables) = build_memory(&mut host.machine, &config)?;
     let processor = svm.vcpu(host.machine.region(), tables.root(), 0).map_err(Reason::Svm)?;
     let start = load::guest(&host.machine, &measured, &mut ram)?;

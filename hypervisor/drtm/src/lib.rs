@@ -16,6 +16,7 @@ pub mod handoff;
 pub mod log;
 pub mod map;
 pub mod pcr;
+pub mod start_page;
 pub mod stream;
 
 #[cfg(feature = "replay")]

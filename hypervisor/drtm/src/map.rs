@@ -229,6 +229,42 @@ impl Map {
         self.ram(extent).map(|ram| Firmware(ram.extent()))
     }
 
+    /// Checks that the page at `page`, below 640 KiB, is RAM for processors to start in. `fixed` are the fixed-range
+    /// registers of the first 512 KiB and of the next 128 (APM vol. 2, 7.7.2 and 7.9.1), read so that they show routes.
+    ///
+    /// # Errors
+    /// [`MapError`] for the first register that says otherwise.
+    pub fn start_page(&self, page: u32, fixed: [u64; 2]) -> Result<(), MapError> {
+        const FIXED_ENABLED: u64 = 1 << 10;
+        const FIXED_ROUTES: u64 = 1 << 18;
+        const TO_MEMORY: u8 = 1 << 4 | 1 << 3;
+        let extent = Extent { base: page.into(), length: 0x1000 };
+        let (end, base) = (self.end_of(extent)?, extent.base);
+        let [first, second] = fixed.map(u64::to_le_bytes);
+        let index =
+            |shift: u32, bytes: [u8; 8]| bytes.get(usize::try_from(page >> shift & 7).unwrap_or(8)).copied();
+        let own = if page < 0x8_0000 { index(16, first) } else { index(14, second) };
+        let own =
+            own.filter(|_| page != 0 && page & 0xfff == 0 && page < 0xa_0000).ok_or(MapError::LowMemory)?;
+        self.clear_of_windows(extent)?;
+        self.clear_of_config_space(extent)?;
+        self.is_dram(base, end)?;
+        self.clear_of_io_ranges(extent)?;
+        let (ranged, _) = self.type_at(base)?;
+        if self.mtrr_default & FIXED_ENABLED == 0 {
+            return if ranged == WRITE_BACK { Ok(()) } else { Err(MapError::Type(ranged)) };
+        }
+        let is_routed = self
+            .dram
+            .as_ref()
+            .is_none_or(|dram| dram.syscfg & FIXED_ROUTES != 0 && own & TO_MEMORY == TO_MEMORY);
+        match own & 7 {
+            WRITE_BACK if is_routed => Ok(()),
+            WRITE_BACK => Err(MapError::NotDram),
+            kind => Err(MapError::Type(kind)),
+        }
+    }
+
     fn not_ram(&self, extent: Extent) -> Result<Device, MapError> {
         let end = self.whole_pages(extent)?;
         self.clear_of_windows(extent)?;

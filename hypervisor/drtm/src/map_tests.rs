@@ -182,3 +182,38 @@ fn an_emulators_configuration_space_needs_no_memory_type() {
     map.apic_base = SPACE.base | VALID;
     assert_eq!(map.emulated_config_space(SPACE), Err(MapError::Apic));
 }
+
+/// Write-back RAM, reads and writes routed to it, in every byte of a fixed-range register.
+const ROUTED: u64 = 0x1e1e_1e1e_1e1e_1e1e;
+const PLAIN: u64 = 0x0606_0606_0606_0606;
+const FIXED: u64 = 1 << 10;
+const ROUTES: u64 = 1 << 18;
+
+#[test]
+fn a_page_to_start_in_is_ram_by_the_fixed_ranges_and_where_they_route() {
+    let mut map = amd();
+    map.mtrr_default |= FIXED;
+    assert_eq!(map.start_page(0x8_f000, [ROUTED; 2]), Err(MapError::NotDram));
+    map.dram.as_mut().unwrap().syscfg |= ROUTES;
+    assert_eq!(map.start_page(0x8_f000, [0, ROUTED]), Ok(()));
+    assert_eq!(map.start_page(0x7_f000, [ROUTED, 0]), Ok(()));
+    assert_eq!(map.start_page(0x7_f000, [ROUTED & !(0x10 << 56), 0]), Err(MapError::NotDram));
+    assert_eq!(map.start_page(0x1000, [PLAIN, PLAIN]), Err(MapError::NotDram));
+    assert_eq!(map.start_page(0x8_c000, [0, ROUTED & !(0x1f << 24)]), Err(MapError::Type(0)));
+    for page in [0, 0x1800, 0xa_0000, 0x10_0000] {
+        assert_eq!(map.start_page(page, [ROUTED; 2]), Err(MapError::LowMemory), "{page:#x}");
+    }
+    map.smm = pair(0, 0x80_0000, 0, 3);
+    assert_eq!(map.start_page(0x1000, [ROUTED; 2]), Err(MapError::Smram));
+}
+
+#[test]
+fn without_fixed_ranges_or_routes_the_type_alone_says_what_a_page_to_start_in_is() {
+    let mut map = emulated();
+    assert_eq!(map.start_page(0x9_e000, [0; 2]), Ok(()));
+    map.mtrr_default |= FIXED;
+    assert_eq!(map.start_page(0x9_e000, [0, PLAIN]), Ok(()));
+    assert_eq!(map.start_page(0x9_e000, [PLAIN, 0]), Err(MapError::Type(0)));
+    map.mtrr_default = 0;
+    assert_eq!(map.start_page(0x9_e000, [PLAIN; 2]), Err(MapError::MtrrsOff));
+}

@@ -5,7 +5,8 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::interrupt::{SPURIOUS_VECTOR, TIMER_VECTOR};
+use crate::cpu;
+use crate::interrupt::{CALL_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR};
 
 /// IA32_APIC_BASE (APM vol. 2, 16.3.1).
 const APIC_BASE: u32 = 0x1b;
@@ -17,9 +18,12 @@ const X2APIC_MSRS: u32 = 0x800;
 #[derive(Clone, Copy)]
 #[repr(u16)]
 enum Register {
+    Identity = 0x20,
     TaskPriority = 0x80,
     EndOfInterrupt = 0xb0,
     Spurious = 0xf0,
+    Command = 0x300,
+    CommandTarget = 0x310,
     TimerEntry = 0x320,
     ThermalEntry = 0x330,
     PerformanceEntry = 0x340,
@@ -60,8 +64,39 @@ pub fn page() -> Result<Option<u64>, ApicDisabled> {
 /// # Safety
 /// `mapped` is the virtual address at which the page named by [`page`] is mapped uncached for good, or
 /// `None` in x2APIC mode.
-pub unsafe fn enable(mapped: Option<u64>) {
+pub(crate) unsafe fn enable(mapped: Option<u64>) {
     ACCESS.store(mapped.unwrap_or(BY_MSR), Ordering::Relaxed);
+    set_up();
+}
+
+/// IA32_APIC_BASE: where the APIC is and how it is reached.
+pub(crate) fn base() -> u64 {
+    read_msr(APIC_BASE)
+}
+
+/// Takes over the APIC of a processor that was started: it is reached as the boot processor's, whose IA32_APIC_BASE
+/// was `like`.
+///
+/// # Safety
+/// [`enable`] has run on the boot processor; once, on another one, with interrupts off.
+pub(crate) unsafe fn enable_like(like: u64) {
+    const MODE: u64 = APIC_ENABLE | X2APIC_ENABLE;
+    const BOOT_PROCESSOR: u64 = 1 << 8;
+    let own = base();
+    let want = like & !BOOT_PROCESSOR | own & BOOT_PROCESSOR;
+    if own != want {
+        // Modes change only by way of "disabled", and into x2APIC mode only from xAPIC mode (APM vol. 2, 16.9).
+        if own & MODE != 0 && own & MODE != APIC_ENABLE {
+            write_msr(APIC_BASE, want & !MODE);
+        }
+        write_msr(APIC_BASE, want & !X2APIC_ENABLE);
+        write_msr(APIC_BASE, want);
+    }
+    set_up();
+}
+
+/// Masks every source; the timer is one-shot and counts at the bus clock.
+fn set_up() {
     for entry in [
         Register::ThermalEntry,
         Register::PerformanceEntry,
@@ -76,6 +111,58 @@ pub unsafe fn enable(mapped: Option<u64>) {
     write(Register::TimerEntry, u32::from(TIMER_VECTOR));
     write(Register::TaskPriority, 0);
     write(Register::Spurious, SOFTWARE_ENABLE | u32::from(SPURIOUS_VECTOR));
+}
+
+/// This processor's local APIC ID.
+pub(crate) fn identity() -> u32 {
+    let value = read(Register::Identity);
+    if ACCESS.load(Ordering::Relaxed) == BY_MSR { value } else { value >> 24 }
+}
+
+/// Whether an interrupt can be sent to `apic_id`: without x2APIC mode its name has 8 bits, of which all ones mean
+/// everybody.
+pub(crate) fn can_reach(apic_id: u32) -> bool {
+    if ACCESS.load(Ordering::Relaxed) == BY_MSR { apic_id != u32::MAX } else { apic_id < 0xff }
+}
+
+/// Interrupt command: fixed vector, non-maskable, start-up (APM vol. 2, 16.5); all edge triggered, asserted.
+const ASSERTED: u32 = 1 << 14;
+const NON_MASKABLE: u32 = 0b100 << 8;
+const START_UP: u32 = 0b110 << 8;
+const DELIVERY_PENDING: u32 = 1 << 12;
+/// Turns of the wait for an interrupt to leave.
+const TURNS: u32 = 1_000_000;
+
+/// Makes the processor `apic_id` look at what is wanted of it.
+pub(crate) fn send_call(apic_id: u32) {
+    send(apic_id, ASSERTED | u32::from(CALL_VECTOR));
+}
+
+/// Sends a non-maskable interrupt.
+pub(crate) fn send_nmi(apic_id: u32) {
+    send(apic_id, ASSERTED | NON_MASKABLE);
+}
+
+/// Makes the processor `apic_id`, which is in the INIT state, start at page `page` of the first MiB.
+pub(crate) fn send_start_up(apic_id: u32, page: u8) {
+    send(apic_id, ASSERTED | START_UP | u32::from(page));
+}
+
+fn send(apic_id: u32, command: u32) {
+    if ACCESS.load(Ordering::Relaxed) == BY_MSR {
+        // Writes of x2APIC registers do not wait for earlier stores (APM vol. 2, 16.11.2).
+        cpu::fence();
+        write_msr(msr_of(Register::Command), u64::from(apic_id) << 32 | u64::from(command));
+        return;
+    }
+    for _ in 0..TURNS {
+        if read(Register::Command) & DELIVERY_PENDING == 0 {
+            break;
+        }
+        core::hint::spin_loop();
+    }
+    write(Register::CommandTarget, apic_id << 24);
+    write(Register::Command, command);
 }
 
 /// Starts the timer: one interrupt after `ticks` of the bus clock; 0 stops it.
@@ -148,7 +235,8 @@ fn read_msr(msr: u32) -> u64 {
 }
 
 fn write_msr(msr: u32, value: u64) {
-    // SAFETY: only x2APIC MSRs are written, and only in x2APIC mode; they change interrupt delivery only.
+    // SAFETY: x2APIC MSRs are written in x2APIC mode only, and change interrupt delivery only; IA32_APIC_BASE gets what
+    // the boot processor has.
     unsafe {
         asm!("wrmsr", in("ecx") msr, in("eax") low_half(value), in("edx") low_half(value >> 32),
              options(nostack, preserves_flags));

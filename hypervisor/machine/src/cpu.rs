@@ -20,6 +20,15 @@ pub fn has_random() -> bool {
     core::arch::x86_64::__cpuid(1).ecx & ECX_RDRAND != 0
 }
 
+/// The time-stamp counter, read after everything that stands before and before everything that follows.
+#[must_use]
+pub fn read_tsc_in_order() -> u64 {
+    fence();
+    let ticks = read_tsc();
+    fence();
+    ticks
+}
+
 /// A hardware random number, or `None` where the processor has no RDRAND or it did not deliver.
 #[must_use]
 pub fn read_random() -> Option<u64> {
@@ -94,6 +103,33 @@ pub fn read_cr2() -> u64 {
     // SAFETY: reading CR2 at CPL 0 has no side effect.
     unsafe { asm!("mov {}, cr2", out(reg) value, options(nomem, nostack, preserves_flags)) };
     value
+}
+
+/// Reads CR3.
+#[must_use]
+pub fn read_cr3() -> u64 {
+    let value: u64;
+    // SAFETY: reading CR3 at CPL 0 has no side effect.
+    unsafe { asm!("mov {}, cr3", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// Reads EFER.
+#[must_use]
+pub fn read_efer() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: EFER exists on every x86-64 processor; reading it has no side effect.
+    unsafe {
+        asm!("rdmsr", in("ecx") 0xc000_0080u32, out("eax") low, out("edx") high,
+             options(nomem, nostack, preserves_flags));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Waits until every earlier load and store is done.
+pub fn fence() {
+    // SAFETY: MFENCE and LFENCE only order memory accesses.
+    unsafe { asm!("mfence", "lfence", options(nostack, preserves_flags)) };
 }
 
 /// Switches to the page tables rooted at physical address `root`.

@@ -11,6 +11,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use linked_list_allocator::Heap;
 
+use crate::cpus::{self, CpuId};
 use crate::region::to_usize;
 
 struct BootHeap {
@@ -18,7 +19,7 @@ struct BootHeap {
     is_open: AtomicBool,
 }
 
-// SAFETY: only the boot processor runs while the heap is open, with GIF clear, so no handler can interrupt
+// SAFETY: only the boot processor gets in while the heap is open, with GIF clear, so no handler can interrupt
 // it; afterwards `is_open` keeps everybody out.
 unsafe impl Sync for BootHeap {}
 
@@ -41,10 +42,16 @@ pub fn close() {
     HEAP.is_open.store(false, Ordering::Release);
 }
 
+impl BootHeap {
+    fn lets_in(&self) -> bool {
+        self.is_open.load(Ordering::Acquire) && cpus::this() == CpuId::FIRST
+    }
+}
+
 // SAFETY: memory comes from `Heap`, which keeps the contract; a closed heap answers null, as it may.
 unsafe impl GlobalAlloc for BootHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if !self.is_open.load(Ordering::Acquire) {
+        if !self.lets_in() {
             return core::ptr::null_mut();
         }
         match self.heap.try_borrow_mut() {
@@ -54,7 +61,7 @@ unsafe impl GlobalAlloc for BootHeap {
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        if !self.is_open.load(Ordering::Acquire) {
+        if !self.lets_in() {
             return;
         }
         if let (Ok(mut heap), Some(at)) = (self.heap.try_borrow_mut(), NonNull::new(at)) {

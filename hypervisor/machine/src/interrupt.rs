@@ -10,9 +10,12 @@ use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use crate::apic;
+use crate::cpus;
 
 /// Vector of the local APIC timer.
 pub const TIMER_VECTOR: u8 = 0x40;
+/// Vector by which another processor calls.
+pub const CALL_VECTOR: u8 = 0x41;
 /// Spurious-interrupt vector of the local APIC.
 pub const SPURIOUS_VECTOR: u8 = 0xff;
 /// #SX: an INIT that arrived while VM_CR.R_INIT was set (APM vol. 2, 15.28).
@@ -142,11 +145,18 @@ pub fn nmi_count() -> u64 {
 
 extern "C" fn on_interrupt(frame: &Frame) {
     match frame.vector {
-        // NMIs are not ours to use: counted, and the wait that they ended looks around.
+        // NMIs are not ours to use, but for the way out: counted, and the wait that they ended looks around.
         NMI => {
             NMIS.fetch_add(1, Ordering::Relaxed);
+            if cpus::is_left_by_another() {
+                cpus::park();
+            }
         }
         0..32 => fatal(frame),
+        vector if vector == u64::from(CALL_VECTOR) => {
+            apic::end_of_interrupt();
+            cpus::serve();
+        }
         vector if vector == u64::from(SPURIOUS_VECTOR) => {}
         _ => apic::end_of_interrupt(),
     }

@@ -16,7 +16,7 @@ mod entry_launch;
 pub mod iommu;
 #[cfg(feature = "launch")]
 pub mod launch;
-#[cfg(feature = "launch")]
+#[cfg(any(feature = "launch", feature = "core"))]
 pub mod msr;
 #[cfg(feature = "launch")]
 pub mod pci;

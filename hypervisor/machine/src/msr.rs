@@ -1,4 +1,4 @@
-//! Model-specific registers that the launch image reads, each known to exist where it is read.
+//! Model-specific registers that say where RAM is, each known to exist where it is read.
 #![expect(unsafe_code, reason = "RDMSR and WRMSR have no safe form")]
 // UNSAFETY: only registers that every processor with SKINIT has are touched (the caller has seen AMD's vendor
 // string and MTRRs in CPUID); emulators read the ones they lack as zero.
@@ -75,7 +75,7 @@ fn read_pair(first: u32) -> BaseMask {
     BaseMask { base: read(first), mask: read(first.wrapping_add(1)) }
 }
 
-fn read(register: u32) -> u64 {
+pub(crate) fn read(register: u32) -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: see the module's argument; RDMSR of these has no side effect.
     unsafe {
@@ -85,11 +85,12 @@ fn read(register: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-fn write(register: u32, value: u64) {
+pub(crate) fn write(register: u32, value: u64) {
     let [l0, l1, l2, l3, h0, h1, h2, h3] = value.to_le_bytes();
     let (low, high) = (u32::from_le_bytes([l0, l1, l2, l3]), u32::from_le_bytes([h0, h1, h2, h3]));
-    // SAFETY: only SYSCFG is written, to enable what firmware enables: addresses keep going where TOP_MEM, which is
-    // checked afterwards, sends them.
+    // SAFETY: SYSCFG is written to enable what firmware enables: addresses keep going where TOP_MEM, which is
+    // checked afterwards, sends them. On the processors that are started, memory types get the values that the boot
+    // processor's have.
     unsafe {
         asm!("wrmsr", in("ecx") register, in("eax") low, in("edx") high, options(nostack, preserves_flags));
     }

@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::heap;
 use crate::interrupt::Window;
 use crate::mmio::Mmio;
-use crate::paging::{AddressSpace, CopyWindow, LARGE_PAGE, PagingError};
+use crate::paging::{AddressSpace, CopyWindow, LARGE_PAGE, PagingError, STACK_BYTES};
 use crate::region::Region;
 use crate::segments::{self, FaultStacks};
 use crate::svm::{SvmCpu, SvmError, SvmHost};
@@ -62,23 +62,34 @@ impl From<PagingError> for MachineError {
     }
 }
 
+/// Memory that only the core's own data lie in, but for its image: heap, and stacks of the other processors.
+#[derive(Clone, Copy, Debug)]
+pub struct Private {
+    /// Virtual address of the first byte.
+    pub start: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
 /// The core's address space, and the memory that the hand-off names.
 #[derive(Debug)]
 pub struct Machine {
     handoff: CoreHandoff,
-    space: AddressSpace,
-    window: CopyWindow,
+    pub(crate) space: AddressSpace,
+    pub(crate) window: CopyWindow,
+    /// Where the stacks of the other processors lie.
+    pub(crate) stacks: Hpa,
     /// Next byte of the guest pool that no guest has.
     pool_next: u64,
 }
 
 impl Machine {
     /// Leaves the launch image's tables and stack for the core's own, and opens a heap of `heap_bytes`.
-    /// Answers the heap's virtual address too, for the way out.
+    /// Answers what the way out has to wipe, too.
     ///
     /// # Errors
     /// [`MachineError::OutOfFrames`].
-    pub fn take_over(entered: Entered, heap_bytes: u64) -> Result<(Self, u64), MachineError> {
+    pub fn take_over(entered: Entered, heap_bytes: u64) -> Result<(Self, Private), MachineError> {
         let handoff = entered.handoff;
         let end_of = |extent: Extent| Hpa::new(extent.base.wrapping_add(extent.length));
         let shift = CORE_VA.wrapping_sub(handoff.region.base);
@@ -93,12 +104,18 @@ impl Machine {
         // SAFETY: once, with GIF and IF clear as the launch image left them; GS leads to the first block since the
         // entry; the stacks are the image's, which `build` maps.
         unsafe { segments::load(FaultStacks::boot()) };
-        let frame = space.region().allocate_run(heap_bytes / PAGE_SIZE).ok_or(MachineError::OutOfFrames)?;
-        let heap_start = space.region().virtual_of(frame.base());
-        // SAFETY: the run was taken from the region for the heap alone; the region stays mapped; once.
-        unsafe { heap::open(heap_start, heap_bytes & !PAGE_SIZE.wrapping_sub(1)) };
+        // One run, so that the way out wipes heap and stacks at once.
+        let heap_bytes = heap_bytes & !PAGE_SIZE.wrapping_sub(1);
+        let stack_bytes = u64::from(handoff.cpu_count).wrapping_mul(STACK_BYTES);
+        let bytes = heap_bytes.checked_add(stack_bytes).ok_or(MachineError::OutOfFrames)?;
+        let frame = space.region().allocate_run(bytes / PAGE_SIZE).ok_or(MachineError::OutOfFrames)?;
+        let start = space.region().virtual_of(frame.base());
+        // SAFETY: the run was taken from the region, this part of it for the heap alone; the region stays mapped; once.
+        unsafe { heap::open(start, heap_bytes) };
         let window = space.window();
-        Ok((Self { pool_next: handoff.guest_pool.base, handoff, space, window }, heap_start))
+        let stacks = Hpa::new(frame.base().get().wrapping_add(heap_bytes));
+        let machine = Self { pool_next: handoff.guest_pool.base, handoff, space, window, stacks };
+        Ok((machine, Private { start, bytes }))
     }
 
     /// What the launch image says.

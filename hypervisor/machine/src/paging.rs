@@ -13,9 +13,9 @@
 use dolmen_memory::{Hfn, Hpa, PAGE_SIZE};
 
 use crate::cpu;
-use crate::cpus;
+use crate::cpus::{self, CpuId};
 use crate::region::{Region, to_usize};
-use crate::segments::to_u64;
+use crate::segments::{FaultStacks, to_u64};
 
 /// Where device pages are mapped.
 const DEVICE_VA: u64 = 0xffff_ffff_8000_0000;
@@ -24,6 +24,14 @@ const WINDOW_VA: u64 = 0xffff_ffff_8020_0000;
 const WINDOW_BYTES: u64 = 2 * LARGE_PAGE;
 /// Bytes of one large page.
 pub const LARGE_PAGE: u64 = 0x20_0000;
+
+/// Where the other processors' stacks are, and the page directory's entry of the first of them.
+const STACK_VA: u64 = 0xffff_ffff_9000_0000;
+const STACK_ENTRY: u16 = 128;
+/// Pages of a processor's stacks: for work, fatal faults, non-maskable interrupts, #SX.
+const STACK_PAGES: [u64; 4] = [32, 4, 2, 4];
+/// Bytes of a processor's stacks.
+pub const STACK_BYTES: u64 = 42 * PAGE_SIZE;
 
 const PRESENT: u64 = 1 << 0;
 const WRITABLE: u64 = 1 << 1;
@@ -142,6 +150,50 @@ impl AddressSpace {
         Ok(DEVICE_VA.wrapping_add(u64::from(first).wrapping_mul(PAGE_SIZE)).wrapping_add(offset))
     }
 
+    /// Maps the stacks of `cpu`, which lie at `first`, each above a page that is never mapped.
+    ///
+    /// # Errors
+    /// [`PagingError::OutOfFrames`].
+    pub(crate) fn map_stacks(&mut self, cpu: CpuId, first: Hpa) -> Result<CpuStacks, PagingError> {
+        let table = self.region.allocate().ok_or(PagingError::OutOfFrames)?;
+        let base = STACK_VA.wrapping_add(to_u64(cpu.index()).wrapping_mul(LARGE_PAGE));
+        let (mut page, mut frame) = (0u16, first.get());
+        let [main, fatal, nmi, security] = STACK_PAGES.map(|pages| {
+            // The guard.
+            page = page.wrapping_add(1);
+            for _ in 0..pages {
+                self.region.write(table, page, frame | READ_WRITE);
+                page = page.wrapping_add(1);
+                frame = frame.wrapping_add(PAGE_SIZE);
+            }
+            base.wrapping_add(u64::from(page).wrapping_mul(PAGE_SIZE))
+        });
+        let index = u16::try_from(cpu.index()).unwrap_or(0).wrapping_add(STACK_ENTRY);
+        self.region.write(self.devices, index, link(table));
+        Ok(CpuStacks { main, faults: FaultStacks { fatal, nmi, security } })
+    }
+
+    /// Maps a page of the first MiB where it lies, executable and never writable: a processor that starts there
+    /// switches these tables on.
+    ///
+    /// # Errors
+    /// [`PagingError::OutOfFrames`].
+    pub(crate) fn map_start_page(&mut self, page: Hpa) -> Result<(), PagingError> {
+        let mut fresh = || self.region.allocate().ok_or(PagingError::OutOfFrames);
+        let (top, directory, table) = (fresh()?, fresh()?, fresh()?);
+        let index = u16::try_from(page.get() / PAGE_SIZE).unwrap_or(0) & 0xff;
+        self.region.write(table, index, page.get() | EXECUTABLE);
+        self.region.write(directory, 0, link(table));
+        self.region.write(top, 0, link(directory));
+        self.region.write(self.root, 0, link(top));
+        Ok(())
+    }
+
+    /// Takes it away again; every processor has to drop its translations then.
+    pub(crate) fn unmap_start_page(&mut self) {
+        self.region.write(self.root, 0, 0);
+    }
+
     /// The frames that are left.
     pub const fn region(&mut self) -> &mut Region {
         &mut self.region
@@ -152,6 +204,15 @@ impl AddressSpace {
     pub const fn window(&self) -> CopyWindow {
         CopyWindow { first_entry: self.region.virtual_of(self.devices.base()).wrapping_add(8) }
     }
+}
+
+/// Tops of a processor's stacks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CpuStacks {
+    /// For work.
+    pub(crate) main: u64,
+    /// Those that it takes by itself.
+    pub(crate) faults: FaultStacks,
 }
 
 /// Rights of a page of the core's image, 0 for a guard page.

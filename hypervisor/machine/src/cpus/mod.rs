@@ -6,13 +6,24 @@
 // UNSAFETY: the blocks are statics, reached by `&` only; the one part that is not atomic is written by one
 // processor before the other one, or anybody, looks.
 
+mod call;
+mod likeness;
+mod start;
+mod trampoline;
+
 use core::arch::asm;
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 pub use dolmen_arch::{CpuId, CpuSet, MAX_CPUS};
 
 use crate::segments::{Tables, to_u64};
+
+pub use call::{
+    Silent, WayOut, claim_way_out, flush_everywhere, flush_generation, kick, park, park_others, relax,
+};
+pub(crate) use call::{is_left_by_another, serve};
+pub use start::{StartError, StartedCpu};
 
 /// What one processor has for itself.
 #[repr(C)]
@@ -20,6 +31,8 @@ pub(crate) struct Block {
     /// Its number. First, because [`this`] reads it there.
     index: AtomicU32,
     apic_id: AtomicU32,
+    /// Up to which flush it has dropped its translations.
+    flushed: AtomicU64,
     tables: UnsafeCell<Tables>,
 }
 
@@ -27,8 +40,14 @@ pub(crate) struct Block {
 unsafe impl Sync for Block {}
 
 impl Block {
-    const EMPTY: Self =
-        Self { index: AtomicU32::new(0), apic_id: AtomicU32::new(0), tables: UnsafeCell::new(Tables::EMPTY) };
+    const fn new() -> Self {
+        Self {
+            index: AtomicU32::new(0),
+            apic_id: AtomicU32::new(0),
+            flushed: AtomicU64::new(0),
+            tables: UnsafeCell::new(Tables::EMPTY),
+        }
+    }
 
     /// Its descriptor tables: filled once, by [`crate::segments::load`] on their own processor.
     pub(crate) const fn tables(&self) -> *mut Tables {
@@ -42,7 +61,7 @@ impl Block {
 }
 
 /// All blocks; zeroes until a processor is started, but for the first one's, which zeroes describe.
-pub(crate) static BLOCKS: [Block; MAX_CPUS] = [Block::EMPTY; MAX_CPUS];
+pub(crate) static BLOCKS: [Block; MAX_CPUS] = [const { Block::new() }; MAX_CPUS];
 
 /// Processors that work: the first ones.
 static COUNT: AtomicU32 = AtomicU32::new(1);
