@@ -12,12 +12,43 @@ global_asm!(
     .asciz "Xen"
     .long __guest_entry
 
+# A Multiboot header with load addresses, which a loader must obey whatever else the file is.
+.section .multiboot, "a"
+    .balign 4
+__guest_multiboot:
+    .long 0x1badb002
+    .long 0x10003               # modules at page boundaries, memory information, load addresses
+    .long -(0x1badb002 + 0x10003)
+    .long __guest_multiboot
+    .long __guest_image_start
+    .long __guest_image_end
+    .long __guest_bss_end
+    .long __guest_entry
+
 .section .text.entry, "ax"
 .code32
 .global __guest_entry
 __guest_entry:
-    cli
+    # What the loader promised, before anything changes it: no instruction up to PUSHFD touches a flag.
+    mov [__guest_entered], eax
+    mov [__guest_entered + 4], ebx
+    mov eax, cr0
+    mov [__guest_entered + 8], eax
+    mov eax, cr4
+    mov [__guest_entered + 12], eax
     mov esp, offset __guest_stack_top
+    pushfd
+    pop dword ptr [__guest_entered + 16]
+    mov [__guest_entered + 20], cs
+    mov [__guest_entered + 24], ss
+    mov [__guest_entered + 28], ds
+    mov [__guest_entered + 32], es
+    mov [__guest_entered + 36], fs
+    mov [__guest_entered + 40], gs
+    mov eax, es:[__guest_entered]       # each must reach beyond the limit of real mode, or this is the end
+    mov eax, fs:[__guest_entered]
+    mov gs:[__guest_entered + 44], eax
+    cli
     mov edi, ebx                # start of the information that the loader left
     # Four page directories of 2 MiB pages, writable and for user mode too.
     mov ecx, 0
@@ -95,6 +126,9 @@ __guest_gdt_pointer:
     .quad __guest_gdt
 
 .section .bss
+.balign 16
+.global __guest_entered
+__guest_entered: .skip 64
 .balign 4096
 .global __guest_root
 __guest_root: .skip 4096

@@ -3,7 +3,8 @@
 //! Each test prints `ok <name>` or `FAIL <name> <why>` on the console, the last line is
 //! `micro: N passed, M failed`, then the guest switches itself off. With `ends=<name>` on its command line
 //! it instead does the one thing of that name, which ends it; the verdict is then the hypervisor's log. With
-//! `bench` or `bench-exits` it measures what things cost, with `rest` it sleeps for ever.
+//! `bench` or `bench-exits` it measures what things cost, with `rest` it sleeps for ever; with `handover` it
+//! tells what its loader handed over.
 #![no_std]
 #![no_main]
 #![expect(clippy::macro_metavars_in_unsafe, reason = "`attempt!` is for assembly")]
@@ -23,6 +24,7 @@ mod device;
 mod ending;
 mod entry;
 mod fault;
+mod handover;
 mod hidden;
 mod instruction;
 mod interrupt;
@@ -50,6 +52,10 @@ extern "C" fn guest_main(start: u64) -> ! {
     let command_line = start::command_line(start, &mut command_line);
     if let Some(name) = command_line.strip_prefix(b"ends=") {
         ending::end(name);
+    }
+    if command_line.ends_with(b"handover") {
+        handover::tell(start);
+        cpu::power_off()
     }
     if command_line == b"bench" {
         bench::run();

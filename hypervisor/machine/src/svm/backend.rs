@@ -12,6 +12,9 @@ use dolmen_vm::backend::{Backend, Readiness, Register, StartMode, StartState};
 
 use super::vcpu::Svm;
 
+/// Last byte of a task state segment without a map of ports.
+const TSS_LIMIT: u32 = 0x67;
+
 impl Backend for Svm {
     fn start(&mut self, state: &StartState) {
         self.forget();
@@ -33,6 +36,9 @@ impl Backend for Svm {
         save.cr0 = cr0.bits();
         save.cs = Segment::flat(state.code_selector, code);
         (save.ss, save.ds, save.es) = (data, data, data);
+        // Multiboot (3.2) wants these two flat as well, PVH a task state segment of exactly this size.
+        (save.fs, save.gs) = (data, data);
+        save.tr.limit = TSS_LIMIT;
         (save.gdtr.base, save.gdtr.limit) = (state.gdt_base.get(), u32::from(state.gdt_limit));
         save.rip = state.entry;
         self.flush_translations();

@@ -36,6 +36,10 @@ pub(super) struct Segment {
     pub(super) file_bytes: u64,
     /// In memory.
     pub(super) address: u64,
+    /// Where the file's own addresses have it.
+    pub(super) linked_at: u64,
+    /// Multiple at which notes start.
+    pub(super) alignment: u64,
     pub(super) memory_bytes: u64,
 }
 
@@ -83,6 +87,21 @@ impl Elf {
         Ok(Self { class, entry, headers, count })
     }
 
+    /// The entry point as an address in memory: where a segment is linked at other addresses than it is loaded at,
+    /// the header has the former.
+    pub(super) fn entry_in_memory(&self, image: &(impl ImageSource + ?Sized)) -> Result<u64, ImageError> {
+        for segment in self.segments(image) {
+            let segment = segment?;
+            let within = self.entry.checked_sub(segment.linked_at);
+            if let (Kind::Load, Some(within)) = (segment.kind, within)
+                && within < segment.memory_bytes
+            {
+                return Ok(segment.address.saturating_add(within));
+            }
+        }
+        Ok(self.entry)
+    }
+
     /// The program headers, in order.
     pub(super) fn segments<'a, I: ImageSource + ?Sized>(
         &self,
@@ -112,16 +131,16 @@ fn read_segment(
         KIND_NOTE => Kind::Note,
         _ => Kind::Other,
     };
-    let [offset, address, file_bytes, memory_bytes] = match class {
-        Class::Bits32 => [4, 12, 16, 20].map(|at| u64::from(u32_at(&bytes, at))),
-        Class::Bits64 => [8, 24, 32, 40].map(|at| u64_at(&bytes, at)),
+    let [offset, linked_at, address, file_bytes, memory_bytes, alignment] = match class {
+        Class::Bits32 => [4, 8, 12, 16, 20, 28].map(|at| u64::from(u32_at(&bytes, at))),
+        Class::Bits64 => [8, 16, 24, 32, 40, 48].map(|at| u64_at(&bytes, at)),
     };
     let is_sane = file_bytes <= memory_bytes || kind != Kind::Load;
     let in_file = offset.checked_add(file_bytes).is_some_and(|end| end <= image.length());
     match (is_sane, in_file || kind == Kind::Other) {
         (false, _) => Err(ImageError::SegmentSizes),
         (_, false) => Err(ImageError::Truncated),
-        _ => Ok(Segment { kind, offset, file_bytes, address, memory_bytes }),
+        _ => Ok(Segment { kind, offset, file_bytes, address, linked_at, alignment, memory_bytes }),
     }
 }
 

@@ -37,6 +37,7 @@ mod at {
     pub(super) const CMDLINE: usize = 0x228;
     pub(super) const INITRD_MAX: usize = 0x22c;
     pub(super) const ALIGNMENT: usize = 0x230;
+    pub(super) const RELOCATABLE: usize = 0x234;
     pub(super) const XLOAD_FLAGS: usize = 0x236;
     pub(super) const CMDLINE_SIZE: usize = 0x238;
     pub(super) const SETUP_DATA: usize = 0x250;
@@ -110,7 +111,9 @@ fn parse(image: &(impl ImageSource + ?Sized)) -> Result<Kernel, ImageError> {
         return Err(ImageError::Truncated);
     }
     let address = u64::from_le_bytes(field(&head, at::PREFERRED)?);
-    let alignment = u64::from(long(at::ALIGNMENT)?);
+    let [is_relocatable] = field(&head, at::RELOCATABLE)?;
+    // The alignment is of relocatable kernels only; others run at the preferred address and nowhere else.
+    let alignment = if is_relocatable == 0 { 1 } else { u64::from(long(at::ALIGNMENT)?) };
     if init_size < length || !alignment.is_power_of_two() || alignment > MAX_ALIGNMENT {
         return Err(ImageError::SegmentSizes);
     }

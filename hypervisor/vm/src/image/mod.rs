@@ -113,7 +113,7 @@ pub enum ImageError {
     NoEntryNote,
     /// The entry point is in no loaded segment.
     EntryOutside(u64),
-    /// A Multiboot header asks for features that are not there.
+    /// A Multiboot header asks for features that are not there, by its flags of the lower half.
     UnsupportedFlags(u32),
     /// A Multiboot header whose load addresses contradict each other.
     LoadAddresses,
@@ -180,7 +180,8 @@ impl fmt::Display for ImageError {
             Self::NoEntryNote => f.write_str("no PVH entry note; link one in, or check `format`"),
             Self::EntryOutside(entry) => write!(f, "entry point {entry:#x} is in no loaded segment"),
             Self::UnsupportedFlags(flags) => {
-                write!(f, "the Multiboot header asks for features {flags:#x}, which are not offered")
+                let video = if flags & 1 << 2 != 0 { " (bit 2: a video mode)" } else { "" };
+                write!(f, "the Multiboot header asks for features {flags:#x}{video}, which are not offered")
             }
             Self::LoadAddresses => f.write_str("the Multiboot header's load addresses contradict each other"),
             Self::OutsideRam { start, length } => write!(

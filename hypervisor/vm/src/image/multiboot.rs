@@ -91,8 +91,9 @@ pub(super) fn load(
         if elf.class != Class::Bits32 {
             return Err(ImageError::WrongElf);
         }
-        pvh::load_segments(image, &elf, elf.entry, boot.kernel, placement)?;
-        elf.entry
+        let entry = elf.entry_in_memory(image)?;
+        pvh::load_segments(image, &elf, entry, boot.kernel, placement)?;
+        entry
     };
     place::write_cmdline(boot, CMDLINE_LIMIT, memory)?;
     write_information(boot, placement, memory)?;

@@ -216,8 +216,8 @@ pub(super) fn write_text(
     memory: &mut impl GuestMemory,
 ) -> Result<u64, ImageError> {
     let mut bytes = [0; TEXT_ROOM];
-    let room = bytes.get_mut(..file.text.len()).ok_or(ImageError::TextTooLong(file.text.len()))?;
-    room.copy_from_slice(file.text);
+    let room = bytes.get_mut(..MAX_TEXT).and_then(|room| room.get_mut(..file.text.len()));
+    room.ok_or(ImageError::TextTooLong(file.text.len()))?.copy_from_slice(file.text);
     let room = u64::try_from(TEXT_ROOM).unwrap_or(u64::MAX);
     let at = TEXTS.saturating_add(index.saturating_mul(room));
     memory.write(Gpa::new(at), &bytes)?;

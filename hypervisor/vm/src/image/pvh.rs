@@ -10,7 +10,7 @@ use super::{Boot, Format, ImageError, ImageSource};
 use crate::backend::{StartMode, StartState};
 
 const NOTE_NAME: [u8; 4] = *b"Xen\0";
-/// Type of the note whose contents is the 32-bit entry point.
+/// Type of the note whose contents is the physical address to enter at, in four or eight bytes.
 const NOTE_ENTRY: u32 = 18;
 /// Notes that are looked at, in each note segment.
 const MAX_NOTES: usize = 64;
@@ -59,7 +59,7 @@ pub(super) fn load(
     memory: &mut impl GuestMemory,
 ) -> Result<StartState, ImageError> {
     let elf = Elf::parse(image, Format::Pvh)?;
-    let entry = u64::from(find_entry(image, &elf)?);
+    let entry = find_entry(image, &elf)?;
     load_segments(image, &elf, entry, boot.kernel, placement)?;
     place::write_cmdline(boot, CMDLINE_LIMIT, memory)?;
     let mut module_count = 0;
@@ -129,7 +129,7 @@ pub(super) fn load_segments(
     }
 }
 
-fn find_entry(image: &(impl ImageSource + ?Sized), elf: &Elf) -> Result<u32, ImageError> {
+fn find_entry(image: &(impl ImageSource + ?Sized), elf: &Elf) -> Result<u64, ImageError> {
     for segment in elf.segments(image) {
         let segment = segment?;
         if segment.kind == Kind::Note
@@ -143,9 +143,13 @@ fn find_entry(image: &(impl ImageSource + ?Sized), elf: &Elf) -> Result<u32, Ima
 
 /// Looks for the entry note among the notes of a segment. Each note moves on by its twelve-byte header at
 /// least, and their number is bounded.
-fn entry_note(image: &(impl ImageSource + ?Sized), segment: &Segment) -> Result<Option<u32>, ImageError> {
+fn entry_note(image: &(impl ImageSource + ?Sized), segment: &Segment) -> Result<Option<u64>, ImageError> {
     const HEADER: u64 = 12;
-    let padded = |length: u32| u64::from(length).next_multiple_of(4);
+    // Notes lie at multiples of four, but of eight in segments that say so.
+    let multiple = if segment.alignment == 8 { 8 } else { 4 };
+    let padded = |offset: u64, length: u32| {
+        offset.saturating_add(u64::from(length)).checked_next_multiple_of(multiple).unwrap_or(u64::MAX)
+    };
     let end = segment.offset.saturating_add(segment.file_bytes);
     let mut at = segment.offset;
     for _ in 0..MAX_NOTES {
@@ -161,17 +165,19 @@ fn entry_note(image: &(impl ImageSource + ?Sized), segment: &Segment) -> Result<
             u32::from_le_bytes([i, j, k, l]),
         );
         let name_at = at.saturating_add(HEADER);
-        let contents_at = name_at.saturating_add(padded(name));
-        at = contents_at.saturating_add(padded(contents));
-        if at > end {
+        let contents_at = at.saturating_add(padded(HEADER, name));
+        let contents_end = contents_at.saturating_add(u64::from(contents));
+        if contents_end > end {
             return Err(ImageError::Truncated);
         }
+        at = contents_at.saturating_add(padded(0, contents));
         if name == 4 && kind == NOTE_ENTRY && contents >= 4 {
-            let (mut found_name, mut entry) = ([0; 4], [0; 4]);
+            let (mut found_name, mut entry) = ([0; 4], [0; 8]);
             image.read(name_at, &mut found_name)?;
-            image.read(contents_at, &mut entry)?;
+            let bytes = if contents >= 8 { 8 } else { 4 };
+            image.read(contents_at, entry.get_mut(..bytes).unwrap_or_default())?;
             if found_name == NOTE_NAME {
-                return Ok(Some(u32::from_le_bytes(entry)));
+                return Ok(Some(u64::from_le_bytes(entry)));
             }
         }
     }

@@ -300,6 +300,66 @@ fn multiboot_images_that_lie_are_refused_by_name() {
 }
 
 #[test]
+fn a_multiboot_kernel_linked_high_starts_where_its_entry_was_loaded() {
+    let mut image = multiboot_elf();
+    words(&mut image, 24, &[0xc040_0010]);
+    words(&mut image, 60, &[0xc040_0000, 0x40_0000]);
+    let plan = check(Format::Multiboot, &image[..], &boot(&[], b"")).unwrap();
+    assert_eq!((plan.start.entry, plan.copies()[0].to), (0x40_0010, Gpa::new(0x40_0000)));
+}
+
+#[test]
+fn every_module_has_the_text_of_its_own() {
+    let module = |component, text| File { component, length: 0x1001, text };
+    let longest = [b'x'; 120];
+    let files = [module(1, b"one -a"), module(2, b""), module(3, &longest)];
+    let mut ram = ram();
+    let plan = load(Format::Multiboot, &multiboot_elf()[..], &boot(&files, b""), &mut ram).unwrap();
+    let list = ram.u32(plan.start.gprs.rbx as usize + 24) as usize;
+    for (n, file) in files.iter().enumerate() {
+        let at = ram.u32(list + 16 * n + 8) as usize;
+        assert_eq!(ram.bytes(at, file.text.len() + 1), [file.text, &[0]].concat());
+        assert_eq!((ram.u32(list + 16 * n) % 0x1000, ram.u32(list + 16 * n + 12)), (0, 0));
+    }
+    let mut ram = self::ram();
+    let plan = load(Format::Pvh, &pvh_elf()[..], &boot(&files, b""), &mut ram).unwrap();
+    let list = ram.u64(plan.start.gprs.rbx as usize + 16) as usize;
+    let at = |n: usize| ram.u64(list + 32 * n + 16) as usize;
+    assert_eq!(
+        (ram.bytes(at(0), 7), at(1), ram.bytes(at(2), 121)),
+        (&b"one -a\0"[..], 0, &[&longest[..], &[0]].concat()[..])
+    );
+    let long = [b'x'; 121];
+    let error = check(Format::Pvh, &pvh_elf()[..], &boot(&[module(1, &long)], b"")).unwrap_err();
+    assert_eq!(error, ImageError::TextTooLong(121));
+}
+
+#[test]
+fn an_entry_note_may_be_of_eight_bytes_and_at_a_multiple_of_eight() {
+    let mut image = pvh_elf();
+    put(&mut image, 64 + 48, &[8]);
+    image[0x100..0x130].fill(0);
+    put(&mut image, 0x100, b"\x04\0\0\0\x04\0\0\0\x06\0\0\0Xen\0yes!\0\0\0\0");
+    put(&mut image, 0x118, b"\x04\0\0\0\x08\0\0\0\x12\0\0\0Xen\0\x10\0\x20\0\0\0\0\0");
+    assert_eq!(check(Format::Pvh, &image[..], &boot(&[], b"")).unwrap().start.entry, 0x20_0010);
+    image[0x12c] = 1;
+    assert_eq!(
+        check(Format::Pvh, &image[..], &boot(&[], b"")).unwrap_err(),
+        ImageError::EntryOutside(0x1_0020_0010)
+    );
+}
+
+#[test]
+fn a_kernel_that_cannot_move_is_loaded_exactly_where_it_wants_to_be() {
+    let mut image = bzimage();
+    put(&mut image, 0x258, &0x100_1000u32.to_le_bytes());
+    let at = |image: &[u8]| check(Format::Linux, image, &boot(&[], b"")).unwrap().copies()[0].to;
+    assert_eq!(at(&image), Gpa::new(0x120_0000), "a relocatable one at its alignment");
+    image[0x234] = 0;
+    assert_eq!(at(&image), Gpa::new(0x100_1000));
+}
+
+#[test]
 fn a_guest_with_almost_no_ram_is_refused() {
     let boot = Boot { ram: RamLayout::new(0x4000), ..boot(&[], b"") };
     assert!(check(Format::Pvh, &pvh_elf()[..], &boot).is_err());
