@@ -64,16 +64,21 @@ impl Guest {
         self.counters.get(index)
     }
 
-    /// Notes that virtual processor `index` sleeps so that only another one can wake it; whether all do.
+    /// Notes that virtual processor `index` sleeps so that only another one can wake it; whether all do, for ever.
+    ///
+    /// Each wakes up before it takes its mail. So one that is asleep before and after its mailbox is seen empty
+    /// has slept all the while, or has fallen asleep since and asked this itself.
     pub(crate) fn fall_asleep(&self, index: usize) -> bool {
-        let own = bit(index);
+        self.sleepers.fetch_or(bit(index), Ordering::SeqCst);
         let all = 1u32.checked_shl(self.vcpus).unwrap_or(0).wrapping_sub(1);
-        (self.sleepers.fetch_or(own, Ordering::AcqRel) | own) & all == all
+        let all_sleep = || self.sleepers.load(Ordering::SeqCst) & all == all;
+        let has_mail = |index| self.bus.mailbox(index).is_some_and(|mailbox| !mailbox.is_empty());
+        all_sleep() && !(0..self.bus.count()).any(has_mail) && all_sleep()
     }
 
     /// Notes that virtual processor `index` runs.
     pub(crate) fn wake_up(&self, index: usize) {
-        self.sleepers.fetch_and(!bit(index), Ordering::AcqRel);
+        self.sleepers.fetch_and(!bit(index), Ordering::SeqCst);
     }
 }
 

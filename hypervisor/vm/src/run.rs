@@ -34,6 +34,8 @@ mod port_tests;
 #[cfg(test)]
 mod register_tests;
 #[cfg(test)]
+mod smp_tests;
+#[cfg(test)]
 mod tests;
 
 /// What lies outside the guest.
@@ -49,8 +51,6 @@ pub trait Host {
     /// Takes a byte that a serial port of the guest sends; whether there was room for it. If not, the host
     /// calls [`crate::board::Board::send_console`] when there is room again.
     fn console_out(&mut self, port: SerialPort, byte: u8) -> bool;
-    /// A byte for a serial port of the guest, if there is one.
-    fn console_in(&mut self, port: SerialPort) -> Option<u8>;
     /// Serves a hypercall.
     fn call(
         &mut self,
@@ -92,10 +92,12 @@ pub(crate) fn turn<B: Backend>(
 impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
     /// One entry and exit, or the end of the turn.
     fn step(&mut self) -> Step {
+        if self.vcpu.activity == Activity::Running {
+            self.take_mail()?;
+        }
         if self.vcpu.activity != Activity::Running {
             self.wake()?;
         }
-        self.take_mail()?;
         self.offer_events();
         let exit = self.vcpu.backend.run();
         if let Some(counters) = self.guest.counters(self.vcpu.index()) {
@@ -141,13 +143,21 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
         Ok(())
     }
 
-    /// Takes in what other processors and the devices have sent.
+    /// Takes in what other processors and the devices have sent. INIT to the boot processor is a reset of the
+    /// machine: what would start at its reset vector, firmware, is not there.
     fn take_mail(&mut self) -> Step {
         let Some(mailbox) = self.guest.bus().mailbox(self.vcpu.index()) else { return Ok(()) };
-        match self.vcpu.devices.collect(mailbox) {
-            Collected { init: true, .. } => Err(Turn::Stopped(StopReason::Reset)),
-            Collected { init: false, .. } => Ok(()),
+        let Collected { init, start_up } = self.vcpu.devices.collect(mailbox);
+        if init {
+            if self.vcpu.index() == 0 {
+                return Err(Turn::Stopped(StopReason::Reset));
+            }
+            self.vcpu.init();
         }
+        if let Some(vector) = start_up {
+            self.vcpu.start_up(vector);
+        }
+        Ok(())
     }
 
     /// Does what an access to the local APIC asked for.
@@ -206,25 +216,9 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
 
     fn serve_host(&mut self) -> Step {
         let may_go_on = self.host.take_interrupts();
-        self.take_console_input();
         // What interrupted may have been the deadline itself, which has passed or still stands.
         self.deadline = None;
         if may_go_on { Ok(()) } else { Err(Turn::SliceOver) }
-    }
-
-    fn take_console_input(&mut self) {
-        let mut wires = self.guest.bus().wires();
-        let mut board = self.guest.board();
-        for port in SerialPort::ALL {
-            while board.console_room(port) > 0 {
-                let Some(byte) = self.host.console_in(port) else { break };
-                if !board.console_in(port, byte, &mut wires) {
-                    break;
-                }
-            }
-        }
-        drop(board);
-        self.wake_others(wires.woken());
     }
 
     /// HLT: steps over it, then waits for what wakes the processor.
@@ -237,29 +231,35 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
 
     /// Goes on if there is something to wake for; ends the turn otherwise.
     fn wake(&mut self) -> Step {
+        // Before the mail is taken: whoever finds all asleep and no mail must be right.
+        self.guest.wake_up(self.vcpu.index());
         self.take_mail()?;
         let devices = &mut self.vcpu.devices;
         devices.advance(self.host.now());
         let is_masked = self.vcpu.backend.readiness() == Readiness::Masked;
-        let is_awake = match self.vcpu.activity {
-            Activity::Running => true,
-            Activity::Halted => devices.pending_nmi() || devices.pending_vector().is_some() && !is_masked,
-            Activity::AwaitsStartUp => false,
-        };
-        if is_awake {
-            self.vcpu.activity = Activity::Running;
-            self.guest.wake_up(self.vcpu.index());
-            return Ok(());
+        match self.vcpu.activity {
+            Activity::Running => return Ok(()),
+            Activity::Halted if devices.pending_nmi() => {}
+            Activity::Halted if !is_masked => {
+                if devices.pending_vector().is_none() {
+                    return Err(Turn::Halted { until: devices.next_deadline() });
+                }
+            }
+            // Only another processor of the guest can wake it now.
+            Activity::Halted | Activity::AwaitsStartUp => return Err(self.fall_asleep()),
         }
-        if self.vcpu.activity == Activity::Halted && !is_masked {
-            return Err(Turn::Halted { until: devices.next_deadline() });
+        self.vcpu.activity = Activity::Running;
+        Ok(())
+    }
+
+    fn fall_asleep(&self) -> Turn {
+        if self.guest.fall_asleep(self.vcpu.index()) {
+            Turn::Stopped(StopReason::HaltedForEver)
+        } else if self.vcpu.activity == Activity::AwaitsStartUp {
+            Turn::AwaitsStartUp
+        } else {
+            Turn::Halted { until: None }
         }
-        // Only another processor of the guest can wake it now.
-        Err(match self.vcpu.activity {
-            _ if self.guest.fall_asleep(self.vcpu.index()) => Turn::Stopped(StopReason::HaltedForEver),
-            Activity::AwaitsStartUp => Turn::AwaitsStartUp,
-            Activity::Halted | Activity::Running => Turn::Halted { until: None },
-        })
     }
 
     fn answer_cpuid(&mut self, leaf: u32, subleaf: u32) {

@@ -5,7 +5,7 @@ use dolmen_memory::GuestMemory;
 
 use crate::backend::{Backend, StartState};
 use crate::board::{BoardConfig, Tsc};
-use crate::cpuid::GuestCpuid;
+use crate::cpuid::{CpuidState, GuestCpuid};
 use crate::guest::Guest;
 use crate::local::LocalDevices;
 use crate::policy::StopReason;
@@ -84,6 +84,21 @@ impl<B: Backend> Vcpu<B> {
         self.backend.flush();
         self.devices = LocalDevices::new(self.index, config);
         self.activity = Activity::AwaitsStartUp;
+    }
+
+    /// Back to the state after INIT; its local APIC is there already. RDX tells the processor's model (APM vol. 2,
+    /// table 14-1).
+    pub(crate) fn init(&mut self) {
+        let state = CpuidState { cr4: 0, xcr0: 0 };
+        self.backend.init();
+        self.backend.gprs().rdx = u64::from(self.cpuid.answer(1, 0, state).eax);
+        self.activity = Activity::AwaitsStartUp;
+    }
+
+    /// Starts in real mode at page `vector`, as somebody told it to.
+    pub(crate) fn start_up(&mut self, vector: u8) {
+        self.backend.start_up(vector);
+        self.activity = Activity::Running;
     }
 
     /// Puts the guest's first processor where its image begins.

@@ -219,9 +219,6 @@ impl Host for World {
         self.console.extend(taken.then_some(byte));
         taken
     }
-    fn console_in(&mut self, port: SerialPort) -> Option<u8> {
-        self.input.pop_front().filter(|_| port == SerialPort::Com1)
-    }
     fn call(
         &mut self,
         number: u32,
