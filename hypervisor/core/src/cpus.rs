@@ -6,8 +6,12 @@ use dolmen_machine::cpus::{self, StartedCpu};
 use dolmen_machine::interrupt::Window;
 use dolmen_machine::svm::{SvmCpu, SvmHost};
 
+use spin::Mutex;
+
+use crate::fleet::Fleet;
 use crate::host::Host;
-use crate::stop::Reason;
+use crate::serve::Processor;
+use crate::stop::{self, Reason};
 
 /// Enables SVM here and starts the other processors.
 pub(crate) fn start(host: &mut Host) -> Result<(&'static SvmHost, SvmCpu, Window), Reason> {
@@ -22,7 +26,23 @@ pub(crate) fn start(host: &mut Host) -> Result<(&'static SvmHost, SvmCpu, Window
 #[expect(unsafe_code, reason = "the one name that a started processor calls")]
 #[unsafe(no_mangle)]
 fn core_cpu_main(cpu: StartedCpu) -> ! {
-    loop {
+    let fleet = loop {
+        if let Some(fleet) = *FLEET.lock() {
+            break fleet;
+        }
         cpu.window.wait();
+    };
+    match Processor::new(cpus::this(), cpu.svm, cpu.window, fleet).serve() {
+        Ok(never) => match never {},
+        Err(reason) => stop::stop(&reason),
     }
+}
+
+/// What there is to do, once there is.
+static FLEET: Mutex<Option<&'static Fleet>> = Mutex::new(None);
+
+/// Sets the other processors to work.
+pub(crate) fn begin(fleet: &'static Fleet) {
+    *FLEET.lock() = Some(fleet);
+    cpus::all().into_iter().for_each(cpus::kick);
 }

@@ -10,6 +10,7 @@ extern crate alloc;
 
 mod console;
 mod cpus;
+mod fleet;
 mod host;
 mod launch;
 mod lifecycle;
@@ -46,6 +47,6 @@ fn boot(entered: Entered) -> Result<Infallible, Reason> {
     let launched = launch::verify(entered)?;
     let shielded = shield::take_over(launched)?;
     let measured = measure::guests(shielded)?;
-    let guest = virtualise::build(measured)?;
-    serve::for_ever(guest)
+    let guests = virtualise::build(measured)?;
+    serve::for_ever(guests)
 }

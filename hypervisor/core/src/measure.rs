@@ -23,8 +23,8 @@ use crate::shield::Shielded;
 use crate::stop::Reason;
 use crate::trust::{self, Trust};
 
-/// The event log may grow to this many bytes: 24 components in 8 banks need a third of it.
-const LOG_BYTES: usize = 0x8000;
+/// The event log may grow to this many bytes: 96 components and 32 command lines in 8 banks need less.
+const LOG_BYTES: usize = 0x1_0000;
 /// Bytes that are hashed at a time.
 const PIECE: usize = 0x1_0000;
 
@@ -35,12 +35,15 @@ pub(crate) struct MeasuredGuest {
     pub(crate) identity: [u8; 48],
     /// Its components as staged.
     pub(crate) components: Vec<Extent>,
+    /// What the measured ones of them hashed to.
+    #[expect(dead_code, reason = "what a guest that starts again is compared with")]
+    pub(crate) digests: Vec<ComponentDigest>,
 }
 
 /// All guests are measured, and the keys are those of this measurement.
 pub(crate) struct Measured {
     pub(crate) host: Host,
-    pub(crate) guest: MeasuredGuest,
+    pub(crate) guests: Vec<MeasuredGuest>,
     pub(crate) event_log: Vec<u8>,
     pub(crate) trust: Trust,
 }
@@ -54,30 +57,32 @@ pub(crate) fn guests(shielded: Shielded) -> Result<Measured, Reason> {
     if manifest.component_total() != host.components().len() {
         return Err(Reason::Components);
     }
-    let mut guests = manifest.guests();
-    let (Some(config), None) = (guests.next(), guests.next()) else {
-        return Err(Reason::Unsupported("more than one guest"));
-    };
     let mut log = vec![0; LOG_BYTES];
     let begun = host.machine.handoff().event_log;
     let begun = host.copy(begun)?;
     log.get_mut(..begun.len()).ok_or(Reason::OutOfMemory("the event log"))?.copy_from_slice(&begun);
     let mut log =
         LogWriter::resume(&mut log, begun.len()).map_err(|_| Reason::OutOfMemory("the event log"))?;
-    let guest = measure_one(&mut host, &mut log, config)?;
+    let mut guests = Vec::new();
+    let mut staged = host.components().to_vec();
+    for config in manifest.guests() {
+        let rest = staged.split_off(config.components().len().min(staged.len()));
+        guests.push(measure_one(&mut host, &mut log, config, staged)?);
+        staged = rest;
+    }
     check_pcrs(&mut host)?;
     let event_log = log.bytes().to_vec();
     report(&host);
     let trust = trust::derive(&mut host)?;
-    Ok(Measured { host, guest, event_log, trust })
+    Ok(Measured { host, guests, event_log, trust })
 }
 
 fn measure_one(
     host: &mut Host,
     log: &mut LogWriter<'_>,
     config: GuestConfig,
+    components: Vec<Extent>,
 ) -> Result<MeasuredGuest, Reason> {
-    let components = host.components().to_vec();
     let mut digests = Vec::new();
     for (index, (component, at)) in config.components().iter().zip(&components).enumerate() {
         let Some(name) = config.component_event(index) else { continue };
@@ -89,7 +94,7 @@ fn measure_one(
     record(host, log, &set, config.cmdline_event())?;
     let identity = measure_guest(&config, &digests).ok_or(Reason::Components)?;
     log::info!(target: "measure", "guest name={} g0={}", config.name(), Hex(&identity));
-    Ok(MeasuredGuest { config, identity, components })
+    Ok(MeasuredGuest { config, identity, components, digests })
 }
 
 /// Hashes a staged component. No device can write it and no other processor runs, so what is hashed here is

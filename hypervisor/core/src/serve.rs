@@ -1,109 +1,227 @@
-//! Stage 5: the guest runs; exits, hypercalls and the TPM's jobs are served until it stops.
+//! Stage 5: the guests run; exits, hypercalls and the TPM's jobs are served until nobody is left.
+//!
+//! Each processor of the host goes round by itself: it asks the scheduler what to run, runs it for a turn,
+//! gives it back. Nothing on the way round allocates, and an exit that ends in entering the same guest again
+//! takes no lock that guests share.
 
-use alloc::boxed::Box;
 use core::convert::Infallible;
 
-use dolmen_machine::clock::Clock;
+use dolmen_arch::{CpuId, CpuSet};
 use dolmen_machine::interrupt::Window;
 use dolmen_machine::serial::Serial;
-use dolmen_machine::{apic, cpu};
+use dolmen_machine::svm::{Svm, SvmCpu};
+use dolmen_machine::{apic, cpu, cpus};
 use dolmen_memory::GuestMemory;
 use dolmen_vm::backend::Backend;
 use dolmen_vm::board::{SerialPort, Tsc};
 use dolmen_vm::bus::VcpuSet;
-use dolmen_vm::guest::Guest;
 use dolmen_vm::manifest::Answer;
 use dolmen_vm::policy::StopReason;
 use dolmen_vm::run::Host;
-use dolmen_vm::service::{CallArgs, CallResult, Service};
-use dolmen_vm::vcpu::Turn;
+use dolmen_vm::sched::{Entity, GiveBack, Pick};
+use dolmen_vm::service::{CallArgs, CallResult};
+use dolmen_vm::vcpu::{Turn, Vcpu};
+use spin::MutexGuard;
 
 use crate::console;
+use crate::fleet::{Fleet, Left, Task, Tenant};
 use crate::stop::{self, Reason};
-use crate::trust::TpmDesk;
 use crate::virtualise::Virtualising;
 
 /// Times a second that the physical console is looked at while nothing else happens: a 16-byte FIFO at
 /// 115,200 baud fills in 1.4 ms, and senders that wait for room lose nothing.
 const POLLS_PER_S: u64 = 500;
 
-/// Runs the guest; ends with the machine's run.
+/// Runs the guests; ends with the machine's run.
 pub(crate) fn for_ever(virtualising: Virtualising) -> Result<Infallible, Reason> {
-    let Virtualising { config, mut vcpu, mut ram, guest, mut surroundings } = virtualising;
-    log::info!(target: "serve", "guest runs name={} tsc={}", config.name(), cpu::read_tsc());
-    let reason = loop {
-        match vcpu.run(&guest, &mut ram, &mut surroundings) {
-            Turn::Stopped(reason) => break reason,
-            Turn::SliceOver => {}
-            Turn::Halted { until } => surroundings.idle(&guest, until),
-            Turn::AwaitsStartUp => surroundings.idle(&guest, None),
-        }
-    };
-    surroundings.service.scrub();
-    if reason == StopReason::PowerOff {
-        return Err(Reason::PowerOff);
+    let Virtualising { fleet, svm, window } = virtualising;
+    for tenant in &fleet.tenants {
+        let _nobody_to_kick_yet = fleet.start(tenant);
+        log::info!(target: "serve", "guest runs name={} tsc={}", tenant.measured.config.name(), cpu::read_tsc());
     }
-    if reason == StopReason::Reset && config.on_reboot() == Answer::ResetMachine {
-        stop::reset();
-    }
-    console::raw(|com1| vcpu.backend().dump(com1));
-    Err(Reason::GuestStopped(reason))
+    crate::cpus::begin(fleet);
+    Processor::new(CpuId::FIRST, svm, window, fleet).serve()
 }
 
-/// The world around the guest.
-pub(crate) struct Surroundings {
+/// One processor of the host.
+pub(crate) struct Processor {
+    id: CpuId,
+    svm: SvmCpu,
     window: Window,
-    clock: Clock,
-    consoles: [Option<Serial>; 2],
-    desk: Box<TpmDesk>,
-    service: Service<'static>,
+    fleet: &'static Fleet,
+    /// End of the present stretch: of the turn, or of an idle processor's rest.
+    until: Option<Tsc>,
+}
+
+/// A virtual processor that this processor holds.
+struct Held {
+    task: &'static Task,
+    tenant: &'static Tenant,
+    vcpu: MutexGuard<'static, Vcpu<Svm>>,
+}
+
+impl Processor {
+    pub(crate) const fn new(id: CpuId, svm: SvmCpu, window: Window, fleet: &'static Fleet) -> Self {
+        Self { id, svm, window, fleet, until: None }
+    }
+
+    /// Goes round for ever, or until the machine's run ends.
+    pub(crate) fn serve(&mut self) -> Result<Infallible, Reason> {
+        let mut held: Option<Held> = None;
+        let mut how = GiveBack::Preempted;
+        loop {
+            let pick = self.choose(how);
+            if held.as_ref().map(|held| held.task.entity) != pick.run {
+                if let Some(held) = held.take() {
+                    self.put_down(held);
+                }
+                held = pick.run.and_then(|entity| self.pick_up(entity));
+            }
+            self.until = pick.until;
+            how = match &mut held {
+                Some(held) => self.run(held)?,
+                None => {
+                    self.idle();
+                    GiveBack::Preempted
+                }
+            };
+        }
+    }
+
+    /// Gives back what ran, and asks what to run next.
+    fn choose(&self, how: GiveBack) -> Pick {
+        let mut scheduler = self.fleet.scheduler.lock();
+        let now = cpu::read_tsc();
+        scheduler.give_back(self.id, now, how);
+        let pick = scheduler.pick(self.id, now);
+        drop(scheduler);
+        self.kick(pick.kick);
+        pick
+    }
+
+    /// Takes a virtual processor. Whoever ran it last may still be putting it down.
+    fn pick_up(&mut self, entity: Entity) -> Option<Held> {
+        let task = self.fleet.task(entity)?;
+        let tenant = self.fleet.tenants.get(task.tenant)?;
+        let mut vcpu = task.vcpu.lock();
+        self.svm.load(vcpu.backend_mut());
+        Some(Held { task, tenant, vcpu })
+    }
+
+    fn put_down(&mut self, mut held: Held) {
+        self.svm.save(held.vcpu.backend_mut());
+    }
+
+    /// One turn.
+    fn run(&mut self, held: &mut Held) -> Result<GiveBack, Reason> {
+        let mut memory = &held.tenant.ram;
+        let mut around = Around { tenant: held.tenant, deadline: None, processor: self };
+        Ok(match held.vcpu.run(&held.tenant.guest, &mut memory, &mut around) {
+            Turn::SliceOver => GiveBack::Preempted,
+            Turn::Halted { until } => GiveBack::Blocked { until },
+            Turn::AwaitsStartUp => GiveBack::Blocked { until: None },
+            Turn::Stopped(reason) => {
+                self.end(held, reason)?;
+                GiveBack::Stopped
+            }
+        })
+    }
+
+    /// A guest has ended: the others go on, unless its manifest says otherwise.
+    fn end(&self, held: &Held, reason: StopReason) -> Result<(), Reason> {
+        let Some(left) = self.fleet.end(held.tenant, reason) else { return Ok(()) };
+        self.kick(self.fleet.halt(held.tenant));
+        let config = &held.tenant.measured.config;
+        let answer = match reason {
+            StopReason::PowerOff => config.on_power_off(),
+            StopReason::Reset => config.on_reboot(),
+            StopReason::TripleFault
+            | StopReason::HaltedForEver
+            | StopReason::InvalidState
+            | StopReason::TablesOutsideRam(_)
+            | StopReason::UnknownInstruction { .. }
+            | StopReason::MachineCheck
+            | StopReason::UnexpectedExit(_) => config.on_crash(),
+        };
+        match (answer, left) {
+            (Answer::ResetMachine, _) => stop::reset(),
+            (Answer::Stop | Answer::Restart, Left::Others) => return Ok(()),
+            (Answer::HaltMachine, _) | (_, Left::Nobody) => {}
+        }
+        if reason == StopReason::PowerOff {
+            return Err(Reason::PowerOff);
+        }
+        console::raw(|com1| held.vcpu.backend().dump(com1));
+        Err(Reason::GuestStopped(reason))
+    }
+
+    /// Rests until something happens.
+    fn idle(&mut self) {
+        self.arm(self.until);
+        self.window.wait();
+        self.look_around();
+    }
+
+    /// Does what is done besides the guests, where this processor is the one that does it.
+    fn look_around(&self) {
+        if self.id == CpuId::FIRST {
+            for tenant in &self.fleet.tenants {
+                self.take_input(tenant);
+            }
+        }
+        // Somebody else is at the TPM: then it is looked after.
+        if let Some(mut desk) = self.fleet.desk.try_lock() {
+            desk.work();
+        }
+    }
+
+    /// Gives a guest's consoles what came for them.
+    fn take_input(&self, tenant: &Tenant) {
+        let mut wires = tenant.guest.bus().wires();
+        for (port, line) in SerialPort::ALL.into_iter().zip(&tenant.consoles) {
+            let Some(mut byte) = line.as_ref().and_then(Serial::receive) else { continue };
+            let mut board = tenant.guest.board();
+            while board.console_in(port, byte, &mut wires) && board.console_room(port) > 0 {
+                let Some(next) = line.as_ref().and_then(Serial::receive) else { break };
+                byte = next;
+            }
+        }
+        self.kick(self.fleet.wake(tenant, wires.woken()));
+    }
+
+    /// Starts the timer for `until`, or for the next look at the console if that is due here and earlier.
+    fn arm(&self, until: Option<Tsc>) {
+        let left = until.map_or(u64::MAX, |at| at.saturating_sub(cpu::read_tsc()));
+        let poll = self.fleet.clock.tsc_khz.saturating_mul(1000) / POLLS_PER_S;
+        let left = if self.id == CpuId::FIRST { left.min(poll) } else { left };
+        let ticks = if left == u64::MAX { 0 } else { self.fleet.clock.apic_ticks(left) };
+        apic::start_timer(ticks);
+    }
+
+    /// Interrupts other processors.
+    fn kick(&self, whom: CpuSet) {
+        for cpu in whom.difference(CpuSet::only(self.id)) {
+            cpus::kick(cpu);
+        }
+    }
+}
+
+/// The world around a guest in its turn.
+struct Around<'a> {
+    processor: &'a mut Processor,
+    tenant: &'static Tenant,
+    /// The virtual processor's own.
     deadline: Option<Tsc>,
 }
 
-impl Surroundings {
-    pub(crate) const fn new(
-        window: Window,
-        clock: Clock,
-        consoles: [Option<Serial>; 2],
-        desk: Box<TpmDesk>,
-        service: Service<'static>,
-    ) -> Self {
-        Self { window, clock, consoles, desk, service, deadline: None }
-    }
-
-    /// Starts the timer for the guest's deadline or the next look at the console, whichever is first.
+impl Around<'_> {
     fn arm(&self) {
-        let poll = self.clock.tsc_khz.saturating_mul(1000) / POLLS_PER_S;
-        let until = self.deadline.map_or(poll, |at| at.saturating_sub(self.now()).min(poll));
-        apic::start_timer(self.clock.apic_ticks(until));
-    }
-
-    /// Waits for an interrupt of the host's, at the latest until `until`.
-    fn idle(&mut self, guest: &Guest, until: Option<Tsc>) {
-        self.set_deadline(until);
-        self.window.wait();
-        self.desk.work();
-        self.take_input(guest);
-    }
-
-    /// Gives the guest's console what came for it.
-    fn take_input(&mut self, guest: &Guest) {
-        let mut wires = guest.bus().wires();
-        let mut board = guest.board();
-        for port in SerialPort::ALL {
-            while board.console_room(port) > 0 {
-                let Some(byte) = self.console_in(port) else { break };
-                if !board.console_in(port, byte, &mut wires) {
-                    break;
-                }
-            }
-        }
-        drop(board);
-        self.wake(wires.woken());
+        let until = [self.deadline, self.processor.until].into_iter().flatten().min();
+        self.processor.arm(until);
     }
 }
 
-impl Host for Surroundings {
+impl Host for Around<'_> {
     fn now(&self) -> Tsc {
         cpu::read_tsc()
     }
@@ -114,25 +232,28 @@ impl Host for Surroundings {
     }
 
     fn take_interrupts(&mut self) -> bool {
-        self.window.take_pending();
-        self.arm();
-        self.desk.work();
-        true
+        self.processor.window.take_pending();
+        self.processor.look_around();
+        let now = cpu::read_tsc();
+        let attention = self.processor.fleet.scheduler.lock().attend(self.processor.id, now);
+        self.processor.kick(attention.kick);
+        self.processor.until = Some(attention.until);
+        let goes_on = now < attention.until;
+        if goes_on {
+            self.arm();
+        }
+        goes_on
     }
 
-    fn wake(&mut self, _: VcpuSet) {
-        // The one virtual processor there is runs here, and looks for mail before it goes on.
+    fn wake(&mut self, whom: VcpuSet) {
+        self.processor.kick(self.processor.fleet.wake(self.tenant, whom));
     }
 
     fn console_out(&mut self, port: SerialPort, byte: u8) -> bool {
-        if let Some(Some(console)) = self.consoles.get(port.index()) {
+        if let Some(Some(console)) = self.tenant.consoles.get(port.index()) {
             console.send(byte);
         }
         true
-    }
-
-    fn console_in(&mut self, port: SerialPort) -> Option<u8> {
-        self.consoles.get(port.index())?.as_ref()?.receive()
     }
 
     fn call(
@@ -142,6 +263,8 @@ impl Host for Surroundings {
         privileged: bool,
         memory: &mut impl GuestMemory,
     ) -> CallResult {
-        self.service.call(number, args, privileged, memory, &mut *self.desk)
+        let mut service = self.tenant.service.lock();
+        let mut desk = self.processor.fleet.desk.lock();
+        service.call(number, args, privileged, memory, &mut **desk)
     }
 }

@@ -15,7 +15,7 @@ use crate::launch::{Launched, to_usize};
 use crate::stop::{self, Reason};
 
 /// Bytes of the heap, which is closed once the guests are built.
-const HEAP_BYTES: u64 = 0x20_0000;
+const HEAP_BYTES: u64 = 0x40_0000;
 
 /// Bytes of a device table that are compared at a time.
 const PIECE: usize = 0x1_0000;

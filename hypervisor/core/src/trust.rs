@@ -33,6 +33,13 @@ pub(crate) struct Trust {
     root: Option<service::Secret<[u8; 32]>>,
 }
 
+impl Trust {
+    /// The sealing root, once.
+    pub(crate) const fn take_root(&mut self) -> Option<service::Secret<[u8; 32]>> {
+        self.root.take()
+    }
+}
+
 /// Derives the keys that belong to the PCR 17 of this launch.
 pub(crate) fn derive(host: &mut Host) -> Result<Trust, Reason> {
     let pcr17 = host.pcr17.get(Algorithm::Sha256).and_then(|value| value.try_into().ok());
@@ -85,11 +92,6 @@ impl TpmDesk {
             reseed: ReseedJob::new(),
             desk: QuoteDesk::new(),
         }
-    }
-
-    /// The sealing root, once.
-    pub(crate) const fn take_root(&mut self) -> Option<service::Secret<[u8; 32]>> {
-        self.trust.root.take()
     }
 
     /// Moves the reseed on, if one is due. Called on the way round the exit loop.

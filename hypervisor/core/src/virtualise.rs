@@ -1,11 +1,15 @@
-//! Stage 4: the guest's RAM, nested tables, processor and board.
+//! Stage 4: RAM, nested tables, processors and boards of all guests.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::num::NonZeroU16;
 
 use dolmen_abi::LaunchFacts;
+use dolmen_arch::CpuSet;
+use dolmen_machine::interrupt::Window;
 use dolmen_machine::own::{GuestRam, Machine};
 use dolmen_machine::serial::Serial;
-use dolmen_machine::svm::{Svm, ThisCpu};
+use dolmen_machine::svm::{SvmCpu, SvmHost, ThisCpu};
 use dolmen_machine::{cpu, heap, rtc};
 use dolmen_memory::{Gpa, Hpa, NestedTable, Npt, PageSize, RamExtent, RamMap, Rights};
 use dolmen_vm::board::BoardConfig;
@@ -13,61 +17,122 @@ use dolmen_vm::cpuid::{CpuidConfig, GuestCpuid};
 use dolmen_vm::guest::Guest;
 use dolmen_vm::layout::RamLayout;
 use dolmen_vm::manifest::{Console, GuestConfig};
-use dolmen_vm::service::{GuestSlot, Scratch, Service, ServiceConfig};
+use dolmen_vm::sched::{EntityConfig, Scheduler};
+use dolmen_vm::service::{GuestSlot, Scratch, Secret, Service, ServiceConfig};
 use dolmen_vm::vcpu::Vcpu;
+use spin::Mutex;
 
 use crate::cpus;
+use crate::fleet::{Fleet, Task, Tenant};
 use crate::load;
-use crate::measure::Measured;
-use crate::serve::Surroundings;
+use crate::measure::{Measured, MeasuredGuest};
 use crate::stop::Reason;
 use crate::trust::{self, TpmDesk};
 
 const NS_PER_S: u64 = 1_000_000_000;
 
-/// One guest, ready for its first instruction.
+/// All guests, ready for their first instructions.
 pub(crate) struct Virtualising {
-    pub(crate) config: GuestConfig,
-    pub(crate) vcpu: Vcpu<Svm>,
-    pub(crate) ram: GuestRam,
-    pub(crate) guest: Guest,
-    pub(crate) surroundings: Surroundings,
+    pub(crate) fleet: &'static Fleet,
+    pub(crate) svm: SvmCpu,
+    pub(crate) window: Window,
 }
 
-/// Builds the measured guest.
+/// Builds the measured guests.
 pub(crate) fn build(measured: Measured) -> Result<Virtualising, Reason> {
-    let Measured { mut host, guest: measured, event_log, trust } = measured;
-    let config = measured.config;
-    let facts = trust::facts(host.machine.handoff().facts);
-    let (svm, mut cpu, window) = cpus::start(&mut host)?;
-    let (mut ram, tables) = build_memory(&mut host.machine, &config)?;
-    let processor = svm.vcpu(host.machine.region(), tables.root(), 0).map_err(Reason::Svm)?;
-    let start = load::guest(&host.machine, &measured, &mut ram)?;
-    let mut desk = Box::new(TpmDesk::new(host.tpm, host.clock, trust, event_log));
-    let service = Service::new(
-        ServiceConfig {
-            slot: GuestSlot::new(0).ok_or(Reason::Unsupported("more guests than slots"))?,
-            name: config.name,
-            identity: measured.identity,
-            groups: config.hypercalls(),
-            facts,
-            sealing_root: desk.take_root(),
-        },
-        Box::leak(Box::new(Scratch::new())),
-    );
-    let board = board_config(host.clock.tsc_khz, &config)?;
-    let guest = Guest::new(board, config.vcpus);
-    let cpuid = GuestCpuid::new(&ThisCpu, cpuid_config(&config, facts));
-    let mut vcpu = Vcpu::new(0, processor, cpuid, &board);
-    vcpu.start(&start);
-    cpu.load(vcpu.backend_mut());
-    let [first, second] = config.consoles();
-    let consoles = [open_console(first)?, open_console(second)?];
+    let Measured { mut host, guests, event_log, mut trust } = measured;
+    let (svm, this_cpu, window) = cpus::start(&mut host)?;
+    let scheduler = Scheduler::new(dolmen_machine::cpus::all(), host.clock.tsc_khz);
+    let mut builder = Builder {
+        facts: trust::facts(host.machine.handoff().facts),
+        root: trust.take_root(),
+        wall_clock_ns: rtc::unix_seconds().unwrap_or_default().saturating_mul(NS_PER_S),
+        tsc_khz: u32::try_from(host.clock.tsc_khz).map_err(|_| Reason::Unsupported("a clock above 4 THz"))?,
+        svm,
+        scheduler,
+        tenants: Vec::new(),
+        tasks: Vec::new(),
+    };
+    for guest in guests {
+        builder.build(&mut host.machine, guest)?;
+    }
+    let Builder { scheduler, tenants, tasks, .. } = builder;
+    let desk = Box::new(TpmDesk::new(host.tpm, host.clock, trust, event_log));
+    let fleet = Box::leak(Box::new(Fleet::new(host.clock, tenants, tasks, scheduler, desk)));
     heap::close();
-    log::info!(target: "virtualise", "guest built name={} ram_mib={} left_kib={}",
-        config.name(), config.memory / 0x10_0000, host.machine.region().left() / 1024);
-    let surroundings = Surroundings::new(window, host.clock, consoles, desk, service);
-    Ok(Virtualising { config, vcpu, ram, guest, surroundings })
+    log::info!(target: "virtualise", "guests built count={} vcpus={} left_kib={}",
+        fleet.tenants.len(), fleet.tasks.len(), host.machine.region().left() / 1024);
+    Ok(Virtualising { fleet, svm: this_cpu, window })
+}
+
+/// What the guests are built from and into.
+struct Builder {
+    facts: LaunchFacts,
+    root: Option<Secret<[u8; 32]>>,
+    wall_clock_ns: u64,
+    tsc_khz: u32,
+    svm: &'static SvmHost,
+    scheduler: Scheduler,
+    tenants: Vec<Tenant>,
+    tasks: Vec<Task>,
+}
+
+impl Builder {
+    fn build(&mut self, machine: &mut Machine, measured: MeasuredGuest) -> Result<(), Reason> {
+        let config = &measured.config;
+        let board = BoardConfig {
+            tsc_khz: self.tsc_khz,
+            ram_bytes: config.memory,
+            wall_clock_ns: self.wall_clock_ns,
+            created_at: cpu::read_tsc(),
+            second_uart: config.has_second_uart(),
+        };
+        let (mut ram, tables) = build_memory(machine, config)?;
+        let start = load::guest(machine, &measured, &mut ram)?;
+        let first_task = self.tasks.len();
+        for index in 0..config.vcpus {
+            let backend = self.svm.vcpu(machine.region(), tables.root(), 0).map_err(Reason::Svm)?;
+            let cpuid = GuestCpuid::new(&ThisCpu, cpuid_config(config, index, self.facts));
+            let number = self.tasks.len().saturating_sub(first_task);
+            let mut vcpu = Vcpu::new(number, backend, cpuid, &board);
+            if index == 0 {
+                vcpu.start(&start);
+            }
+            self.add_task(config, vcpu)?;
+        }
+        let slot = GuestSlot::new(self.tenants.len()).ok_or(Reason::Unsupported("more guests than slots"))?;
+        let service = Service::new(
+            ServiceConfig {
+                slot,
+                name: config.name,
+                identity: measured.identity,
+                groups: config.hypercalls(),
+                facts: self.facts,
+                sealing_root: self.root.as_ref().map(|root| Secret::new(*root.expose())),
+            },
+            Box::leak(Box::new(Scratch::new())),
+        );
+        let guest = Guest::new(board, config.vcpus);
+        let [first, second] = config.consoles();
+        let consoles = [open_console(first)?, open_console(second)?];
+        let tasks = (first_task, self.tasks.len().saturating_sub(first_task));
+        log::info!(target: "virtualise", "guest built name={} ram_mib={} vcpus={}",
+            config.name(), config.memory / 0x10_0000, config.vcpus);
+        self.tenants.push(Tenant::new(measured, guest, ram, service, consoles, tasks));
+        Ok(())
+    }
+
+    fn add_task(&mut self, config: &GuestConfig, vcpu: Vcpu<dolmen_machine::svm::Svm>) -> Result<(), Reason> {
+        let tenant = self.tenants.len();
+        let weight = u16::try_from(config.weight).ok().and_then(NonZeroU16::new).unwrap_or(NonZeroU16::MIN);
+        let affinity: CpuSet = config.affinity();
+        let entity = self
+            .scheduler
+            .add(EntityConfig { guest: tenant, weight, affinity })
+            .ok_or(Reason::Unsupported("more processors than there may be, or on none that there is"))?;
+        self.tasks.push(Task { tenant, entity, vcpu: Mutex::new(vcpu) });
+        Ok(())
+    }
 }
 
 fn build_memory(machine: &mut Machine, config: &GuestConfig) -> Result<(GuestRam, NestedTable<Npt>), Reason> {
@@ -93,17 +158,10 @@ fn build_memory(machine: &mut Machine, config: &GuestConfig) -> Result<(GuestRam
     Ok((machine.guest_ram(map)?, tables))
 }
 
-fn board_config(tsc_khz: u64, config: &GuestConfig) -> Result<BoardConfig, Reason> {
-    let tsc_khz = u32::try_from(tsc_khz).map_err(|_| Reason::Unsupported("a clock above 4 THz"))?;
-    let wall_clock_ns = rtc::unix_seconds().unwrap_or_default().saturating_mul(NS_PER_S);
-    let (ram_bytes, second_uart) = (config.memory, config.has_second_uart());
-    Ok(BoardConfig { tsc_khz, ram_bytes, wall_clock_ns, created_at: cpu::read_tsc(), second_uart })
-}
-
-fn cpuid_config(config: &GuestConfig, facts: LaunchFacts) -> CpuidConfig {
+fn cpuid_config(config: &GuestConfig, apic_id: u32, facts: LaunchFacts) -> CpuidConfig {
     CpuidConfig {
         vcpus: config.vcpus,
-        apic_id: 0,
+        apic_id,
         call_groups: config.hypercalls().bits(),
         launch_facts: facts.bits(),
     }

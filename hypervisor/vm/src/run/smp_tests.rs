@@ -19,8 +19,13 @@ const INIT: u64 = 5 << 8 | 1 << 14;
 const START_UP: u64 = 6 << 8 | 1 << 14;
 const NMI: u64 = 4 << 8 | 1 << 14;
 
-const CONFIG: BoardConfig =
-    BoardConfig { tsc_khz: 1_000_000, ram_bytes: RAM as u64, wall_clock_ns: 0, created_at: 0 };
+const CONFIG: BoardConfig = BoardConfig {
+    tsc_khz: 1_000_000,
+    ram_bytes: RAM as u64,
+    wall_clock_ns: 0,
+    created_at: 0,
+    second_uart: false,
+};
 
 /// A guest of several processors, of which the first runs.
 struct Team {
