@@ -88,6 +88,29 @@ pub enum Instruction {
     StringPort(StringPort),
 }
 
+impl Instruction {
+    /// How it is encoded without prefixes, lowest byte first, and how long that is; `None` if it has operands.
+    pub const fn plain(self) -> Option<(u64, InstructionLength)> {
+        match self {
+            Self::Cpuid => Some((0xa2_0f, InstructionLength(2))),
+            Self::Rdmsr => Some((0x32_0f, InstructionLength(2))),
+            Self::Wrmsr => Some((0x30_0f, InstructionLength(2))),
+            Self::Hlt => Some((0xf4, InstructionLength(1))),
+            Self::Vmmcall => Some((0xd9_01_0f, InstructionLength(3))),
+            Self::Xsetbv
+            | Self::Invd
+            | Self::Wbinvd
+            | Self::Rdpmc
+            | Self::Pause
+            | Self::Clts
+            | Self::Lmsw(_)
+            | Self::MovToControl { .. }
+            | Self::MovFromControl { .. }
+            | Self::StringPort(_) => None,
+        }
+    }
+}
+
 /// Why bytes do not decode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecodeError {

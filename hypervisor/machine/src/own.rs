@@ -312,6 +312,12 @@ impl GuestRam {
         Ok(())
     }
 
+    fn glance(&self, at: Gpa) -> Result<u64, OutsideRam> {
+        let from = self.map.locate(at, 8)?;
+        // SAFETY: a piece of the guest pool: RAM without objects.
+        Ok(unsafe { self.window.glance(from) })
+    }
+
     fn locate(&self, at: Gpa, bytes: usize) -> Result<Hpa, OutsideRam> {
         self.map.locate(at, u64::try_from(bytes).map_err(|_| OutsideRam)?)
     }
@@ -328,6 +334,10 @@ impl GuestMemory for GuestRam {
     fn write(&mut self, at: Gpa, from: &[u8]) -> Result<(), OutsideRam> {
         self.put(at, from)
     }
+
+    fn word(&self, at: Gpa) -> Result<u64, OutsideRam> {
+        self.glance(at)
+    }
 }
 
 /// A handle for each virtual processor: copies of several processors to the same bytes mix, as with any memory.
@@ -338,6 +348,10 @@ impl GuestMemory for &GuestRam {
 
     fn write(&mut self, at: Gpa, from: &[u8]) -> Result<(), OutsideRam> {
         self.put(at, from)
+    }
+
+    fn word(&self, at: Gpa) -> Result<u64, OutsideRam> {
+        self.glance(at)
     }
 }
 

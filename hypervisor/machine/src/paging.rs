@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! ffff_ffff_8000_0000  device pages, uncached, mapped one by one
-//! ffff_ffff_8020_0000  copy windows: for each processor 4 MiB that show other RAM for the time of one copy
+//! ffff_ffff_8020_0000  copy windows: for each processor 4 MiB that show other RAM for the time of one copy, and
+//!                      2 MiB, read-only, that go on showing what was last glanced at
 //! ffff_ffff_9000_0000  stacks of the other processors, 2 MiB apart, unmapped pages below each
 //! ffff_ffff_c000_0000  the region: core text (RX), constants (R), data (RW), guard pages (-), the rest (RW)
 //! ```
-//! Nothing is both writable and executable; nothing of a guest is mapped for good.
+//! Nothing is both writable and executable; nothing of a guest is mapped for good,
+//! and what stays in sight of it cannot be written.
 #![expect(unsafe_code, reason = "page tables decide what memory means")]
 // UNSAFETY: tables are built completely before they are loaded; the window is this module's own.
 
@@ -19,9 +21,12 @@ use crate::segments::{FaultStacks, to_u64};
 
 /// Where device pages are mapped.
 const DEVICE_VA: u64 = 0xffff_ffff_8000_0000;
-/// Where the copy windows are: the page directory's entries from 1 on, two for each processor.
+/// Where the copy windows are: the page directory's entries from 1 on, three for each processor.
 const WINDOW_VA: u64 = 0xffff_ffff_8020_0000;
-const WINDOW_BYTES: u64 = 2 * LARGE_PAGE;
+const WINDOW_BYTES: u64 = WINDOW_PAGES * LARGE_PAGE;
+const WINDOW_PAGES: u64 = 3;
+/// Which of them is for glances.
+const GLANCE: u64 = 2;
 /// Bytes of one large page.
 pub const LARGE_PAGE: u64 = 0x20_0000;
 
@@ -259,7 +264,7 @@ impl CopyWindow {
         let slot = self.slot();
         let mut at = from.get();
         for piece in into.chunks_mut(to_usize(Self::MAX)) {
-            let source = core::ptr::with_exposed_provenance::<u8>(slot.show(at));
+            let source = core::ptr::with_exposed_provenance::<u8>(slot.show(at, piece.len()));
             // SAFETY: the window shows RAM for at least `MAX` bytes from `at`, by the caller's promise, and
             // cannot overlap a slice, since no Rust object lies there.
             unsafe { source.copy_to_nonoverlapping(piece.as_mut_ptr(), piece.len()) };
@@ -276,7 +281,7 @@ impl CopyWindow {
         let slot = self.slot();
         let mut at = to.get();
         for piece in bytes.chunks(to_usize(Self::MAX)) {
-            let target = core::ptr::with_exposed_provenance_mut::<u8>(slot.show(at));
+            let target = core::ptr::with_exposed_provenance_mut::<u8>(slot.show(at, piece.len()));
             // SAFETY: as in `read`.
             unsafe { target.copy_from_nonoverlapping(piece.as_ptr(), piece.len()) };
             at = at.wrapping_add(to_u64(piece.len()));
@@ -294,7 +299,7 @@ impl CopyWindow {
         let mut left = length;
         while left > 0 {
             let piece = left.min(Self::MAX);
-            let target = core::ptr::with_exposed_provenance_mut::<u8>(slot.show(at));
+            let target = core::ptr::with_exposed_provenance_mut::<u8>(slot.show(at, to_usize(piece)));
             // SAFETY: as in `write`.
             unsafe { target.write_bytes(0, to_usize(piece)) };
             at = at.wrapping_add(piece);
@@ -303,11 +308,33 @@ impl CopyWindow {
         slot.hide();
     }
 
+    /// The eight bytes at `from`, lowest first. Their large page stays in sight of this processor, read-only, until
+    /// a glance at another: guest tables and code are read at most exits.
+    ///
+    /// # Safety
+    /// As [`Self::read`].
+    #[must_use]
+    pub unsafe fn glance(&self, from: Hpa) -> u64 {
+        let slot = self.slot();
+        let offset = from.get() & LARGE_PAGE.wrapping_sub(1);
+        if offset > LARGE_PAGE.wrapping_sub(8) {
+            let mut bytes = [0; 8];
+            // SAFETY: the caller's promise.
+            unsafe { self.read(from, &mut bytes) };
+            return u64::from_le_bytes(bytes);
+        }
+        slot.keep(from.get().wrapping_sub(offset));
+        let at = slot.address.wrapping_add(GLANCE.wrapping_mul(LARGE_PAGE)).wrapping_add(offset);
+        // SAFETY: the window shows that large page, which is RAM by the caller's promise, and all eight bytes
+        // lie in it.
+        unsafe { core::ptr::with_exposed_provenance::<u64>(to_usize(at)).read_unaligned() }
+    }
+
     /// The window of the processor that this runs on.
     fn slot(self) -> Slot {
         let cpu = to_u64(cpus::this().index());
         Slot {
-            first_entry: self.first_entry.wrapping_add(cpu.wrapping_mul(2 * 8)),
+            first_entry: self.first_entry.wrapping_add(cpu.wrapping_mul(8 * WINDOW_PAGES)),
             address: WINDOW_VA.wrapping_add(cpu.wrapping_mul(WINDOW_BYTES)),
         }
     }
@@ -320,17 +347,37 @@ struct Slot {
 }
 
 impl Slot {
-    /// Shows the large page of `at` and the next; answers the virtual address of `at`.
-    fn show(&self, at: u64) -> usize {
-        let page = at & !LARGE_PAGE.wrapping_sub(1);
+    /// Shows the large page of `at`, and the next if `length` bytes reach into it; answers the virtual address of
+    /// `at`.
+    fn show(&self, at: u64, length: usize) -> usize {
+        let offset = at & LARGE_PAGE.wrapping_sub(1);
+        let page = at.wrapping_sub(offset);
         self.set(0, page | READ_WRITE | LARGE);
-        self.set(1, page.wrapping_add(LARGE_PAGE) | READ_WRITE | LARGE);
-        to_usize(self.address.wrapping_add(at.wrapping_sub(page)))
+        if offset.wrapping_add(to_u64(length)) > LARGE_PAGE {
+            self.set(1, page.wrapping_add(LARGE_PAGE) | READ_WRITE | LARGE);
+        }
+        to_usize(self.address.wrapping_add(offset))
     }
 
     fn hide(&self) {
         self.set(0, 0);
-        self.set(1, 0);
+        if self.entry(1) != 0 {
+            self.set(1, 0);
+        }
+    }
+
+    /// Shows `page` in the place for glances, unless it is there.
+    fn keep(&self, page: u64) {
+        let entry = page | READ_ONLY | LARGE;
+        if self.entry(GLANCE) != entry {
+            self.set(GLANCE, entry);
+        }
+    }
+
+    fn entry(&self, page: u64) -> u64 {
+        let at = self.first_entry.wrapping_add(page.wrapping_mul(8));
+        // SAFETY: as in `set`. The processor sets no bit of it: accessed and dirty are set from the start.
+        unsafe { core::ptr::with_exposed_provenance::<u64>(to_usize(at)).read_volatile() }
     }
 
     fn set(&self, page: u64, entry: u64) {

@@ -19,4 +19,14 @@ pub trait GuestMemory {
     /// # Errors
     /// [`OutsideRam`] if any byte of the range is not the guest's own RAM; nothing is then written.
     fn write(&mut self, at: Gpa, from: &[u8]) -> Result<(), OutsideRam>;
+
+    /// The eight bytes at `at`, lowest first: for tables and code, which are looked at again and again.
+    ///
+    /// # Errors
+    /// [`OutsideRam`] if any of them is not the guest's own RAM.
+    fn word(&self, at: Gpa) -> Result<u64, OutsideRam> {
+        let mut bytes = [0; 8];
+        self.read(at, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
 }

@@ -245,9 +245,7 @@ fn read_entry(memory: &impl GuestMemory, at: u64, bytes: u64) -> Result<u64, Acc
         memory.read(Gpa::new(at), &mut raw).map_err(|_| AccessError::OutsideRam)?;
         Ok(u64::from(u32::from_le_bytes(raw)))
     } else {
-        let mut raw = [0u8; 8];
-        memory.read(Gpa::new(at), &mut raw).map_err(|_| AccessError::OutsideRam)?;
-        Ok(u64::from_le_bytes(raw))
+        memory.word(Gpa::new(at)).map_err(|_| AccessError::OutsideRam)
     }
 }
 

@@ -4,10 +4,10 @@
 //! guest a [`Host`]. Whatever the guest does ends in its going on, in a fault to it, or in the end of the
 //! turn: see [`Turn`].
 
-use dolmen_arch::instruction::{self, CodeSize, Instruction, InstructionLength};
+use dolmen_arch::instruction::{CodeSize, Instruction};
 use dolmen_arch::register::{Efer, Rflags};
 use dolmen_arch::segment::{Attributes, Segment, SegmentName};
-use dolmen_memory::{Access, GuestMemory, Gva, read_virtual};
+use dolmen_memory::{GuestMemory, Gva};
 
 use crate::backend::{Backend, Readiness, Register};
 use crate::board::{Effect, SerialPort, Tsc};
@@ -20,11 +20,13 @@ use crate::policy::{self, Action, StopReason};
 use crate::service::{CallArgs, CallResult};
 use crate::vcpu::{Activity, Turn, Vcpu};
 
+mod code;
 mod control;
 mod device;
 mod msr;
 mod port;
 
+pub(crate) use code::CodePage;
 pub(crate) use control::cr4_mask;
 
 #[cfg(test)]
@@ -223,7 +225,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
 
     /// HLT: steps over it, then waits for what wakes the processor.
     fn wait(&mut self) -> Step {
-        let Some(length) = self.length(|found| found == Instruction::Hlt) else { return Ok(()) };
+        let Some(length) = self.length(Instruction::Hlt) else { return Ok(()) };
         self.vcpu.backend.skip_instruction(length);
         self.vcpu.activity = Activity::Halted;
         self.wake()
@@ -263,7 +265,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
     }
 
     fn answer_cpuid(&mut self, leaf: u32, subleaf: u32) {
-        let Some(length) = self.length(|found| found == Instruction::Cpuid) else { return };
+        let Some(length) = self.length(Instruction::Cpuid) else { return };
         let state = CpuidState {
             cr4: self.vcpu.backend.read(Register::Cr4),
             xcr0: self.vcpu.backend.read(Register::Xcr0),
@@ -279,7 +281,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
 
     /// Hypercalls are for the kernel in 64-bit mode; the service answers everybody else with a status.
     fn serve_call(&mut self) {
-        let Some(length) = self.length(|found| found == Instruction::Vmmcall) else { return };
+        let Some(length) = self.length(Instruction::Vmmcall) else { return };
         let privileged = self.vcpu.backend.privilege() == 0 && self.code_size() == CodeSize::Bits64;
         let gprs = *self.vcpu.backend.gprs();
         let args = CallArgs { rdi: gprs.rdi, rsi: gprs.rsi, rdx: gprs.rdx, rcx: gprs.rcx };
@@ -314,44 +316,9 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
     }
 
     fn step_over(&mut self, expected: impl Fn(Instruction) -> bool) {
-        if let Some(length) = self.length(expected) {
+        if let Some(length) = self.length_of(expected) {
             self.vcpu.backend.skip_instruction(length);
         }
-    }
-
-    /// The length of the exiting instruction: as the processor tells it, else from the guest's memory.
-    ///
-    /// `None` when memory holds another instruction than the one that exited: its bytes or their translation
-    /// changed meanwhile. The guest then runs again as things are now.
-    fn length(&mut self, expected: impl Fn(Instruction) -> bool) -> Option<InstructionLength> {
-        if let Some(length) = self.vcpu.backend.instruction_length() {
-            return Some(length);
-        }
-        self.instruction().filter(|(found, _)| expected(*found)).map(|(_, length)| length).or_else(|| {
-            self.vcpu.backend.flush();
-            None
-        })
-    }
-
-    /// The instruction at RIP, if it is one that exits.
-    fn instruction(&self) -> Option<(Instruction, InstructionLength)> {
-        let (bytes, count) = self.fetch();
-        instruction::decode(bytes.get(..count)?, self.code_size()).ok()
-    }
-
-    /// Up to 15 bytes at RIP, and how many could be read.
-    fn fetch(&self) -> ([u8; instruction::MAX_LENGTH], usize) {
-        let mut bytes = [0; instruction::MAX_LENGTH];
-        let rip = self.vcpu.backend.read(Register::Rip);
-        let at = match self.code_size() {
-            CodeSize::Bits64 => rip,
-            CodeSize::Bits16 | CodeSize::Bits32 => {
-                self.vcpu.backend.segment(SegmentName::Cs).base.wrapping_add(rip) & 0xffff_ffff
-            }
-        };
-        let access = Access::Fetch(self.vcpu.backend.privilege());
-        let count = read_virtual(self.memory, &self.vcpu.backend.paging(), Gva::new(at), access, &mut bytes);
-        (bytes, count.unwrap_or(0))
     }
 
     fn code_size(&self) -> CodeSize {

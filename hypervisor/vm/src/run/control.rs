@@ -171,7 +171,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
         const X87: u64 = 1;
         const SSE: u64 = 2;
         const AVX: u64 = 4;
-        let Some(length) = self.length(|found| found == Instruction::Xsetbv) else { return };
+        let Some(length) = self.length(Instruction::Xsetbv) else { return };
         let valid = index == 0
             && self.vcpu.backend.privilege() == 0
             && value & X87 != 0

@@ -17,7 +17,7 @@ const EFER_WRITABLE: Efer = Efer::SCE.union(Efer::LME).union(Efer::NXE);
 
 impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
     pub(super) fn read_msr(&mut self, index: u32, rule: MsrRule) {
-        let Some(length) = self.length(|found| found == Instruction::Rdmsr) else { return };
+        let Some(length) = self.length(Instruction::Rdmsr) else { return };
         let value = match rule {
             MsrRule::Efer => Some(self.vcpu.backend.read(Register::Efer)),
             MsrRule::Pat => Some(self.vcpu.backend.read(Register::Pat)),
@@ -37,7 +37,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
     }
 
     pub(super) fn write_msr(&mut self, index: u32, rule: MsrRule, value: u64) {
-        let Some(length) = self.length(|found| found == Instruction::Wrmsr) else { return };
+        let Some(length) = self.length(Instruction::Wrmsr) else { return };
         let done = match rule {
             MsrRule::Efer => self.write_efer(Efer::from_bits_retain(value)),
             MsrRule::Pat => {

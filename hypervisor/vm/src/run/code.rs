@@ -1,0 +1,113 @@
+//! The instruction that exited, and its length.
+//!
+//! Few processors tell them, so they are read from the guest's memory. That takes a walk of the guest's page
+//! tables, unless the code page is the one of the exit before: `docs/adr/0011-exit-path.md` says why that is enough.
+
+use dolmen_arch::bits::low_bytes;
+use dolmen_arch::instruction::{self, CodeSize, Instruction, InstructionLength};
+use dolmen_arch::segment::SegmentName;
+use dolmen_memory::{Access, Gpa, GuestMemory, Gva, read_virtual, translate};
+
+use super::{Host, Running};
+use crate::backend::{Backend, Register};
+
+const PAGE_MASK: u64 = 0xfff;
+
+/// Where a page of 64-bit code was found.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CodePage {
+    key: Key,
+    at: Gpa,
+}
+
+/// What decides where code is, but for the page tables themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Key {
+    tables: u64,
+    efer: u64,
+    code_attributes: u16,
+    page: u64,
+}
+
+impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
+    /// The length of the instruction that exited, which is `expected`.
+    ///
+    /// `None` when memory holds another one: its bytes or their translation changed meanwhile. The guest then
+    /// runs again as things are now.
+    #[inline]
+    pub(super) fn length(&mut self, expected: Instruction) -> Option<InstructionLength> {
+        let told = self.vcpu.backend.instruction_length();
+        told.or_else(|| self.known_length(expected))
+            .or_else(|| self.decoded_length(|found| found == expected))
+    }
+
+    /// The same where several can have exited.
+    pub(super) fn length_of(&mut self, expected: impl Fn(Instruction) -> bool) -> Option<InstructionLength> {
+        self.vcpu.backend.instruction_length().or_else(|| self.decoded_length(expected))
+    }
+
+    #[inline(never)]
+    fn decoded_length(&mut self, expected: impl Fn(Instruction) -> bool) -> Option<InstructionLength> {
+        let found = self.instruction().filter(|(found, _)| expected(*found)).map(|(_, length)| length);
+        if found.is_some() {
+            self.remember_page();
+        } else {
+            self.vcpu.backend.flush();
+        }
+        found
+    }
+
+    /// The length of `expected`, if it stands without prefixes where the code page was found before.
+    #[inline]
+    fn known_length(&self, expected: Instruction) -> Option<InstructionLength> {
+        let (encoding, length) = expected.plain()?;
+        let rip = self.vcpu.backend.read(Register::Rip);
+        let page = self.vcpu.code.filter(|page| page.key == self.key(rip))?;
+        let offset = rip & PAGE_MASK;
+        if offset > PAGE_MASK.wrapping_sub(7) {
+            return None;
+        }
+        let word = self.memory.word(page.at.checked_add(offset)?).ok()?;
+        let bytes = u8::try_from(length.get()).ok()?;
+        (low_bytes(word, bytes) == encoding).then_some(length)
+    }
+
+    #[inline]
+    fn key(&self, rip: u64) -> Key {
+        Key {
+            tables: self.vcpu.backend.read(Register::Cr3),
+            efer: self.vcpu.backend.read(Register::Efer),
+            code_attributes: self.vcpu.backend.segment(SegmentName::Cs).attributes,
+            page: rip & !PAGE_MASK,
+        }
+    }
+
+    fn remember_page(&mut self) {
+        let key = self.key(self.vcpu.backend.read(Register::Rip));
+        let is_64_bit = self.code_size() == CodeSize::Bits64;
+        let access = Access::Fetch(self.vcpu.backend.privilege());
+        let found = translate(self.memory, &self.vcpu.backend.paging(), Gva::new(key.page), access);
+        self.vcpu.code = found.ok().filter(|_| is_64_bit).map(|at| CodePage { key, at });
+    }
+
+    /// The instruction at RIP, if it is one that exits.
+    pub(super) fn instruction(&self) -> Option<(Instruction, InstructionLength)> {
+        let (bytes, count) = self.fetch();
+        instruction::decode(bytes.get(..count)?, self.code_size()).ok()
+    }
+
+    /// Up to 15 bytes at RIP, and how many could be read.
+    pub(super) fn fetch(&self) -> ([u8; instruction::MAX_LENGTH], usize) {
+        let mut bytes = [0; instruction::MAX_LENGTH];
+        let rip = self.vcpu.backend.read(Register::Rip);
+        let at = match self.code_size() {
+            CodeSize::Bits64 => rip,
+            CodeSize::Bits16 | CodeSize::Bits32 => {
+                self.vcpu.backend.segment(SegmentName::Cs).base.wrapping_add(rip) & 0xffff_ffff
+            }
+        };
+        let access = Access::Fetch(self.vcpu.backend.privilege());
+        let count = read_virtual(self.memory, &self.vcpu.backend.paging(), Gva::new(at), access, &mut bytes);
+        (bytes, count.unwrap_or(0))
+    }
+}
