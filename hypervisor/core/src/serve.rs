@@ -179,11 +179,12 @@ impl Processor {
     fn take_input(&self, tenant: &Tenant) {
         let mut wires = tenant.guest.bus().wires();
         for (port, line) in SerialPort::ALL.into_iter().zip(&tenant.consoles) {
-            let Some(mut byte) = line.as_ref().and_then(Serial::receive) else { continue };
+            let Some(line) = line.as_ref().filter(|line| line.has_received()) else { continue };
             let mut board = tenant.guest.board();
-            while board.console_in(port, byte, &mut wires) && board.console_room(port) > 0 {
-                let Some(next) = line.as_ref().and_then(Serial::receive) else { break };
-                byte = next;
+            // A byte is not taken from the line before there is room for it: it would be lost.
+            while board.console_room(port) > 0 {
+                let Some(byte) = line.receive() else { break };
+                let _there_is_room = board.console_in(port, byte, &mut wires);
             }
         }
         self.kick(self.fleet.wake(tenant, wires.woken()));

@@ -103,9 +103,15 @@ impl Serial {
     /// A received byte, if there is one.
     #[must_use]
     pub fn receive(&self) -> Option<u8> {
+        self.has_received().then(|| self.read(DATA))
+    }
+
+    /// Whether a received byte waits.
+    #[must_use]
+    pub fn has_received(&self) -> bool {
         let status = self.read(LINE_STATUS);
         // FFh is what a missing port reads as, not a status.
-        (status != 0xff && status & DATA_READY != 0).then(|| self.read(DATA))
+        status != 0xff && status & DATA_READY != 0
     }
 
     fn read(&self, register: u16) -> u8 {
