@@ -89,7 +89,8 @@ impl<'a> Lab<'a> {
         let medium = match self.profile.firmware {
             Firmware::Bios => {
                 let usual = self.artifacts.loader_multiboot();
-                let (kernel, arguments) = loader.unwrap_or((&usual, ""));
+                let own = parts.arguments();
+                let (kernel, arguments) = loader.unwrap_or((&usual, &own));
                 Medium::Multiboot {
                     kernel: kernel.to_owned(),
                     modules: parts.modules(),

@@ -66,6 +66,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if options.json {
         ui::data_only();
     }
+    Manifest::check_early(&options.manifest)?;
     let artifacts = artifact::build(&setup::ensure()?)?;
     let manifest = Manifest::load(&options.manifest)?;
     let reference =
@@ -78,7 +79,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn show(reference: &Reference) {
+pub(crate) fn show(reference: &Reference) {
     ui::heading("Reference values, computed from the files");
     ui::note(&format!("the processor measures {} bytes", reference.launch_bytes));
     for bank in &reference.banks {

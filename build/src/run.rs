@@ -68,7 +68,7 @@ pub(crate) fn medium(profile: &Profile, artifacts: &artifact::Artifacts, parts: 
         Firmware::Bios => Ok(Medium::Multiboot {
             kernel: artifacts.loader_multiboot(),
             modules: parts.modules(),
-            arguments: String::new(),
+            arguments: parts.arguments(),
         }),
         Firmware::Uefi => {
             let path = artifacts.file("dolmen.img");

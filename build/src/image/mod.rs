@@ -50,6 +50,11 @@ impl Parts {
         })
     }
 
+    /// What the loader is told on its command line, where no file tells it.
+    pub(crate) fn arguments(&self) -> String {
+        self.region_mib.map_or_else(String::new, |mib| format!("region_mib={mib}"))
+    }
+
     /// Multiboot modules, in the loader's order.
     pub(crate) fn modules(&self) -> Vec<PathBuf> {
         let first = [&self.launch, &self.core, &self.manifest];
@@ -92,6 +97,26 @@ pub(crate) fn write(parts: &Parts, image: &Path) -> Result<()> {
         mtools("mcopy", &partition, &[from.clone().into_os_string(), format!("::{to}").into()])?;
     }
     place::write(image, &gpt::wrap(&place::read(&partition)?)?)
+}
+
+/// Writes a folder that GRUB boots `parts` from, as does anything else that speaks Multiboot.
+pub(crate) fn write_multiboot(parts: &Parts, loader: &Path, folder: &Path) -> Result<()> {
+    let name = folder.file_name().and_then(|name| name.to_str()).context("a folder needs a name")?;
+    if folder.exists() {
+        std::fs::remove_dir_all(folder).with_context(|| format!("cannot empty {}", folder.display()))?;
+    }
+    place::copy(loader, &folder.join("loader.elf"))?;
+    let fixed = ["launch.bin", "core.bin", "manifest.bin"].map(str::to_owned);
+    let names = fixed.into_iter().chain((0..parts.components.len()).map(|index| format!("guest{index}.bin")));
+    // GRUB would unpack a compressed file, and another file would be measured.
+    let mut menu =
+        format!("menuentry \"Dolmen\" {{\n    multiboot2 /{name}/loader.elf {}\n", parts.arguments());
+    for (file, to) in parts.modules().iter().zip(names) {
+        place::copy(file, &folder.join(&to))?;
+        writeln!(menu, "    module2 --nounzip /{name}/{to}").context("cannot write to memory")?;
+    }
+    menu.push_str("}\n");
+    place::write(&folder.join("grub.cfg"), menu.as_bytes())
 }
 
 /// Makes an empty FAT32 file system with room for `files`.

@@ -1,10 +1,13 @@
-//! `cargo xtask image`: a disk to boot from, and the reference values that go with it.
+//! `cargo xtask image`: a disk to boot from, files for GRUB, and the reference values that go with them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use serde::Serialize;
 
 use crate::lab::Release;
+use crate::manifest::Manifest;
+use crate::measure::{self, Reference};
 use crate::{artifact, place, proof, setup, ui};
 
 /// What the user chose.
@@ -13,27 +16,72 @@ pub(crate) struct Options {
     /// Manifest of the guests.
     #[arg(long, default_value = "dolmen.toml")]
     manifest: PathBuf,
-    /// Where the image goes; reference values go beside it.
+    /// Where the image goes; everything else goes beside it.
     #[arg(long)]
     output: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was made.
+#[derive(Clone, Debug, Serialize)]
+struct Made<'a> {
+    /// Disk image for UEFI firmware.
+    image: &'a Path,
+    /// Folder with the files for GRUB.
+    multiboot: &'a Path,
+    /// Policy for `dolmen-verify`.
+    policy: &'a Path,
+    /// File with the reference values.
+    reference_file: &'a Path,
+    /// The reference values.
+    reference: &'a Reference,
 }
 
 /// Makes the image.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    if options.json {
+        ui::data_only();
+    }
+    Manifest::check_early(&options.manifest)?;
     let artifacts = artifact::build(&setup::ensure()?)?;
     let release = Release::load(&artifacts, &options.manifest)?;
     let image = options.output.clone().unwrap_or_else(|| artifacts.file("dolmen.img"));
     super::write(&release.parts, &image)?;
+    let multiboot = image.with_extension("multiboot");
+    super::write_multiboot(&release.parts, &artifacts.loader_multiboot(), &multiboot)?;
     let reference = image.with_extension("reference.json");
     place::write(&reference, serde_json::to_string_pretty(&release.reference)?.as_bytes())?;
     let policy = image.with_extension("policy.toml");
     place::write(&policy, proof::policy_text(&release.reference)?.as_bytes())?;
-    ui::good(&format!("{}: boots on UEFI firmware", image.display()));
-    ui::good(&format!("{}: PCR 17, PCR 18 and each guest's identity", reference.display()));
+    let made = Made {
+        image: &image,
+        multiboot: &multiboot,
+        policy: &policy,
+        reference_file: &reference,
+        reference: &release.reference,
+    };
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&made)?);
+    } else {
+        show(&made);
+    }
+    Ok(())
+}
+
+fn show(made: &Made<'_>) {
+    measure::show(made.reference);
+    ui::heading("Files");
+    ui::good(&format!("{}: boots on UEFI firmware", made.image.display()));
+    ui::good(&format!("{}: what GRUB boots, with an entry for its menu", made.multiboot.display()));
+    ui::good(&format!("{}: PCR 17, PCR 18 and each guest's identity", made.reference_file.display()));
     ui::good(&format!(
         "{}: a policy for dolmen-verify; `dolmen-verify enroll` adds the key",
-        policy.display()
+        made.policy.display()
     ));
-    ui::note(&format!("write it to a disk with: dd if={} of=/dev/DISK bs=4M conv=fsync", image.display()));
-    Ok(())
+    ui::note(&format!(
+        "write it to a disk with: dd if={} of=/dev/DISK bs=4M conv=fsync",
+        made.image.display()
+    ));
 }

@@ -19,15 +19,13 @@ use zerocopy::FromZeros;
 use super::complaint::Complaint;
 use super::field::{self, USUAL_REGION_MIB, USUAL_RESTARTS, USUAL_WEIGHT};
 use super::read::{Reader, Spot};
-use super::{CompiledGuest, Component};
+use super::{BUILT, CompiledGuest, Component};
 use crate::place;
 
 /// Guests get whole large pages.
 const LARGE_PAGE_MIB: u64 = 2;
 /// One MiB.
 const MIB: u64 = 1 << 20;
-/// Prefix of files that `cargo xtask build` makes.
-const BUILT: &str = "built:";
 
 /// What becomes of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,6 +18,9 @@ use zerocopy::IntoBytes;
 use compile::{Compiler, Images};
 use complaint::Complaint;
 
+/// Prefix of files that `cargo xtask build` makes.
+const BUILT: &str = "built:";
+
 /// A manifest that was compiled.
 #[derive(Clone, Debug)]
 pub(crate) struct Manifest {
@@ -58,6 +61,12 @@ impl Manifest {
     /// Compiles the manifest in the file `path`, and checks that its images can be loaded.
     pub(crate) fn load(path: &Path) -> Result<Self> {
         Self::read(path, Images::Checked)
+    }
+
+    /// Complains before anything is built, unless the manifest names what only building makes.
+    pub(crate) fn check_early(path: &Path) -> Result<()> {
+        let names_built = std::fs::read_to_string(path).is_ok_and(|text| text.contains(BUILT));
+        if names_built { Ok(()) } else { Self::load(path).map(drop) }
     }
 
     /// Compiles the manifest in the file `path` whatever its images are: for tests of who else refuses them.
