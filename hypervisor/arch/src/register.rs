@@ -126,6 +126,8 @@ impl Cr0 {
 
 /// DR6 after reset, its fixed bits.
 pub const DR6_RESET: u64 = 0xffff_0ff0;
+/// DR6.BS: the #DB came from single-stepping (APM vol. 2, 13.1.1.3).
+pub const DR6_SINGLE_STEP: u64 = 1 << 14;
 /// DR7 after reset, its fixed bit.
 pub const DR7_RESET: u64 = 0x400;
 

@@ -105,7 +105,8 @@ pub trait Backend {
     /// The length of the exiting instruction, where the processor tells it.
     fn instruction_length(&self) -> Option<InstructionLength>;
 
-    /// Steps over the exiting instruction; ends an interrupt shadow.
+    /// Steps over the exiting instruction; ends an interrupt shadow, and delivers the debug exception where the
+    /// guest single-steps.
     fn skip_instruction(&mut self, length: InstructionLength);
 
     /// The event whose delivery the last exit cut short.

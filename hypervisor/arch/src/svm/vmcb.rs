@@ -6,7 +6,8 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use super::control::{Clean, ControlArea};
 use super::save::SaveArea;
-use crate::register::{Cr0, DR6_RESET, DR7_RESET, Efer, Rflags};
+use crate::instruction::InstructionLength;
+use crate::register::{Cr0, DR6_RESET, DR6_SINGLE_STEP, DR7_RESET, Efer, Rflags};
 use crate::segment::{Attributes, Segment, SegmentName};
 
 /// A VMCB: 4 KiB, to be put at a page boundary.
@@ -91,6 +92,22 @@ impl Vmcb {
         self.save.ss.attributes().dpl()
     }
 
+    /// Steps over the instruction at RIP. Answers whether the guest single-steps: the trap that follows each
+    /// instruction (APM vol. 2, 13.1.4) is then noted in DR6, and #DB is to be delivered.
+    #[must_use]
+    pub fn skip(&mut self, length: InstructionLength) -> bool {
+        let is_long =
+            self.save.efer & Efer::LMA.bits() != 0 && self.save.cs.attributes().contains(Attributes::LONG);
+        let next = self.save.rip.wrapping_add(length.get());
+        self.save.rip = if is_long { next } else { next & 0xffff_ffff };
+        self.save.rflags &= !Rflags::RF.bits();
+        let is_stepped = self.save.rflags & Rflags::TF.bits() != 0;
+        if is_stepped {
+            self.save_mut(Clean::DRX).dr6 |= DR6_SINGLE_STEP;
+        }
+        is_stepped
+    }
+
     /// Clears what a guest may have set that no processor accepts at entry although it let the guest set it:
     /// the upper halves of DR6 and DR7 (APM vol. 2, 15.5.1).
     pub fn sanitise_debug(&mut self) {
@@ -136,5 +153,19 @@ mod tests {
         vmcb.save_mut(Clean::DRX).dr7 = 0xff00_0000_0000_0401;
         vmcb.sanitise_debug();
         assert_eq!(vmcb.save().dr7, 0x401);
+    }
+    #[test]
+    fn a_skipped_instruction_is_single_stepped_like_one_that_ran() {
+        let mut vmcb = Vmcb::new_zeroed();
+        vmcb.reset_processor();
+        let two = InstructionLength::new(2).unwrap();
+        vmcb.save_mut(Clean::empty()).rip = 0xffff_ffff;
+        vmcb.save_mut(Clean::empty()).rflags |= Rflags::RF.bits();
+        assert!(!vmcb.skip(two));
+        assert_eq!((vmcb.save().rip, vmcb.save().dr6), (1, DR6_RESET), "RIP has 32 bits outside long mode");
+        assert_eq!(vmcb.save().rflags & Rflags::RF.bits(), 0);
+        vmcb.save_mut(Clean::empty()).rflags |= Rflags::TF.bits();
+        assert!(vmcb.skip(two));
+        assert_eq!((vmcb.save().rip, vmcb.save().dr6), (3, DR6_RESET | DR6_SINGLE_STEP));
     }
 }

@@ -7,7 +7,7 @@ use dolmen_arch::instruction::InstructionLength;
 use dolmen_arch::register::{Cr0, Cr4, Efer, Rflags};
 use dolmen_arch::segment::{Attributes, Segment, SegmentName};
 use dolmen_arch::svm::{self, Clean};
-use dolmen_arch::{Event, Gprs, VmExit};
+use dolmen_arch::{Event, Gprs, Vector, VmExit};
 use dolmen_vm::backend::{Backend, Readiness, Register, StartMode, StartState};
 
 use super::vcpu::Svm;
@@ -128,16 +128,11 @@ impl Backend for Svm {
     }
 
     fn skip_instruction(&mut self, length: InstructionLength) {
-        let vmcb = self.vmcb.get_mut();
-        let is_long = {
-            let save = vmcb.save();
-            save.efer & Efer::LMA.bits() != 0 && save.cs.attributes().contains(Attributes::LONG)
-        };
-        let save = vmcb.save_mut(Clean::empty());
-        let next = save.rip.wrapping_add(length.get());
-        save.rip = if is_long { next } else { next & 0xffff_ffff };
-        save.rflags &= !Rflags::RF.bits();
+        let is_stepped = self.vmcb.get_mut().skip(length);
         self.end_shadow();
+        if is_stepped {
+            self.inject(Event::Exception { vector: Vector::DB, error_code: 0 });
+        }
     }
 
     fn interrupted_event(&self) -> Option<Event> {

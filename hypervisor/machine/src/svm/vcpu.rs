@@ -31,7 +31,7 @@ struct Step {
 }
 
 /// DR6.BS: the #DB came from the trap flag.
-const STEP_STATUS: u64 = 1 << 14;
+const STEP_STATUS: u64 = dolmen_arch::register::DR6_SINGLE_STEP;
 /// All exceptions but #BP and #OF, whose delivery needs the length of their instruction: a stray trap flag in
 /// a frame that the guest pushes would single-step it for ever after.
 const STEP_EXCEPTIONS: u32 = !(1 << 3 | 1 << 4);
