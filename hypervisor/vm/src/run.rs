@@ -107,8 +107,13 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
         }
         let interrupted = self.vcpu.backend.interrupted_event();
         let action = policy::decide(exit);
-        if let (Some(_), Action::EmulateDevice(gpa)) = (interrupted, action) {
-            return Err(Turn::Stopped(StopReason::TablesOutsideRam(gpa)));
+        match (interrupted, action) {
+            (Some(_), Action::EmulateDevice(gpa)) => {
+                return Err(Turn::Stopped(StopReason::TablesOutsideRam(gpa)));
+            }
+            // The event was not even begun: the state was refused at entry, and would be again.
+            (Some(_), Action::ExplainInvalidState) => return Err(Turn::Stopped(StopReason::InvalidState)),
+            _ => {}
         }
         let end = self.apply(action);
         if let Some(event) = interrupted
@@ -227,6 +232,10 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
     fn wait(&mut self) -> Step {
         let Some(length) = self.length(Instruction::Hlt) else { return Ok(()) };
         self.vcpu.backend.skip_instruction(length);
+        // A single step ends the wait before it begins.
+        if self.vcpu.backend.readiness() == Readiness::Busy {
+            return Ok(());
+        }
         self.vcpu.activity = Activity::Halted;
         self.wake()
     }

@@ -3,7 +3,7 @@ use dolmen_arch::msr;
 use dolmen_arch::register::{Cr0, Cr4, Efer};
 use dolmen_arch::segment::{Attributes, Segment};
 
-use super::fake::{Scene, identity_tables};
+use super::fake::{Exit, Scene, identity_tables};
 use crate::backend::{Backend, Register};
 use crate::exit::{ControlRegister, Event, VmExit};
 use crate::policy::StopReason;
@@ -211,4 +211,13 @@ fn a_reserved_bit_that_ends_the_guests_turn_is_a_fault_and_not_its_end() {
         assert_eq!(scene.exits(&[VmExit::InvalidState]), want);
         assert_eq!(scene.vcpu.backend.delivered == [GP], want == StopReason::TripleFault);
     }
+}
+
+#[test]
+fn a_state_that_stays_invalid_stops_the_guest_whatever_its_next_instruction_is() {
+    let mut scene = Scene::new(MOV_CR3_RAX);
+    let refused = Exit { exit: VmExit::InvalidState, interrupted: Some(GP) };
+    scene.vcpu.backend.script.extend([VmExit::InvalidState.into(), refused, refused, refused]);
+    assert_eq!(scene.run(), StopReason::InvalidState);
+    assert_eq!(scene.vcpu.backend.entries, 2, "it is not tried again and again");
 }
