@@ -41,8 +41,9 @@ impl LocalDevices {
     /// The devices of vCPU `index` as after power-on; the first is the boot processor.
     pub fn new(index: usize, config: &BoardConfig) -> Self {
         let id = u32::try_from(index).unwrap_or(u32::MAX);
-        // No periodic timer ticks faster than every 10 microseconds.
-        let shortest_period = u64::from(config.tsc_khz / 100);
+        // No periodic timer ticks faster than every 200 microseconds: one that ticks faster than its interrupt
+        // can be handled would leave the guest no instruction between two of the host's.
+        let shortest_period = u64::from(config.tsc_khz / 5);
         Self { apic: LocalApic::new(id, index == 0, shortest_period), clock: PvClock::new(config.clock()) }
     }
 
