@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Bench, Tally};
+use super::{Bench, Tally, noise};
 use crate::artifact::{self, MICRO_GUEST};
 use crate::e2e::{self, ALL_BANKS};
 use crate::lab::{LAUNCH, Lab, STANDS_STILL};
@@ -25,17 +25,20 @@ const ENDINGS: [(&str, &str); 5] = [
     ("exotic", "stop: "),
 ];
 
-/// Runs the guest's own tests, then each ending.
+/// Runs the guest's own tests, each ending, and noise.
 pub(super) fn run(bench: &Bench) -> Result<Tally> {
     let folder = place::output().join("micro");
     let kernel = artifact::compile(&MICRO_GUEST, &place::root(), &place::target(), &bench.artifacts.folder)?;
-    let mut jobs = vec![Job::new("a guest that looks around", 1, || {
-        own_tests(bench, &folder.join("tests"), &kernel).unwrap_or_else(|error| {
-            ui::bad(&format!("the guest's own tests: {error:#}"));
-            Tally::one(false)
-        })
-    })];
-    for (name, said) in ENDINGS {
+    let mut jobs = Vec::new();
+    if bench.is_chosen("own_tests") {
+        jobs.push(Job::new("a guest that looks around", 1, || {
+            own_tests(bench, &folder.join("tests"), &kernel).unwrap_or_else(|error| {
+                ui::bad(&format!("the guest's own tests: {error:#}"));
+                Tally::one(false)
+            })
+        }));
+    }
+    for (name, said) in ENDINGS.into_iter().filter(|(name, _)| bench.is_chosen(&format!("ends_{name}"))) {
         let (folder, kernel) = (folder.join(name), &kernel);
         let shown = format!("a guest that ends by {name} is named, and nothing else happens");
         jobs.push(Job::new(shown.clone(), 1, move || {
@@ -47,10 +50,12 @@ pub(super) fn run(bench: &Bench) -> Result<Tally> {
             Tally::one(outcome.is_ok())
         }));
     }
+    jobs.extend(noise::jobs(bench, &folder, &kernel));
     Ok(pool::run("Small machines, one for each guest", jobs))
 }
 
-fn start(bench: &Bench, folder: &Path, kernel: &Path, command_line: &str) -> Result<Machine> {
+/// Starts the hypervisor with the micro-guest and this command line.
+pub(super) fn start(bench: &Bench, folder: &Path, kernel: &Path, command_line: &str) -> Result<Machine> {
     let lab = Lab::new(&bench.tools, &bench.artifacts, "bios", folder, ALL_BANKS)?;
     let release = e2e::small_guest(bench, folder, kernel, command_line)?;
     lab.boot_with("run", &release.parts, None, &STANDS_STILL.map(str::to_owned))

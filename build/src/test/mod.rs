@@ -3,6 +3,7 @@
 mod cargo;
 mod fuzz;
 mod guest;
+mod noise;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -41,7 +42,7 @@ pub(crate) struct Options {
     /// The whole story, and attacks on it.
     #[arg(long)]
     e2e: bool,
-    /// Of the end-to-end tests, only those whose name contains this.
+    /// Of the tests on the emulated machine, only those whose name contains this.
     #[arg(long)]
     only: Option<String>,
 }
@@ -94,7 +95,7 @@ pub(crate) struct Bench {
     pub(crate) tools: Tools,
     /// Everything built.
     pub(crate) artifacts: Artifacts,
-    /// Choice among the end-to-end tests.
+    /// Choice among the tests on the emulated machine.
     pub(crate) only: Option<String>,
 }
 
@@ -103,6 +104,11 @@ impl Bench {
         let tools = setup::ensure()?;
         let artifacts = artifact::build(&tools)?;
         Ok(Self { tools, artifacts, only })
+    }
+
+    /// Whether the user wants the test of this name.
+    pub(crate) fn is_chosen(&self, name: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
     }
 }
 

@@ -18,7 +18,7 @@ impl Register {
     pub(crate) const VERSION: Self = Self(0x30);
     pub(crate) const TASK_PRIORITY: Self = Self(0x80);
     const END_OF_INTERRUPT: Self = Self(0xb0);
-    const SPURIOUS: Self = Self(0xf0);
+    pub(crate) const SPURIOUS: Self = Self(0xf0);
     const COMMAND: Self = Self(0x300);
     const COMMAND_HIGH: Self = Self(0x310);
     const TIMER_ENTRY: Self = Self(0x320);
@@ -85,6 +85,21 @@ fn set_up() {
 pub(crate) fn start_timer(ticks: u32) {
     write(Register::TIMER_ENTRY, u32::from(crate::fault::TIMER));
     write(Register::INITIAL_COUNT, ticks);
+}
+
+/// Starts the timer again and again.
+pub(crate) fn start_periodic(ticks: u32) {
+    write(Register::TIMER_ENTRY, 1 << 17 | u32::from(crate::fault::TIMER));
+    write(Register::INITIAL_COUNT, ticks);
+}
+
+/// Off and on again: every register has its first value, as far as the machine lets it.
+pub(crate) fn reset() {
+    const PAGE_AND_BOOT: u64 = PAGE | 1 << 8;
+    for mode in [0, 1 << 11] {
+        cpu::write_msr(BASE_MSR, PAGE_AND_BOOT | mode).unwrap_or(());
+    }
+    enable();
 }
 
 /// Sends this processor what `command` says.

@@ -179,15 +179,23 @@ pub(crate) fn install() {
 
 extern "C" fn on_interrupt(frame: &mut Frame) {
     match frame.vector {
+        NMI | DB => count(frame.vector, frame.rip),
+        BACK => come_back(frame),
+        0..32 => on_fault(frame),
+        _ => count(frame.vector, frame.rip),
+    }
+}
+
+/// Counts an interrupt that came at `rip`, and ends it.
+pub(crate) fn count(vector: u64, rip: u64) {
+    match vector {
         NMI => on_nmi(),
         DB => {
             STEPS.fetch_add(1, Ordering::Relaxed);
         }
-        BACK => come_back(frame),
-        0..32 => on_fault(frame),
         SPURIOUS => {}
         _ => {
-            INTERRUPTED.store(frame.rip, Ordering::Relaxed);
+            INTERRUPTED.store(rip, Ordering::Relaxed);
             TICKS.fetch_add(1, Ordering::Relaxed);
             crate::apic::end_of_interrupt();
         }
@@ -219,24 +227,25 @@ pub(crate) fn nested_nmis() -> u64 {
 }
 
 fn on_fault(frame: &mut Frame) {
-    let recover = RECOVER.swap(0, Ordering::Relaxed);
-    if recover == 0 {
-        crate::say!(
-            "FAIL unexpected exception {} error {:#x} at {:#x}",
-            frame.vector,
-            frame.error,
-            frame.rip
-        );
-        crate::cpu::power_off();
-    }
-    VECTOR.store(frame.vector, Ordering::Relaxed);
-    ERROR.store(frame.error, Ordering::Relaxed);
-    ADDRESS.store(crate::cpu::read_cr2(), Ordering::Relaxed);
+    let recover = expected(frame.vector, frame.error, frame.rip);
     if frame.cs & 3 == 3 {
         come_back(frame);
     } else {
         frame.rip = recover;
     }
+}
+
+/// Notes a fault that was expected and answers where to go on; one that was not ends the guest.
+pub(crate) fn expected(vector: u64, error: u64, rip: u64) -> u64 {
+    let recover = RECOVER.swap(0, Ordering::Relaxed);
+    if recover == 0 {
+        crate::say!("FAIL unexpected exception {vector} error {error:#x} at {rip:#x}");
+        crate::cpu::power_off();
+    }
+    VECTOR.store(vector, Ordering::Relaxed);
+    ERROR.store(error, Ordering::Relaxed);
+    ADDRESS.store(crate::cpu::read_cr2(), Ordering::Relaxed);
+    recover
 }
 
 /// Leaves user mode: the interrupted code is never gone on with.

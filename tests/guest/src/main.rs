@@ -5,6 +5,7 @@
 //! it instead does the one thing of that name, which ends it; the verdict is then the hypervisor's log. With
 //! `bench` or `bench-exits` it measures what things cost, with `rest` it sleeps for ever; with `handover` it
 //! tells what its loader handed over.
+//! With `noise=<name>` it misbehaves on purpose.
 #![no_std]
 #![no_main]
 #![expect(clippy::macro_metavars_in_unsafe, reason = "`attempt!` is for assembly")]
@@ -28,6 +29,7 @@ mod handover;
 mod hidden;
 mod instruction;
 mod interrupt;
+mod noise;
 mod register;
 mod start;
 mod user;
@@ -57,6 +59,7 @@ extern "C" fn guest_main(start: u64) -> ! {
         handover::tell(start);
         cpu::power_off()
     }
+    noise::run(command_line);
     if command_line == b"bench" {
         bench::run();
     }

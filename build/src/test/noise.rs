@@ -1,0 +1,62 @@
+//! Noise: a guest that misbehaves on purpose must go on, be faulted, or be stopped by name; the hypervisor
+//! itself never stops for it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::guest::start;
+use super::{Bench, Tally};
+use crate::lab::LAUNCH;
+use crate::pool::Job;
+use crate::ui;
+
+/// Longest run of one kind of noise: a guest that nobody interrupts any more is a failure.
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// Kinds that may end in the guest's stop, and seeds: each is a launch of its own.
+const DEADLY: &[(&str, u32)] =
+    &[("code", 1), ("code", 2), ("access", 1), ("walk", 1), ("attributes", 1), ("stack", 1)];
+
+/// What a stop of the hypervisor for its own sake says.
+const OWN_FAULT: &str = "please report it";
+
+/// All kinds that last in one machine, then each kind that does not.
+pub(super) fn jobs<'a>(bench: &'a Bench, folder: &Path, kernel: &'a Path) -> Vec<Job<'a>> {
+    let kinds = std::iter::once(("all", 1)).chain(DEADLY.iter().copied());
+    let chosen = kinds.filter(|(name, _)| bench.is_chosen(&format!("noise_{name}")));
+    let jobs = chosen.map(|(name, seed)| {
+        let folder = folder.join(format!("noise-{name}-{seed}"));
+        Job::new(format!("noise: {name}, seed {seed}"), 1, move || {
+            let outcome = one(bench, &folder, kernel, name, seed);
+            match &outcome {
+                Ok(end) => ui::good(&format!("noise ({name}, seed {seed}) disturbs nobody: {end}")),
+                Err(error) => ui::bad(&format!("noise ({name}, seed {seed}): {error:#}")),
+            }
+            Tally::one(outcome.is_ok())
+        })
+    });
+    jobs.collect()
+}
+
+/// Runs one kind; answers how it ended.
+fn one(bench: &Bench, folder: &Path, kernel: &Path, name: &str, seed: u32) -> Result<String> {
+    let mut machine = start(bench, folder, kernel, &format!("noise={name} seed={seed}"))?;
+    machine.log.wait_for("serve: guest runs", LAUNCH)?;
+    let console = machine.console.take().context("no console")?;
+    let end = machine.log.wait_for("stop: ", LIMIT)?;
+    machine.log.wait_for("memory wiped, PCR 17 and 18 capped", LIMIT)?;
+    let said = console.lines();
+    if let Some(failure) = said.iter().find(|line| line.starts_with("FAIL")) {
+        bail!("{failure}");
+    }
+    if end.contains(OWN_FAULT) || machine.log.lines().iter().any(|line| line.contains(OWN_FAULT)) {
+        bail!("the hypervisor stopped for its own sake: {end}");
+    }
+    let last = said.iter().rev().find(|line| line.starts_with("noise")).cloned().unwrap_or_default();
+    if name == "all" && last != "noise: done" {
+        bail!("it ended at `{last}`: {end}");
+    }
+    Ok(format!("{last}; {end}"))
+}

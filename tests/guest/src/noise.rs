@@ -1,0 +1,96 @@
+//! Noise: a guest that misbehaves on purpose, and must find itself alive and its machine in order afterwards.
+//!
+//! `noise=NAME seed=N` on the command line chooses. Every kind ends in `noise NAME: N tries`, or in a stop of
+//! this guest that the hypervisor names. All that is random follows from the seed, which is printed.
+
+mod apic;
+mod call;
+mod code;
+mod control;
+mod device;
+mod model;
+mod neighbour;
+mod oracle;
+mod port;
+mod random;
+mod sandbox;
+mod storm;
+mod table;
+
+use random::Random;
+
+use crate::{apic as timer, cpu, fault, say};
+
+/// A kind of noise: what it tries, and how often it did.
+type Kind = (&'static str, fn(&mut Random) -> u64);
+
+/// Kinds after which the guest goes on.
+const LASTING: &[Kind] = &[
+    ("msr", model::registers),
+    ("port", port::every),
+    ("string", port::strings),
+    ("control", control::registers),
+    ("code-user", code::user),
+    ("device", oracle::compare),
+    ("table", table::leaves),
+    ("storm", storm::everything),
+    ("apic", apic::registers),
+    ("call", call::every),
+];
+
+/// Kinds that may end in a stop of the guest.
+const DEADLY: &[Kind] = &[
+    ("code", code::kernel),
+    ("access", device::every_form),
+    ("walk", table::outside),
+    ("attributes", code::impossible_segment),
+    ("stack", code::no_stack),
+];
+
+/// Does what the command line says, if it asks for noise.
+pub(crate) fn run(command_line: &[u8]) {
+    let mut words = command_line.split(|byte| *byte == b' ');
+    let Some(chosen) = words.next().and_then(|word| word.strip_prefix(b"noise=")) else { return };
+    let seed = words.find_map(|word| word.strip_prefix(b"seed=")).map_or(1, number);
+    if chosen == b"neighbour" {
+        neighbour::answer();
+    }
+    sandbox::prepare();
+    for (name, kind) in LASTING.iter().chain(DEADLY) {
+        let lasts = LASTING.iter().any(|(lasting, _)| lasting == name);
+        if chosen != name.as_bytes() && !(chosen == b"all" && lasts) {
+            continue;
+        }
+        say!("noise {name} seed={seed}");
+        let tries = kind(&mut Random::new(seed));
+        match in_order() {
+            Ok(()) => say!("noise {name}: {tries} tries"),
+            Err(why) => say!("FAIL noise {name}: {why}"),
+        }
+    }
+    say!("noise: done");
+    cpu::power_off()
+}
+
+fn number(digits: &[u8]) -> u64 {
+    digits
+        .iter()
+        .take_while(|digit| digit.is_ascii_digit())
+        .fold(0, |value: u64, digit| value.wrapping_mul(10).wrapping_add(u64::from(digit - b'0')))
+}
+
+/// Whether the machine still does what it did before.
+fn in_order() -> Result<(), &'static str> {
+    timer::enable();
+    crate::check(cpu::cpuid(0x4000_0000, 0).ebx != 0, "CPUID has lost the hypervisor's name")?;
+    crate::check(call::version_answers(), "a good hypercall is refused")?;
+    let before = fault::ticks();
+    timer::send_self(u32::from(fault::TIMER));
+    cpu::interrupts_window();
+    crate::check(fault::ticks() > before, "no interrupt from itself")?;
+    let (before, start) = (fault::ticks(), cpu::read_tsc());
+    timer::start_timer(100_000);
+    cpu::wait_for_interrupt();
+    crate::check(fault::ticks() > before, "no interrupt from the timer")?;
+    crate::check(cpu::read_tsc() > start, "time stands still")
+}
