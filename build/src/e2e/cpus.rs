@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, bail};
 
-use super::{Case, Scene};
-use crate::artifact::{self, LOADER_HOSTILE};
+use super::{Case, Scene, release};
+use crate::artifact::{self, LOADER_HOSTILE, MICRO_GUEST};
 use crate::lab::{self, GUEST, LAUNCH, MEASURED};
 use crate::machine::Machine;
 use crate::{place, ui};
@@ -17,6 +17,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "a_processor_that_does_not_come_up_stops_the_launch_by_its_apic_id", run: ghost },
     Case { name: "a_processor_that_is_listed_twice_stops_the_launch", run: twice },
     Case { name: "processors_that_the_loader_hides_stay_parked", run: hidden },
+    Case { name: "the_way_out_parks_processors_that_are_all_busy_whichever_takes_it", run: busy },
 ];
 
 fn all_come_up(scene: &Scene<'_>) -> Result<()> {
@@ -92,4 +93,32 @@ fn hidden(scene: &Scene<'_>) -> Result<()> {
     guest_passes(&mut machine)?;
     machine.log.wait_for(CAPPED, GUEST)?;
     machine.switch_off()
+}
+
+/// Six guests keep four processors busy, and the one on processor 3, then on 0, ends the machine's run.
+fn busy(scene: &Scene<'_>) -> Result<()> {
+    let bench = scene.bench;
+    let kernel = artifact::compile(&MICRO_GUEST, &place::root(), &place::target(), &bench.artifacts.folder)?;
+    for last in [3, 0] {
+        let guest = |name: &str, ending: &str, more: &str| {
+            let kernel = kernel.display();
+            format!(
+                "[[guest]]\nname = \"{name}\"\nmemory_mib = 16\nformat = \"pvh\"\nconsoles = [\"none\"]\n\
+                 on_crash = \"halt-machine\"\nkernel = \"{kernel}\"\ncmdline = \"ends={ending}\"\n{more}\n"
+            )
+        };
+        let mut text: String = (0..5).map(|n| guest(&format!("busy-{n}"), "never", "")).collect();
+        text.push_str(&guest("last", "later", &format!("affinity = [{last}]\nweight = 1000\n")));
+        let release = release(bench, &scene.folder.join(format!("busy-{last}")), &text)?;
+        let lab = scene.lab("smp")?;
+        let mut machine = lab.boot(&format!("busy-{last}"), &release.parts)?;
+        until(&mut machine, "virtualise: cpus=4")?;
+        machine.log.wait_for("TripleFault", GUEST)?;
+        machine.log.wait_for(CAPPED, LAUNCH)?;
+        if machine.log.lines().iter().any(|line| line.contains("does not stand still")) {
+            bail!("not all processors stood still");
+        }
+        machine.switch_off()?;
+    }
+    Ok(())
 }

@@ -104,7 +104,6 @@ pub(crate) fn small_guest(
     kernel: &Path,
     command_line: &str,
 ) -> Result<Release> {
-    let path = folder.join("dolmen.toml");
     let text = format!(
         "[[guest]]\nname = \"micro\"\nmemory_mib = 64\nformat = \"pvh\"\nconsoles = [\"com2\"]\n\
          hypercalls = [\"random\", \"registers\", \"seal\", \"quote\", \"log\"]\non_reboot = \"reset-machine\"\n\
@@ -112,6 +111,12 @@ pub(crate) fn small_guest(
          kernel = \"{}\"\ncmdline = \"{command_line}\"\n",
         kernel.display()
     );
+    release(bench, folder, &text)
+}
+
+/// A release of the guests that this manifest describes.
+pub(crate) fn release(bench: &Bench, folder: &Path, text: &str) -> Result<Release> {
+    let path = folder.join("dolmen.toml");
     place::write(&path, text.as_bytes())?;
     let manifest = Manifest::load(&path)?;
     let parts = Parts::collect(&bench.artifacts, &manifest, folder.join("manifest.bin"))?;

@@ -13,6 +13,8 @@ pub(crate) fn end(name: &[u8]) -> ! {
         b"tables" => tables(),
         b"reset" => cpu::write_port8(0xcf9, 0x06),
         b"exotic" => exotic(),
+        b"never" => never(),
+        b"later" => later(),
         _ => say!("FAIL no ending of this name"),
     }
     say!("FAIL the guest goes on");
@@ -23,6 +25,27 @@ fn triple_fault() {
     let nothing = [0u8; 16];
     // SAFETY: an empty interrupt table makes every exception a triple fault.
     unsafe { asm!("lidt [{}]", "ud2", in(reg) &raw const nothing) };
+}
+
+/// Keeps its processor busy, in the guest and in the hypervisor, for ever.
+fn never() -> ! {
+    loop {
+        cpu::cpuid(0, 0);
+        spin(50_000);
+    }
+}
+
+/// Lets the others run for a while first.
+fn later() {
+    spin(3_000_000_000);
+    triple_fault();
+}
+
+fn spin(ticks: u64) {
+    let since = cpu::read_tsc();
+    while cpu::read_tsc().wrapping_sub(since) < ticks {
+        core::hint::spin_loop();
+    }
 }
 
 fn halt() {
