@@ -6,10 +6,9 @@ use dolmen_machine::cpus::{self, StartedCpu};
 use dolmen_machine::interrupt::Window;
 use dolmen_machine::svm::{SvmCpu, SvmHost};
 
-use spin::Mutex;
-
 use crate::fleet::Fleet;
 use crate::host::Host;
+use crate::lock::Mutex;
 use crate::serve::Processor;
 use crate::stop::{self, Reason};
 

@@ -20,8 +20,8 @@ use dolmen_vm::policy::StopReason;
 use dolmen_vm::sched::{Entity, Scheduler};
 use dolmen_vm::service::Service;
 use dolmen_vm::vcpu::Vcpu;
-use spin::Mutex;
 
+use crate::lock::Mutex;
 use crate::measure::MeasuredGuest;
 use crate::trust::TpmDesk;
 

@@ -15,6 +15,7 @@ mod host;
 mod launch;
 mod lifecycle;
 mod load;
+mod lock;
 mod measure;
 mod reason;
 mod serve;

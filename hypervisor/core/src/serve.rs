@@ -21,10 +21,10 @@ use dolmen_vm::run::Host;
 use dolmen_vm::sched::{Entity, GiveBack, Pick};
 use dolmen_vm::service::{CallArgs, CallResult};
 use dolmen_vm::vcpu::{Turn, Vcpu};
-use spin::MutexGuard;
 
 use crate::console;
 use crate::fleet::{Fleet, Left, Task, Tenant};
+use crate::lock::MutexGuard;
 use crate::stop::{self, Reason};
 use crate::virtualise::Virtualising;
 

@@ -17,9 +17,9 @@ use dolmen_machine::scrub::{self, End};
 use dolmen_machine::tpm_mmio::TisRegisters;
 use dolmen_tpm::TpmError;
 use dolmen_tpm::tis::{Locality, Tis};
-use spin::Mutex;
 
 use crate::console::print;
+use crate::lock::Mutex;
 use crate::measure;
 pub(crate) use crate::reason::Reason;
 

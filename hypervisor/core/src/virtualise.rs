@@ -20,11 +20,11 @@ use dolmen_vm::manifest::{Console, GuestConfig};
 use dolmen_vm::sched::{EntityConfig, Scheduler};
 use dolmen_vm::service::{GuestSlot, Scratch, Secret, Service, ServiceConfig};
 use dolmen_vm::vcpu::Vcpu;
-use spin::Mutex;
 
 use crate::cpus;
 use crate::fleet::{Fleet, Task, Tenant};
 use crate::load;
+use crate::lock::Mutex;
 use crate::measure::{Measured, MeasuredGuest};
 use crate::stop::Reason;
 use crate::trust::{self, TpmDesk};
