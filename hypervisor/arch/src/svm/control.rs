@@ -154,12 +154,13 @@ impl ControlArea {
         self.dirty(Clean::ASID);
     }
 
-    /// What the next entry flushes.
+    /// What the next entry flushes. Everything stays everything, until nothing is to be flushed any more.
     pub fn set_tlb_control(&mut self, what: TlbControl) {
+        const ALL: u32 = 1;
         self.tlb_control = match what {
             TlbControl::Keep => 0,
-            TlbControl::All => 1,
-            TlbControl::Guest => 3,
+            TlbControl::Guest if self.tlb_control != ALL => 3,
+            TlbControl::Guest | TlbControl::All => ALL,
         };
     }
 
@@ -305,6 +306,18 @@ mod tests {
         assert_eq!(!area.clean, Clean::NP.bits());
         area.set_asid(1);
         assert_eq!(!area.clean, (Clean::NP | Clean::ASID).bits());
+    }
+
+    #[test]
+    fn a_flush_of_everything_is_never_taken_for_less() {
+        let mut area = ControlArea::new_zeroed();
+        area.set_tlb_control(TlbControl::Guest);
+        assert_eq!(area.tlb_control, 3);
+        area.set_tlb_control(TlbControl::All);
+        area.set_tlb_control(TlbControl::Guest);
+        assert_eq!(area.tlb_control, 1);
+        area.set_tlb_control(TlbControl::Keep);
+        assert_eq!(area.tlb_control, 0);
     }
 
     #[test]

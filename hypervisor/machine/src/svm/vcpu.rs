@@ -10,6 +10,7 @@ use dolmen_memory::Hpa;
 use super::extended::Extended;
 use super::frame::VmcbFrame;
 use super::switch;
+use crate::cpus;
 
 /// How the guest is watched for the moment it can take an interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +66,8 @@ pub struct Svm {
     is_loaded: bool,
     /// It was entered since it was loaded.
     has_entered: bool,
+    /// The last [`cpus::flush_generation`] that it has flushed for.
+    flushed: u64,
     pub(super) gprs: Gprs,
     pub(super) extended: Extended,
     pub(super) features: SvmFeatures,
@@ -83,6 +86,7 @@ impl Svm {
             place: None,
             is_loaded: false,
             has_entered: false,
+            flushed: 0,
             gprs: Gprs::default(),
             extended,
             features,
@@ -153,6 +157,11 @@ impl Svm {
             // A defect of ours; the guest pays for it with its end.
             return VmExit::Unknown { code: u64::MAX };
         };
+        let generation = cpus::flush_generation();
+        if self.flushed != generation {
+            self.flushed = generation;
+            self.flush_translations();
+        }
         let stepping = matches!(self.watch, Watch::Step(_));
         let vmcb = self.vmcb.get_mut();
         vmcb.sanitise_debug();
