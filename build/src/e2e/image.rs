@@ -17,6 +17,8 @@ const END: Duration = Duration::from_secs(60);
 /// The tests of this file.
 pub(super) const CASES: &[Case] = &[
     Case { name: "an_image_that_does_not_fit_is_refused_at_launch_by_name_too", run: does_not_fit },
+    Case { name: "three_guests_of_three_formats_run_and_are_measured_as_predicted", run: three_formats },
+    Case { name: "what_the_machine_lacks_is_refused_with_the_name_of_the_guest", run: machine_lacks },
     Case { name: "a_pvh_guest_of_64_bits_finds_what_its_specification_promises", run: pvh_64 },
     Case { name: "a_pvh_guest_of_32_bits_finds_what_its_specification_promises", run: pvh_32 },
     Case { name: "a_multiboot_elf_guest_finds_what_its_specification_promises", run: multiboot_elf },
@@ -47,6 +49,7 @@ fn does_not_fit(scene: &Scene<'_>) -> Result<()> {
         other => bail!("the build says {:?}", other.map(drop)),
     }
     let mut machine = scene.lab("bios")?.boot("one", &tight.parts)?;
+    machine.log.wait_for("no guest name=tight", LAUNCH)?;
     let line = machine.log.wait_for("stop: ", LAUNCH)?;
     if !line.contains("needs 0x") || !line.contains("which is not RAM of the guest") {
         bail!("it stopped, but not for its size: {line}");
@@ -57,6 +60,55 @@ fn does_not_fit(scene: &Scene<'_>) -> Result<()> {
         Ok(()) => bail!("the registers were not capped"),
         Err(_) => Ok(()),
     }
+}
+
+/// Linux, PVH and Multiboot side by side; the first one's shell shows that it runs with the others there.
+fn three_formats(scene: &Scene<'_>) -> Result<()> {
+    let kernel = kernel(scene)?;
+    place::write(&scene.folder.join("three/one.bin"), &contents(5000))?;
+    let bare = |name: &str, format: &str| {
+        format!(
+            "[[guest]]\nname = \"{name}\"\nmemory_mib = 32\nformat = \"{format}\"\nkernel = \"{}\"\n\
+             modules = [{{ file = \"one.bin\", text = \"{name}\" }}]\ncmdline = \"handover\"\nconsoles = [\"none\"]\n",
+            kernel.display()
+        )
+    };
+    let linux = "[host]\nregion_mib = 64\n\n[[guest]]\nname = \"linux\"\nmemory_mib = 512\nkernel = \"built:vmlinuz\"\n\
+                 initrd = \"built:initramfs.cpio\"\ncmdline = \"console=ttyS0,115200\"\nconsoles = [\"com2\"]\n";
+    let text = format!("{linux}\n{}\n{}", bare("pvh", "pvh"), bare("multiboot", "multiboot"));
+    let three = release(scene, "three", &text)?;
+    Manifest::load(&scene.folder.join("three/dolmen.toml"))?;
+    let mut machine = scene.lab("bios")?.boot("one", &three.parts)?;
+    for guest in &three.reference.guests {
+        let said = format!("guest name={} g0={}", guest.name, guest.g0);
+        machine.log.wait_for(&said, LAUNCH).with_context(|| format!("what was predicted: {said}"))?;
+    }
+    lab::measured(&mut machine)?;
+    for guest in &three.reference.guests {
+        machine.log.wait_for(&format!("guest runs name={}", guest.name), LAUNCH)?;
+    }
+    drop(lab::shell(&mut machine)?);
+    let (_power, tpm) = lab::autopsy(machine)?;
+    launch::check(&tpm, &three.reference, &["sha1", "sha256", "sha384", "sha512"])
+}
+
+fn machine_lacks(scene: &Scene<'_>) -> Result<()> {
+    let kernel = kernel(scene)?;
+    for (name, more, want) in [
+        ("pinned", "memory_mib = 16\naffinity = [0, 9]", "a processor that this machine lacks"),
+        ("huge", "memory_mib = 65536", "stop: "),
+    ] {
+        let text = format!(
+            "[[guest]]\nname = \"{name}\"\nformat = \"pvh\"\nkernel = \"{}\"\n{more}\n",
+            kernel.display()
+        );
+        let release = release(scene, name, &text)?;
+        let mut machine = scene.lab("bios")?.boot(name, &release.parts)?;
+        machine.log.wait_for(&format!("no guest name={name}"), LAUNCH)?;
+        machine.log.wait_for(want, END)?;
+        machine.log.wait_for("capped", END)?;
+    }
+    Ok(())
 }
 
 /// What the modules are made of: lengths that end in the middle of a page, and texts beside them.

@@ -54,7 +54,10 @@ pub(crate) fn build(measured: Measured) -> Result<Virtualising, Reason> {
         tasks: Vec::new(),
     };
     for guest in guests {
-        builder.build(&mut host.machine, guest)?;
+        let config = guest.config;
+        check_affinity(&config)
+            .and_then(|()| builder.build(&mut host.machine, guest))
+            .inspect_err(|_| log::error!(target: "virtualise", "no guest name={}", config.name()))?;
     }
     let Builder { scheduler, tenants, tasks, .. } = builder;
     let desk = Box::new(TpmDesk::new(host.tpm, host.clock, trust, event_log));
@@ -63,6 +66,16 @@ pub(crate) fn build(measured: Measured) -> Result<Virtualising, Reason> {
     log::info!(target: "virtualise", "guests built count={} vcpus={} left_kib={}",
         fleet.tenants.len(), fleet.tasks.len(), host.machine.region().left() / 1024);
     Ok(Virtualising { fleet, svm: this_cpu, window })
+}
+
+/// An affinity that names a processor which the machine lacks is a mistake, or another machine than was meant.
+fn check_affinity(config: &GuestConfig) -> Result<(), Reason> {
+    let named = if config.affinity == 0 { CpuSet::EMPTY } else { config.affinity() };
+    if named.intersection(dolmen_machine::cpus::all()) == named {
+        Ok(())
+    } else {
+        Err(Reason::Unsupported("a processor that this machine lacks"))
+    }
 }
 
 /// What the guests are built from and into.
