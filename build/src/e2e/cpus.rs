@@ -14,6 +14,7 @@ const CAPPED: &str = "stop: memory wiped, PCR 17 and 18 capped";
 /// The tests of this file.
 pub(super) const CASES: &[Case] = &[
     Case { name: "one_two_four_and_eight_processors_come_up_and_are_parked_at_the_end", run: all_come_up },
+    Case { name: "processors_come_up_under_uefi_firmware_too", run: uefi },
     Case { name: "a_processor_that_does_not_come_up_stops_the_launch_by_its_apic_id", run: ghost },
     Case { name: "a_processor_that_is_listed_twice_stops_the_launch", run: twice },
     Case { name: "processors_that_the_loader_hides_stay_parked", run: hidden },
@@ -33,6 +34,16 @@ fn all_come_up(scene: &Scene<'_>) -> Result<()> {
         machine.switch_off()?;
     }
     Ok(())
+}
+
+/// Another firmware makes another list, and leaves other memory types behind.
+fn uefi(scene: &Scene<'_>) -> Result<()> {
+    let lab = scene.lab("uefi")?.with_cpus(4);
+    let mut machine = lab.boot("uefi", &scene.micro.parts)?;
+    until(&mut machine, "virtualise: cpus=4 left_out=0")?;
+    guest_passes(&mut machine)?;
+    machine.log.wait_for(CAPPED, GUEST)?;
+    machine.switch_off()
 }
 
 /// Waits for `line`, before anything stops.
