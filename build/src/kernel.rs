@@ -84,6 +84,40 @@ pub(crate) fn ensure(series: &Series) -> Result<Kernel> {
     Ok(kernel)
 }
 
+/// Finds the generic kernel of the series' newest version in the cache, or downloads it. It is for a guest that
+/// needs no module, so nothing but the bzImage is kept.
+pub(crate) fn ensure_generic(series: &Series) -> Result<PathBuf> {
+    let version = ensure(series)?.version;
+    let folder = place::cache()?.join("kernel-generic").join(&version);
+    let image = folder.join(format!("boot/vmlinuz-{version}-amd64"));
+    if folder.join(COMPLETE).exists() {
+        return Ok(image);
+    }
+    place::make(&folder)?;
+    let downloads = tempfile::tempdir_in(&folder).context("cannot make a folder for downloads")?;
+    process::run(
+        &format!("Downloading Debian's generic kernel {version} (100 MB), for a guest"),
+        Command::new("apt-get")
+            .arg("download")
+            .arg(format!("linux-image-{version}-amd64"))
+            .current_dir(downloads.path()),
+    )?;
+    let package = downloads.path().read_dir().context("cannot list the downloads")?.next();
+    let package = package.context("apt-get downloaded nothing")?.context("cannot list the downloads")?.path();
+    let archive = downloads.path().join("content.tar");
+    let file = std::fs::File::create(&archive).context("cannot write the unpacked package")?;
+    let status = Command::new("dpkg-deb").arg("--fsys-tarfile").arg(&package).stdout(file).status();
+    if !status.context("`dpkg-deb` does not run")?.success() {
+        bail!("{} cannot be unpacked", package.display());
+    }
+    process::output(Command::new("tar").arg("-C").arg(&folder).arg("-xf").arg(&archive).arg("./boot"))?;
+    if !image.exists() {
+        bail!("the package of the generic kernel {version} holds no {}", image.display());
+    }
+    place::write(&folder.join(COMPLETE), b"")?;
+    Ok(image)
+}
+
 /// Asks apt for the newest version it knows.
 fn newest_offered(series: &Series) -> Result<Option<String>> {
     let names = format!("^linux-image-{}-cloud-amd64$", series.pattern);

@@ -5,6 +5,7 @@ mod dma;
 mod hostile;
 mod image;
 pub(crate) mod launch;
+mod linux;
 mod locality;
 mod trust;
 
@@ -76,8 +77,16 @@ pub(crate) fn run(bench: &Bench) -> Result<Tally> {
     let top = place::output().join("e2e");
     let micro = micro(bench, &top)?;
     let chosen = |case: &&Case| bench.only.as_ref().is_none_or(|only| case.name.contains(only.as_str()));
-    let all =
-        [launch::CASES, hostile::CASES, cpus::CASES, dma::CASES, locality::CASES, trust::CASES, image::CASES];
+    let all = [
+        launch::CASES,
+        linux::CASES,
+        hostile::CASES,
+        cpus::CASES,
+        dma::CASES,
+        locality::CASES,
+        trust::CASES,
+        image::CASES,
+    ];
     let cases: Vec<Case> = all.into_iter().flatten().filter(chosen).copied().collect();
     if cases.is_empty() {
         bail!("no end-to-end test has such a name");

@@ -234,3 +234,73 @@ impl Addressing {
 pub(crate) const fn x2apic_logical(id: u32) -> u32 {
     ((id >> 4) << 16) | (1 << (id & 0xf))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A step of a sender or of the collector; each touches one word once.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        SetBit(u8),
+        Announce(u8),
+        TakeFlags,
+        TakeWords,
+    }
+
+    /// All merges of these sequences that keep the order within each.
+    fn merges(sequences: &[&[Step]]) -> Vec<Vec<Step>> {
+        if sequences.iter().all(|sequence| sequence.is_empty()) {
+            return vec![Vec::new()];
+        }
+        let mut all = Vec::new();
+        for (index, sequence) in sequences.iter().enumerate() {
+            let [first, rest @ ..] = sequence else { continue };
+            let mut others = sequences.to_vec();
+            others[index] = rest;
+            all.extend(merges(&others).into_iter().map(|mut order| {
+                order.insert(0, *first);
+                order
+            }));
+        }
+        all
+    }
+
+    /// Two senders post vectors of one word, and one vector twice, while the owner collects twice: in every
+    /// order of the steps each is found, and found no more often than posted.
+    #[test]
+    fn in_no_interleaving_is_a_vector_lost_or_doubled() {
+        use Step::{Announce, SetBit, TakeFlags, TakeWords};
+        let first = [SetBit(0x41), Announce(0x41), SetBit(0x42), Announce(0x42)];
+        let second = [SetBit(0x42), Announce(0x42)];
+        let collector = [TakeFlags, TakeWords, TakeFlags, TakeWords];
+        let orders = merges(&[&first, &second, &collector]);
+        assert_eq!(orders.len(), 3150);
+        for order in orders {
+            let (mailbox, mut flags, mut found) = (Mailbox::new(), 0, [0u32; 2]);
+            let mut count = |words: [u64; WORDS]| {
+                for (vector, times) in (0x41u32..).zip(&mut found) {
+                    *times += u32::from(words[1] >> (vector & 63) & 1 != 0);
+                }
+            };
+            for step in &order {
+                match *step {
+                    SetBit(vector) => {
+                        mailbox.edge[1].fetch_or(1 << (vector & 63), Ordering::Relaxed);
+                    }
+                    Announce(vector) => {
+                        let _was_empty = mailbox.announce(1 << (vector >> 6));
+                    }
+                    TakeFlags => flags = mailbox.flags.swap(0, Ordering::Acquire),
+                    TakeWords => {
+                        let mut words = [0; WORDS];
+                        Mailbox::take_words(&mailbox.edge, flags, &mut words);
+                        count(words);
+                    }
+                }
+            }
+            count(mailbox.take().map_or([0; WORDS], |posted| posted.edge));
+            assert!(found[0] == 1 && (1..=2).contains(&found[1]), "{found:?} after {order:?}");
+        }
+    }
+}

@@ -1,4 +1,6 @@
 use super::*;
+use proptest::prelude::*;
+use std::collections::BTreeSet;
 
 fn fixed(destination: Destination) -> Message {
     Message { delivery: Delivery::Fixed, vector: 0x40, level_triggered: false, destination }
@@ -167,6 +169,96 @@ fn no_posted_vector_is_lost_or_invented_between_threads() {
     for sender in 0..SENDERS {
         for vector in (16 + sender..250).step_by(17) {
             assert_eq!(seen[usize::from(vector)].load(Ordering::Relaxed), rounds, "{vector:#x}");
+        }
+    }
+}
+
+/// What the manual says about one vCPU, in the plainest way.
+#[derive(Clone, Debug)]
+struct Model {
+    x2apic: bool,
+    clusters: bool,
+    logical: u8,
+    enabled: bool,
+    waiting: BTreeSet<(u8, bool)>,
+}
+
+impl Model {
+    fn addressing(&self) -> Addressing {
+        let addressing =
+            if self.x2apic { Addressing::x2apic() } else { Addressing::xapic(self.logical, self.clusters) };
+        if self.enabled { addressing.enabled() } else { addressing }
+    }
+
+    fn is_addressed(&self, index: usize, sender: Option<usize>, destination: Destination) -> bool {
+        let id = index as u32;
+        match destination {
+            Destination::All | Destination::Physical(u32::MAX) => true,
+            Destination::Physical(wanted) => wanted == id,
+            Destination::Sender => sender == Some(index),
+            Destination::Others => sender != Some(index),
+            Destination::Logical(u32::MAX) => true,
+            Destination::Logical(wanted) if self.x2apic => wanted >> 16 == 0 && wanted & 1 << id != 0,
+            Destination::Logical(wanted) if wanted & 0xff == 0xff => true,
+            Destination::Logical(wanted) if self.clusters => {
+                wanted >> 4 & 0xf == u32::from(self.logical >> 4)
+                    && wanted & 0xf & u32::from(self.logical) != 0
+            }
+            Destination::Logical(wanted) => wanted & u32::from(self.logical) != 0,
+        }
+    }
+}
+
+fn destination() -> impl Strategy<Value = Destination> {
+    prop_oneof![
+        (0u32..6).prop_map(Destination::Physical),
+        Just(Destination::Physical(u32::MAX)),
+        (0u32..=0xff).prop_map(Destination::Logical),
+        any::<u32>().prop_map(Destination::Logical),
+        Just(Destination::Sender),
+        Just(Destination::All),
+        Just(Destination::Others),
+    ]
+}
+
+proptest! {
+    /// Whatever is sent and collected in whichever order, each vCPU gets what the manual says, once.
+    #[test]
+    fn the_bus_agrees_with_a_plain_model(
+        vcpus in prop::collection::vec((any::<bool>(), any::<bool>(), any::<u8>(), any::<bool>()), 1..=5),
+        steps in prop::collection::vec((destination(), any::<u8>(), any::<bool>(), 0usize..6, any::<bool>()), 0..60)
+    ) {
+        let bus = Bus::new(vcpus.len());
+        let mut models: Vec<Model> = vcpus.into_iter().map(|(x2apic, clusters, logical, enabled)| {
+            Model { x2apic, clusters, logical, enabled, waiting: BTreeSet::new() }
+        }).collect();
+        for (index, model) in models.iter().enumerate() {
+            bus.mailbox(index).unwrap().publish(model.addressing());
+        }
+        for (destination, vector, level_triggered, sender, collects) in steps {
+            let sender = Some(sender).filter(|sender| *sender < models.len());
+            let mut expected = VcpuSet::EMPTY;
+            for (index, model) in models.iter_mut().enumerate() {
+                if model.enabled && model.is_addressed(index, sender, destination) {
+                    if model.waiting.is_empty() && sender != Some(index) {
+                        expected = expected.with(index);
+                    }
+                    model.waiting.insert((vector, level_triggered));
+                }
+            }
+            let message = Message { vector, level_triggered, ..fixed(destination) };
+            prop_assert_eq!(bus.send(message, sender), expected);
+            let Some(collector) = sender.filter(|_| collects) else { continue };
+            let posted = bus.mailbox(collector).unwrap().take().unwrap_or_default();
+            let mut got = BTreeSet::new();
+            for vector in 0..=255u8 {
+                for (words, level) in [(posted.edge, false), (posted.level, true)] {
+                    if words[usize::from(vector >> 6)] >> (vector & 63) & 1 != 0 {
+                        got.insert((vector, level));
+                    }
+                }
+            }
+            prop_assert_eq!(got, core::mem::take(&mut models[collector].waiting));
         }
     }
 }
