@@ -60,6 +60,11 @@ const APPLETS: &[&str] = &[
     "tee",
     "usleep",
     "sync",
+    "sort",
+    "uniq",
+    "gzip",
+    "gunzip",
+    "[",
 ];
 
 /// Builds the archive from our command and driver.

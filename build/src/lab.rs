@@ -139,6 +139,16 @@ pub(crate) struct Release {
 }
 
 impl Release {
+    /// What was built, with a manifest of this text, kept in `folder`.
+    pub(crate) fn of(artifacts: &Artifacts, folder: &Path, manifest: &str) -> Result<Self> {
+        let path = folder.join("dolmen.toml");
+        place::write(&path, manifest.as_bytes())?;
+        let manifest = Manifest::load(&path)?;
+        let parts = Parts::collect(artifacts, &manifest, folder.join("manifest.bin"))?;
+        let reference = measure::reference(&parts, &manifest)?;
+        Ok(Self { manifest, parts, reference })
+    }
+
     /// What was built, with the manifest of this path.
     pub(crate) fn load(artifacts: &Artifacts, manifest: &Path) -> Result<Self> {
         let manifest = Manifest::load(manifest)?;

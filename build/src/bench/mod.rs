@@ -3,6 +3,8 @@
 //! Counts come from the emulator's deterministic mode: one processor, one tick of the time-stamp counter for each
 //! executed instruction. The peers were measured the same way, on the same processor model.
 
+mod boot;
+mod growth;
 mod operation;
 mod size;
 mod stage;
@@ -40,10 +42,12 @@ struct Report {
     launch: Vec<stage::Stage>,
     operations: Vec<operation::Operation>,
     quote: tpm::Quote,
+    growth: Vec<growth::Crowd>,
+    boot: boot::Boots,
 }
 
 /// What the micro-guest measured of one operation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
 struct Cost {
     name: String,
     least: u64,
@@ -87,6 +91,8 @@ fn measure(bench: &Bench) -> Result<Report> {
         launch,
         operations: operation::compare(&run.costs)?,
         quote: tpm::quote(&run, &String::from_utf8_lossy(&record))?,
+        growth: growth::measure(bench)?,
+        boot: boot::measure(bench)?,
     })
 }
 
@@ -140,6 +146,8 @@ fn show(report: &Report) {
     stage::show(&report.launch);
     operation::show(&report.operations);
     report.quote.show();
+    growth::show(&report.growth);
+    report.boot.show();
 }
 
 /// A number with its digits in groups of three.

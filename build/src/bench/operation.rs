@@ -33,6 +33,9 @@ const fn kvm(kvm: u64) -> Peers {
     Peers { kvm: Some(kvm), kvm_with_next_rip: None, xen: None }
 }
 
+/// The first of these need no service of the hypervisor's.
+const EXITS: usize = 15;
+
 /// Operation of the micro-guest, what it is, and the peers' figures.
 const OPERATIONS: [(&str, &str, Peers); 19] = [
     ("cpuid", "CPUID", peers(3063, Some(1350), 5435)),
@@ -65,6 +68,11 @@ pub(super) struct Operation {
     median: u64,
     #[serde(flatten)]
     peers: Peers,
+}
+
+/// Operations that are measured in every guest: name, and what it is.
+pub(super) fn exits() -> impl Iterator<Item = (&'static str, &'static str)> {
+    OPERATIONS.iter().take(EXITS).map(|(name, what, _)| (*name, *what))
 }
 
 /// Puts the peers beside the guest's figures; an operation that was not measured is an error.

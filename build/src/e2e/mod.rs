@@ -14,12 +14,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 
 use crate::artifact::{self, MICRO_GUEST};
-use crate::image::Parts;
 use crate::lab::{Lab, Release};
-use crate::manifest::Manifest;
 use crate::pool::{self, Job};
 use crate::test::{Bench, Tally};
-use crate::{measure, place, ui};
+use crate::{place, ui};
 
 /// All banks that swtpm has.
 pub(crate) const ALL_BANKS: &str = "sha1,sha256,sha384,sha512";
@@ -125,12 +123,7 @@ pub(crate) fn small_guest(
 
 /// A release of the guests that this manifest describes.
 pub(crate) fn release(bench: &Bench, folder: &Path, text: &str) -> Result<Release> {
-    let path = folder.join("dolmen.toml");
-    place::write(&path, text.as_bytes())?;
-    let manifest = Manifest::load(&path)?;
-    let parts = Parts::collect(&bench.artifacts, &manifest, folder.join("manifest.bin"))?;
-    let reference = measure::reference(&parts, &manifest)?;
-    Ok(Release { manifest, parts, reference })
+    Release::of(&bench.artifacts, folder, text)
 }
 
 fn perform(case: &Case, scene: &Scene<'_>) -> Tally {

@@ -98,15 +98,6 @@ pub(crate) fn run_exits() -> ! {
     cpu::power_off()
 }
 
-/// Says that it is there, then sleeps, waking up now and then as an idle system does.
-pub(crate) fn rest() -> ! {
-    say!("rest");
-    loop {
-        apic::start_timer(100_000_000);
-        cpu::wait_for_interrupt();
-    }
-}
-
 fn exits() {
     cost("nothing", || ());
     cost("cpuid", || {

@@ -10,6 +10,12 @@ pub(crate) const PORT: u16 = 0x3f8;
 pub(crate) const SCRATCH: u16 = PORT + 7;
 const LINE_STATUS: u16 = PORT + 5;
 const TRANSMITTER_EMPTY: u8 = 0x20;
+const DATA_READY: u8 = 1;
+
+/// A byte that was sent to the console, if there is one.
+pub(crate) fn read() -> Option<u8> {
+    (cpu::read_port8(LINE_STATUS) & DATA_READY != 0).then(|| cpu::read_port8(PORT))
+}
 
 /// Writes to the console.
 pub(crate) struct Console;

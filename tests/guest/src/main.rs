@@ -3,9 +3,8 @@
 //! Each test prints `ok <name>` or `FAIL <name> <why>` on the console, the last line is
 //! `micro: N passed, M failed`, then the guest switches itself off. With `ends=<name>` on its command line
 //! it instead does the one thing of that name, which ends it; the verdict is then the hypervisor's log. With
-//! `bench` or `bench-exits` it measures what things cost, with `rest` it sleeps for ever; with `handover` it
-//! tells what its loader handed over.
-//! With `noise=<name>` it misbehaves on purpose.
+//! `bench` or `bench-exits` it measures what things cost, with `answer`, `rest` or `spin` it keeps others company;
+//! with `handover` it tells what its loader handed over; with `noise=<name>` it misbehaves on purpose.
 #![no_std]
 #![no_main]
 #![expect(clippy::macro_metavars_in_unsafe, reason = "`attempt!` is for assembly")]
@@ -19,6 +18,7 @@
 
 mod apic;
 mod bench;
+mod company;
 mod console;
 mod cpu;
 mod device;
@@ -60,14 +60,12 @@ extern "C" fn guest_main(start: u64) -> ! {
         cpu::power_off()
     }
     noise::run(command_line);
+    company::run(command_line);
     if command_line == b"bench" {
         bench::run();
     }
     if command_line == b"bench-exits" {
         bench::run_exits();
-    }
-    if command_line == b"rest" {
-        bench::rest();
     }
     let groups =
         [instruction::TESTS, register::TESTS, hidden::TESTS, device::TESTS, interrupt::TESTS, user::TESTS];
