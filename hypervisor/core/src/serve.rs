@@ -8,7 +8,6 @@ use core::convert::Infallible;
 
 use dolmen_arch::{CpuId, CpuSet};
 use dolmen_machine::interrupt::Window;
-use dolmen_machine::serial::Serial;
 use dolmen_machine::svm::{Svm, SvmCpu};
 use dolmen_machine::{apic, cpu, cpus};
 use dolmen_memory::GuestMemory;

@@ -174,8 +174,12 @@ impl Machine {
         ANSWERED.store(0, Ordering::Relaxed);
         ASKED.store(0, Ordering::Release);
         page.fill(Way { stack: stacks.main, block: block.address(), entry: arrived });
-        apic::send_start_up(apic_id, page.number());
-        wait_for(apic_id, |state| state != WAITING)?;
+        let wake = || {
+            apic::send_start_up(apic_id, page.number());
+            wait_for(apic_id, |state| state != WAITING)
+        };
+        // The second one is for a processor that missed the first; any other takes no notice.
+        wake().or_else(|_| wake())?;
         wait_for(apic_id, |state| state >= TIMED)?;
         match STATE.load(Ordering::Acquire) {
             UNLIKE => return Err(StartError::Unlike(apic_id)),
