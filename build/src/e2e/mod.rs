@@ -7,6 +7,7 @@ mod image;
 pub(crate) mod launch;
 mod linux;
 mod locality;
+mod noise;
 mod trust;
 
 use std::path::{Path, PathBuf};
@@ -84,6 +85,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Tally> {
         locality::CASES,
         trust::CASES,
         image::CASES,
+        noise::CASES,
     ];
     let cases: Vec<Case> = all.into_iter().flatten().filter(chosen).copied().collect();
     if cases.is_empty() {

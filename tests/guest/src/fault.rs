@@ -240,7 +240,7 @@ pub(crate) fn expected(vector: u64, error: u64, rip: u64) -> u64 {
     let recover = RECOVER.swap(0, Ordering::Relaxed);
     if recover == 0 {
         crate::say!("FAIL unexpected exception {vector} error {error:#x} at {rip:#x}");
-        crate::cpu::power_off();
+        crate::cpu::reset();
     }
     VECTOR.store(vector, Ordering::Relaxed);
     ERROR.store(error, Ordering::Relaxed);

@@ -89,5 +89,5 @@ extern "C" fn guest_main(start: u64) -> ! {
 #[panic_handler]
 fn on_panic(info: &core::panic::PanicInfo<'_>) -> ! {
     say!("FAIL {info}");
-    cpu::power_off()
+    cpu::reset()
 }

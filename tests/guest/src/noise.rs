@@ -1,7 +1,7 @@
 //! Noise: a guest that misbehaves on purpose, and must find itself alive and its machine in order afterwards.
 //!
 //! `noise=NAME seed=N` on the command line chooses. Every kind ends in `noise NAME: N tries`, or in a stop of
-//! this guest that the hypervisor names. All that is random follows from the seed, which is printed.
+//! this guest that the hypervisor names; what is wrong is said, and the guest resets itself. All that is random follows from the seed, which is printed.
 
 mod apic;
 mod call;
@@ -14,8 +14,11 @@ mod oracle;
 mod port;
 mod random;
 mod sandbox;
+mod start;
 mod storm;
 mod table;
+
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use random::Random;
 
@@ -36,6 +39,8 @@ const LASTING: &[Kind] = &[
     ("storm", storm::everything),
     ("apic", apic::registers),
     ("call", call::every),
+    ("start", start::messages),
+    ("race", start::races),
 ];
 
 /// Kinds that may end in a stop of the guest.
@@ -65,11 +70,22 @@ pub(crate) fn run(command_line: &[u8]) {
         let tries = kind(&mut Random::new(seed));
         match in_order() {
             Ok(()) => say!("noise {name}: {tries} tries"),
-            Err(why) => say!("FAIL noise {name}: {why}"),
+            Err(why) => fail(why),
         }
+    }
+    if HAS_FAILED.load(Ordering::Relaxed) {
+        cpu::reset();
     }
     say!("noise: done");
     cpu::power_off()
+}
+
+static HAS_FAILED: AtomicBool = AtomicBool::new(false);
+
+/// Says what is wrong; the guest then ends by a reset, for those who cannot hear it.
+fn fail(why: &str) {
+    say!("FAIL noise: {why}");
+    HAS_FAILED.store(true, Ordering::Relaxed);
 }
 
 fn number(digits: &[u8]) -> u64 {

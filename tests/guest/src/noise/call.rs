@@ -46,7 +46,7 @@ pub(super) fn every(random: &mut Random) -> u64 {
         }
     }
     if good == 0 {
-        crate::say!("FAIL noise call: not one of {TRIES} calls was good");
+        super::fail("not one call was good");
     }
     TRIES
 }

@@ -67,10 +67,8 @@ pub(super) fn compare(random: &mut Random) -> u64 {
         let in_ram = at(&state, DATA + offset);
         let in_hole = at(&state, HOLE + offset);
         if in_ram != in_hole {
-            say!(
-                "FAIL noise device: {:x?} {mode:?} {state:x?} ram {in_ram:x?} hole {in_hole:x?}",
-                &code[..length]
-            );
+            say!("{:x?} {mode:?} {state:x?} ram {in_ram:x?} hole {in_hole:x?}", &code[..length]);
+            super::fail("an instruction does something else on device memory than on RAM");
             break;
         }
     }
