@@ -1,7 +1,8 @@
 //! Noise: a guest that misbehaves on purpose, and must find itself alive and its machine in order afterwards.
 //!
 //! `noise=NAME seed=N` on the command line chooses. Every kind ends in `noise NAME: N tries`, or in a stop of
-//! this guest that the hypervisor names; what is wrong is said, and the guest resets itself. All that is random follows from the seed, which is printed.
+//! this guest that the hypervisor names; what is wrong is said, and the guest resets itself. All that is random
+//! follows from the seed, which is printed.
 
 mod apic;
 mod call;
