@@ -64,14 +64,15 @@ impl RamMap {
     ///
     /// # Errors
     /// [`OutsideRam`] unless one extent holds all of them.
+    #[inline]
     pub fn locate(&self, at: Gpa, bytes: u64) -> Result<Hpa, OutsideRam> {
-        let end = at.checked_add(bytes).ok_or(OutsideRam)?;
-        self.extents()
+        // Unused extents are empty, so nothing lies in them; `new` saw to it that no sum wraps.
+        self.extents
             .iter()
             .find_map(|extent| {
                 let offset = at.get().checked_sub(extent.gpa.get())?;
-                let last = extent.gpa.checked_add(extent.bytes)?;
-                if end <= last && offset < extent.bytes { extent.hpa.checked_add(offset) } else { None }
+                let left = extent.bytes.checked_sub(offset).filter(|left| *left != 0)?;
+                (bytes <= left).then(|| Hpa::new(extent.hpa.get().wrapping_add(offset)))
             })
             .ok_or(OutsideRam)
     }

@@ -79,7 +79,7 @@ pub struct CpuidConfig {
 }
 
 /// The state of the asking processor that shows in its answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuidState {
     /// CR4, for OSXSAVE.
     pub cr4: u64,
@@ -146,6 +146,11 @@ impl GuestCpuid {
     /// XCR0 bits that this guest may set; 0 without XSAVE.
     pub fn xcr0_mask(&self) -> u64 {
         u64::from(self.standard[0xd].eax)
+    }
+
+    /// Whether the answer to a leaf depends on the processor's state.
+    pub const fn depends_on_state(leaf: u32) -> bool {
+        matches!(leaf, 1 | 0xd)
     }
 
     /// Answers CPUID.

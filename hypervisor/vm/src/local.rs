@@ -47,6 +47,12 @@ impl LocalDevices {
         Self { apic: LocalApic::new(id, index == 0, shortest_period), clock: PvClock::new(config.clock()) }
     }
 
+    /// Whether [`Self::collect`] has anything to do.
+    #[inline]
+    pub fn has_mail(&self, mailbox: &Mailbox) -> bool {
+        self.apic.has_mail(mailbox)
+    }
+
     /// Takes in what others have sent; see [`LocalApic::collect`].
     pub fn collect(&mut self, mailbox: &Mailbox) -> Collected {
         self.apic.collect(mailbox)
@@ -107,16 +113,19 @@ impl LocalDevices {
     }
 
     /// When [`Self::advance`] must be called at the latest; `None` if no timer runs.
+    #[inline]
     pub fn next_deadline(&self) -> Option<Tsc> {
         self.apic.next_deadline()
     }
 
     /// Lets a timer that is due at `now` fire.
+    #[inline]
     pub fn advance(&mut self, now: Tsc) {
         self.apic.advance(now);
     }
 
     /// The interrupt that the local APIC wants delivered now, if the guest takes one.
+    #[inline]
     pub fn pending_vector(&self) -> Option<u8> {
         self.apic.pending_vector()
     }

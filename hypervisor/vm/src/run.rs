@@ -11,8 +11,8 @@ use dolmen_memory::{GuestMemory, Gva};
 
 use crate::backend::{Backend, Readiness, Register};
 use crate::board::{Effect, SerialPort, Tsc};
-use crate::bus::VcpuSet;
-use crate::cpuid::CpuidState;
+use crate::bus::{Mailbox, VcpuSet};
+use crate::cpuid::{CpuidState, GuestCpuid};
 use crate::device::local_apic::{Collected, Request};
 use crate::exit::{Event, Vector};
 use crate::guest::{ExitKind, Guest};
@@ -125,6 +125,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
         end
     }
 
+    #[inline(always)]
     fn apply(&mut self, action: Action) -> Step {
         match action {
             Action::Resume => {}
@@ -152,8 +153,17 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
 
     /// Takes in what other processors and the devices have sent. INIT to the boot processor is a reset of the
     /// machine: what would start at its reset vector, firmware, is not there.
+    #[inline]
     fn take_mail(&mut self) -> Step {
-        let Some(mailbox) = self.guest.bus().mailbox(self.vcpu.index()) else { return Ok(()) };
+        let mailbox = self.guest.bus().mailbox(self.vcpu.index());
+        match mailbox.filter(|mailbox| self.vcpu.devices.has_mail(mailbox)) {
+            Some(mailbox) => self.read_mail(mailbox),
+            None => Ok(()),
+        }
+    }
+
+    #[inline(never)]
+    fn read_mail(&mut self, mailbox: &Mailbox) -> Step {
         let Collected { init, start_up } = self.vcpu.devices.collect(mailbox);
         if init {
             if self.vcpu.index() == 0 {
@@ -193,8 +203,17 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
 
     /// Fires timers that are due and gives the guest what it can take, or asks to be told when it can.
     fn offer_events(&mut self) {
-        self.vcpu.devices.advance(self.host.now());
+        if self.vcpu.devices.next_deadline().is_some() {
+            self.vcpu.devices.advance(self.host.now());
+        }
         self.bound_stretch();
+        if self.vcpu.devices.pending_nmi() || self.vcpu.devices.pending_vector().is_some() {
+            self.offer_pending();
+        }
+    }
+
+    #[inline(never)]
+    fn offer_pending(&mut self) {
         let readiness = self.vcpu.backend.readiness();
         if self.vcpu.devices.pending_nmi() && self.vcpu.backend.accepts_nmi() {
             self.vcpu.devices.acknowledge_nmi();
@@ -275,9 +294,13 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
 
     fn answer_cpuid(&mut self, leaf: u32, subleaf: u32) {
         let Some(length) = self.length(Instruction::Cpuid) else { return };
-        let state = CpuidState {
-            cr4: self.vcpu.backend.read(Register::Cr4),
-            xcr0: self.vcpu.backend.read(Register::Xcr0),
+        let state = if GuestCpuid::depends_on_state(leaf) {
+            CpuidState {
+                cr4: self.vcpu.backend.read(Register::Cr4),
+                xcr0: self.vcpu.backend.read(Register::Xcr0),
+            }
+        } else {
+            CpuidState::default()
         };
         let answer = self.vcpu.cpuid.answer(leaf, subleaf, state);
         let gprs = self.vcpu.backend.gprs();

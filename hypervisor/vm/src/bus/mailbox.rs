@@ -82,6 +82,7 @@ impl Mailbox {
     }
 
     /// Whether there is mail. For a glance: mail may come right after.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         // Relaxed: whoever acts on it goes on to `take`, or to the scheduler's lock, which orders.
         self.flags.load(Ordering::Relaxed) == 0

@@ -93,7 +93,8 @@ pub struct LocalApic {
     nmi_pending: bool,
     /// After power-on, of all but the boot processor, and after INIT.
     awaits_start_up: bool,
-    published: Option<Addressing>,
+    /// Senders know how this processor can be addressed: no register has been written since they were told.
+    is_published: bool,
 }
 
 impl LocalApic {
@@ -123,8 +124,14 @@ impl LocalApic {
             shortest_period,
             nmi_pending: false,
             awaits_start_up: !boot_processor,
-            published: None,
+            is_published: false,
         }
+    }
+
+    /// Whether [`Self::collect`] has anything to do.
+    #[inline]
+    pub fn has_mail(&self, mailbox: &Mailbox) -> bool {
+        !self.is_published || !mailbox.is_empty()
     }
 
     /// Takes in what others have sent, and says how this processor can be addressed if that has changed.
@@ -151,10 +158,9 @@ impl LocalApic {
     }
 
     fn publish(&mut self, mailbox: &Mailbox) {
-        let addressing = self.addressing();
-        if self.published != Some(addressing) {
-            mailbox.publish(addressing);
-            self.published = Some(addressing);
+        if !self.is_published {
+            mailbox.publish(self.addressing());
+            self.is_published = true;
         }
     }
 
@@ -234,6 +240,7 @@ impl LocalApic {
     /// # Errors
     /// [`Refused`] for reserved bits and for the changes of mode that SDM vol. 3A, 11.12.5 forbids.
     pub fn set_base_register(&mut self, value: u64) -> Result<(), Refused> {
+        self.is_published = false;
         if value & !(BASE_ADDRESS | BASE_ENABLE | BASE_X2APIC | BASE_BOOT_PROCESSOR) != 0 {
             return Err(Refused);
         }
@@ -246,9 +253,9 @@ impl LocalApic {
         match (self.mode, next) {
             (Mode::X2Apic, Mode::XApic) | (Mode::Disabled, Mode::X2Apic) => return Err(Refused),
             (Mode::XApic | Mode::X2Apic, Mode::Disabled) => {
-                let (awaits_start_up, published) = (self.awaits_start_up, self.published);
+                let awaits_start_up = self.awaits_start_up;
                 *self = Self::new(self.id, self.boot_processor, self.shortest_period);
-                (self.awaits_start_up, self.published) = (awaits_start_up, published);
+                self.awaits_start_up = awaits_start_up;
             }
             (Mode::XApic, Mode::X2Apic) => {
                 self.logical = bus::x2apic_logical(self.id);
@@ -269,11 +276,13 @@ impl LocalApic {
     /// Sets CR8; the sub-class is cleared, unless nothing changes.
     pub fn set_cr8(&mut self, class: u8) {
         if class & 0xf != self.cr8() {
+            self.is_published = false;
             self.task_priority = class << 4;
         }
     }
 
     /// The interrupt that is to be delivered now.
+    #[inline]
     pub fn pending_vector(&self) -> Option<u8> {
         let vector = self.requested.highest()?;
         (self.mode != Mode::Disabled && vector >> 4 > self.processor_priority() >> 4).then_some(vector)
@@ -297,12 +306,21 @@ impl LocalApic {
     }
 
     /// When [`Self::advance`] has something to do.
+    #[inline]
     pub fn next_deadline(&self) -> Option<Tsc> {
         self.timer.ends().filter(|_| self.lvt[Self::LVT_TIMER] & LVT_MASKED == 0)
     }
 
     /// Lets the timer fire if it is due.
+    #[inline]
     pub fn advance(&mut self, now: Tsc) {
+        if self.timer.ends().is_some_and(|ends| ends <= now) {
+            self.fire(now);
+        }
+    }
+
+    #[inline(never)]
+    fn fire(&mut self, now: Tsc) {
         if self.timer.expire(now) {
             self.raise(self.lvt[Self::LVT_TIMER]);
         }

@@ -84,6 +84,7 @@ impl LocalApic {
 
     /// Writes `size` bytes at `offset` of the register page. Only whole registers can be written.
     pub fn write_page(&mut self, offset: u64, size: u8, value: u64, now: Tsc) -> Request {
+        self.is_published = false;
         let (Ok(index), Ok(value)) = (u8::try_from(offset >> 4), u32::try_from(value & 0xffff_ffff)) else {
             return Request::None;
         };
@@ -141,6 +142,7 @@ impl LocalApic {
     /// [`Refused`] if the processor is not in x2APIC mode, the register cannot be written, or a reserved bit
     /// is set.
     pub fn write_msr(&mut self, register: Register, value: u64, now: Tsc) -> Result<Request, Refused> {
+        self.is_published = false;
         if self.mode != Mode::X2Apic {
             return Err(Refused);
         }

@@ -2,22 +2,23 @@
 
 /// One bit for each vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct VectorSet([u32; 8]);
+pub(crate) struct VectorSet {
+    words: [u32; 8],
+    /// Bit n: word n is not zero. Most sets are empty, and asked before each entry to the guest.
+    used: u32,
+}
 
 impl VectorSet {
     /// No vector.
-    pub(crate) const EMPTY: Self = Self([0; 8]);
+    pub(crate) const EMPTY: Self = Self { words: [0; 8], used: 0 };
 
     /// Adds or takes out `vector`; whether that changed the set.
     pub(crate) fn set(&mut self, vector: u8, wanted: bool) -> bool {
-        let Some(word) = self.0.get_mut(usize::from(vector >> 5)) else { return false };
-        let was = *word;
-        if wanted {
-            *word |= Self::bit(vector);
-        } else {
-            *word &= !Self::bit(vector);
-        }
-        *word != was
+        let index = vector >> 5;
+        let was = self.word(index);
+        let word = if wanted { was | Self::bit(vector) } else { was & !Self::bit(vector) };
+        self.set_word(index, word);
+        word != was
     }
 
     /// Whether `vector` is in.
@@ -26,16 +27,23 @@ impl VectorSet {
     }
 
     /// The highest vector, which is the most urgent.
+    #[inline]
     pub(crate) fn highest(&self) -> Option<u8> {
-        let index = self.0.iter().rposition(|word| *word != 0)?;
-        let word = u8::try_from(index).ok()?;
-        let bit = u8::try_from(self.word(word).checked_ilog2()?).ok()?;
-        Some((word << 5) | bit)
+        let index = u8::try_from(self.used.checked_ilog2()?).ok()?;
+        let bit = u8::try_from(self.word(index).checked_ilog2()?).ok()?;
+        Some((index << 5) | bit)
     }
 
     /// Word `index` (0 to 7) as the APIC's registers show it.
     pub(crate) fn word(&self, index: u8) -> u32 {
-        self.0.get(usize::from(index)).copied().unwrap_or_default()
+        self.words.get(usize::from(index)).copied().unwrap_or_default()
+    }
+
+    fn set_word(&mut self, index: u8, value: u32) {
+        let Some(word) = self.words.get_mut(usize::from(index)) else { return };
+        *word = value;
+        let bit = 1 << (index & 7);
+        self.used = if value == 0 { self.used & !bit } else { self.used | bit };
     }
 
     /// The 64 vectors from `64 * index` (0 to 3) on.
@@ -56,10 +64,9 @@ impl VectorSet {
 
     fn write_quarter(&mut self, index: u8, value: u64) {
         let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
-        let halves = [u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])];
-        for (word, half) in self.0.iter_mut().skip(usize::from(index) << 1).zip(halves) {
-            *word = half;
-        }
+        let first = index << 1;
+        self.set_word(first, u32::from_le_bytes([a, b, c, d]));
+        self.set_word(first | 1, u32::from_le_bytes([e, f, g, h]));
     }
 
     const fn bit(vector: u8) -> u32 {
