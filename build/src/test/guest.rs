@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Bench, Tally, noise};
+use super::{Bench, Tally, noise, smp};
 use crate::artifact::{self, MICRO_GUEST};
 use crate::e2e::{self, ALL_BANKS};
 use crate::lab::{LAUNCH, Lab, STANDS_STILL};
 use crate::machine::Machine;
+use crate::machine::stream::Stream;
 use crate::pool::{self, Job};
 use crate::{place, ui};
 
@@ -51,6 +52,7 @@ pub(super) fn run(bench: &Bench) -> Result<Tally> {
         }));
     }
     jobs.extend(noise::jobs(bench, &folder, &kernel));
+    jobs.extend(smp::jobs(bench, &folder, &kernel));
     Ok(pool::run("Small machines, one for each guest", jobs))
 }
 
@@ -66,6 +68,13 @@ fn own_tests(bench: &Bench, folder: &Path, kernel: &Path) -> Result<Tally> {
     let mut machine = start(bench, folder, kernel, "")?;
     machine.log.wait_for("serve: guest runs", LAUNCH)?;
     let mut console = machine.console.take().context("no console")?;
+    let tally = sum(&mut console)?;
+    machine.wait_off_or(LIMIT, "stop: the guest switched its machine off")?;
+    Ok(tally)
+}
+
+/// Hears what a micro-guest says of its tests, up to the sum.
+pub(super) fn sum(console: &mut Stream) -> Result<Tally> {
     let mut tally = Tally::default();
     let sum = console.find("the micro-guest's sum", LIMIT, |line| {
         if let Some(failure) = line.strip_prefix("FAIL ") {
@@ -79,7 +88,6 @@ fn own_tests(bench: &Bench, folder: &Path, kernel: &Path) -> Result<Tally> {
     if sum != format!("micro: {} passed, {} failed", tally.passed, tally.failed) {
         bail!("the guest says `{sum}`, but {tally:?} were heard");
     }
-    machine.wait_off_or(LIMIT, "stop: the guest switched its machine off")?;
     Ok(tally)
 }
 

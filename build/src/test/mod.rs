@@ -4,6 +4,7 @@ mod cargo;
 mod fuzz;
 mod guest;
 mod noise;
+mod smp;
 
 use std::process::ExitCode;
 use std::time::Instant;

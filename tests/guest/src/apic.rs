@@ -129,3 +129,16 @@ pub(crate) fn send_nmi_to_self() {
 pub(crate) fn end_of_interrupt() {
     write(Register::END_OF_INTERRUPT, 0);
 }
+
+/// Sends the processor of this number what `command` says.
+pub(crate) fn send_to(number: u32, command: u32) {
+    if has_x2apic() {
+        let value = u64::from(number) << 32 | u64::from(command);
+        if cpu::write_msr(0x800 | Register::COMMAND.0 >> 4, value).is_err() {
+            crate::say!("FAIL the apic refuses the command {value:#x}");
+        }
+    } else {
+        write(Register::COMMAND_HIGH, number << 24);
+        write(Register::COMMAND, command);
+    }
+}

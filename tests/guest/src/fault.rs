@@ -151,7 +151,7 @@ unsafe extern "C" {
 static IDT: Idt = Idt(core::cell::UnsafeCell::new([[0; 2]; 256]));
 
 struct Idt(core::cell::UnsafeCell<[[u64; 2]; 256]>);
-// SAFETY: written once by `install`, before interrupts are possible; one processor.
+// SAFETY: written once by `install`, before interrupts are possible and other processors run.
 unsafe impl Sync for Idt {}
 
 #[repr(C, packed)]
@@ -172,6 +172,11 @@ pub(crate) fn install() {
         gate[0] = handler & 0xffff | 0x08 << 16 | kind << 32 | (handler & 0xffff_0000) << 32;
         gate[1] = handler >> 32;
     }
+    load();
+}
+
+/// Lets this processor use the interrupt table.
+pub(crate) fn load() {
     let pointer = TablePointer { limit: 256 * 16 - 1, base: IDT.0.get().addr() as u64 };
     // SAFETY: the table is complete and static.
     unsafe { asm!("lidt [{}]", in(reg) &raw const pointer, options(nostack, readonly)) };
@@ -194,7 +199,12 @@ pub(crate) fn count(vector: u64, rip: u64) {
             STEPS.fetch_add(1, Ordering::Relaxed);
         }
         SPURIOUS => {}
+        crate::smp::CALL | crate::smp::TIME => {
+            crate::smp::called(vector);
+            crate::apic::end_of_interrupt();
+        }
         _ => {
+            crate::smp::timer_fired();
             INTERRUPTED.store(rip, Ordering::Relaxed);
             TICKS.fetch_add(1, Ordering::Relaxed);
             crate::apic::end_of_interrupt();

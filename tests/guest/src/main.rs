@@ -29,8 +29,10 @@ mod handover;
 mod hidden;
 mod instruction;
 mod interrupt;
+mod keep;
 mod noise;
 mod register;
+mod smp;
 mod start;
 mod user;
 
@@ -67,11 +69,23 @@ extern "C" fn guest_main(start: u64) -> ! {
     if command_line == b"bench-exits" {
         bench::run_exits();
     }
+    if let Some([seed]) = command_line.strip_prefix(b"keep=") {
+        let outcome = keep::run(*seed);
+        sum([("registers_stay_this_guests", outcome)].into_iter());
+    }
+    if command_line == b"smp" {
+        sum(smp::TESTS.iter().map(|(name, test)| (*name, test())));
+    }
     let groups =
         [instruction::TESTS, register::TESTS, hidden::TESTS, device::TESTS, interrupt::TESTS, user::TESTS];
+    sum(groups.into_iter().flatten().map(|(name, test)| (*name, test())))
+}
+
+/// Says how each test went, and the sum.
+fn sum(outcomes: impl Iterator<Item = (&'static str, Verdict)>) -> ! {
     let (mut passed, mut failed) = (0u32, 0u32);
-    for (name, test) in groups.into_iter().flatten() {
-        match test() {
+    for (name, outcome) in outcomes {
+        match outcome {
             Ok(()) => {
                 passed += 1;
                 say!("ok {name}");

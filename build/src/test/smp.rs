@@ -1,0 +1,82 @@
+//! Micro-guests with several processors, and two on one processor.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use super::guest::sum;
+use super::{Bench, Tally};
+use crate::e2e::{self, ALL_BANKS};
+use crate::lab::{LAUNCH, Lab, STANDS_STILL};
+use crate::machine::Machine;
+use crate::pool::Job;
+use crate::ui;
+
+/// One guest: processors, command line, console.
+type Guest = (u32, &'static str, &'static str);
+
+/// What is run: name, sentence, machine, guests.
+type Case = (&'static str, &'static str, &'static str, &'static [Guest]);
+
+const CASES: &[Case] = &[
+    ("smp_on_one", "four processors of a guest take turns on one", "bios", &[(4, "smp", "com2")]),
+    ("smp_on_four", "four processors of a guest run on four", "smp", &[(4, "smp", "com2")]),
+    (
+        "neighbours",
+        "two guests on one processor keep every register apart",
+        "bios",
+        &[(1, "keep=1", "com2"), (1, "keep=2", "com1")],
+    ),
+];
+
+/// One job for each case.
+pub(super) fn jobs<'a>(bench: &'a Bench, folder: &Path, kernel: &'a Path) -> Vec<Job<'a>> {
+    let chosen = CASES.iter().filter(|(name, ..)| bench.is_chosen(name));
+    let job = |(name, sentence, machine, guests): &'static Case| {
+        let folder = folder.join(name);
+        Job::new(*sentence, 1, move || {
+            let outcome = run(bench, &folder, kernel, machine, guests);
+            match &outcome {
+                Ok(tally) => ui::good(&format!("{sentence} ({} tests)", tally.passed)),
+                Err(error) => ui::bad(&format!("{sentence}: {error:#}")),
+            }
+            outcome.unwrap_or_else(|_| Tally::one(false))
+        })
+    };
+    chosen.map(job).collect()
+}
+
+fn run(bench: &Bench, folder: &Path, kernel: &Path, machine: &str, guests: &[Guest]) -> Result<Tally> {
+    let lab = Lab::new(&bench.tools, &bench.artifacts, machine, folder, ALL_BANKS)?;
+    let release = e2e::release(bench, folder, &manifest(kernel, guests)?)?;
+    let mut machine = lab.boot_with("run", &release.parts, None, &STANDS_STILL.map(str::to_owned))?;
+    machine.log.wait_for("serve: guest runs", LAUNCH)?;
+    hear(&mut machine, guests)
+}
+
+fn hear(machine: &mut Machine, guests: &[Guest]) -> Result<Tally> {
+    let mut console = machine.console.take().context("no console")?;
+    let mut tally = sum(&mut console)?;
+    if guests.iter().any(|(.., console)| *console == "com1") {
+        tally = tally.plus(sum(&mut machine.log)?);
+    }
+    if tally.passed == 0 || tally.failed > 0 {
+        bail!("{tally:?}");
+    }
+    Ok(tally)
+}
+
+fn manifest(kernel: &Path, guests: &[Guest]) -> Result<String> {
+    let mut text = String::new();
+    for (number, (vcpus, command_line, console)) in (1..).zip(guests) {
+        write!(
+            text,
+            "[[guest]]\nname = \"micro{number}\"\nmemory_mib = 64\nvcpus = {vcpus}\nformat = \"pvh\"\n\
+             consoles = [\"{console}\"]\nhypercalls = []\non_reboot = \"stop\"\non_crash = \"halt-machine\"\n\
+             on_power_off = \"stop\"\nkernel = \"{}\"\ncmdline = \"{command_line}\"\n",
+            kernel.display()
+        )?;
+    }
+    Ok(text)
+}
