@@ -13,7 +13,7 @@ use dolmen_tpm::quote::{self, QuoteJob};
 use dolmen_tpm::reseed::{ReseedJob, ReseedPoll};
 use dolmen_tpm::session::HmacSession;
 use dolmen_vm::service::{
-    self, GuestTable, NoEntropy, QuoteDesk, QuotePoll, SignedQuote, TpmBusy, TpmService,
+    self, GuestTable, NoEntropy, Platform, QuoteDesk, QuotePoll, SignedQuote, TpmBusy, TpmService,
 };
 
 use crate::host::{Host, Tpm};
@@ -107,6 +107,30 @@ impl TpmDesk {
     }
 }
 
+impl Platform for TpmDesk {
+    type Tpm = Self;
+
+    fn with_tpm<R>(&mut self, work: impl FnOnce(&mut Self) -> R) -> R {
+        work(self)
+    }
+
+    fn ak_public(&self) -> &[u8] {
+        &self.trust.ak_public
+    }
+
+    fn event_log(&self) -> &[u8] {
+        &self.event_log
+    }
+
+    fn uptime_ms(&self) -> u64 {
+        cpu::read_tsc().checked_div(self.clock.tsc_khz).unwrap_or_default()
+    }
+
+    fn guests(&mut self) -> &mut impl GuestTable {
+        &mut self.guests
+    }
+}
+
 impl TpmService for TpmDesk {
     fn random(&mut self, out: &mut [u8]) -> Result<(), NoEntropy> {
         self.trust.drbg.fill(out).map_err(|_| NoEntropy)
@@ -127,22 +151,6 @@ impl TpmService for TpmDesk {
                 QuotePoll::Failed(error.response_code())
             }
         }
-    }
-
-    fn ak_public(&self) -> &[u8] {
-        &self.trust.ak_public
-    }
-
-    fn event_log(&self) -> &[u8] {
-        &self.event_log
-    }
-
-    fn uptime_ms(&self) -> u64 {
-        cpu::read_tsc().checked_div(self.clock.tsc_khz).unwrap_or_default()
-    }
-
-    fn guests(&mut self) -> &mut impl GuestTable {
-        &mut self.guests
     }
 
     fn desk(&mut self) -> &mut QuoteDesk {

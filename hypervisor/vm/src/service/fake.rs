@@ -8,7 +8,7 @@ use dolmen_memory::{Gpa, GuestMemory, OutsideRam};
 use sha2::{Digest, Sha256};
 
 use super::{
-    CallArgs, GuestSlot, GuestTable, NoEntropy, QuoteDesk, QuotePoll, Scratch, Secret, Service,
+    CallArgs, GuestSlot, GuestTable, NoEntropy, Platform, QuoteDesk, QuotePoll, Scratch, Secret, Service,
     ServiceConfig, SignedQuote, TpmBusy, TpmService,
 };
 use crate::lifecycle::{Components, Lifecycle, Outcome, Request, Rules, WIPE_BYTES};
@@ -178,6 +178,30 @@ impl Default for FakeTpm {
 /// Bytes before the extra data in a fake quote.
 pub const ATTEST_HEAD: usize = 113;
 
+impl Platform for FakeTpm {
+    type Tpm = Self;
+
+    fn with_tpm<R>(&mut self, work: impl FnOnce(&mut Self) -> R) -> R {
+        work(self)
+    }
+
+    fn ak_public(&self) -> &[u8] {
+        b"the public part of a key"
+    }
+
+    fn event_log(&self) -> &[u8] {
+        self.log
+    }
+
+    fn uptime_ms(&self) -> u64 {
+        self.now_ms
+    }
+
+    fn guests(&mut self) -> &mut impl GuestTable {
+        &mut self.guests
+    }
+}
+
 impl TpmService for FakeTpm {
     fn random(&mut self, out: &mut [u8]) -> Result<(), NoEntropy> {
         if !self.has_entropy {
@@ -215,22 +239,6 @@ impl TpmService for FakeTpm {
             }
             None => QuotePoll::Failed(0),
         }
-    }
-
-    fn ak_public(&self) -> &[u8] {
-        b"the public part of a key"
-    }
-
-    fn event_log(&self) -> &[u8] {
-        self.log
-    }
-
-    fn uptime_ms(&self) -> u64 {
-        self.now_ms
-    }
-
-    fn guests(&mut self) -> &mut impl GuestTable {
-        &mut self.guests
     }
 
     fn desk(&mut self) -> &mut QuoteDesk {

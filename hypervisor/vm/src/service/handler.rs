@@ -10,7 +10,7 @@ use sha2::{Digest, Sha384};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::desk::{self, Progress, QuoteDesk, Slot};
-use super::platform::TpmService;
+use super::platform::{Platform, TpmService};
 use super::scratch::Scratch;
 use super::{Answer, Change, Service, seal};
 
@@ -31,7 +31,7 @@ impl Service<'_> {
         put(self.scratch, &reply)
     }
 
-    pub(super) fn random<T: TpmService>(&mut self, tpm: &mut T) -> Result<Answer, Status> {
+    pub(super) fn random<P: Platform>(&mut self, platform: &mut P) -> Result<Answer, Status> {
         let (request, _) = take::<RandomRequest>(self.scratch)?;
         all_zero(request.reserved)?;
         let length = usize::try_from(request.length).map_err(|_| Status::BAD_ARGUMENT)?;
@@ -39,7 +39,7 @@ impl Service<'_> {
             return Err(Status::BAD_ARGUMENT);
         }
         let out = self.scratch.reply_mut(length).ok_or(Status::BAD_ARGUMENT)?;
-        tpm.random(out).map_err(|_| Status::NO_ENTROPY)?;
+        platform.with_tpm(|tpm| tpm.random(out)).map_err(|_| Status::NO_ENTROPY)?;
         Ok(Answer::reply(length))
     }
 
@@ -62,7 +62,7 @@ impl Service<'_> {
         Ok(Answer { change: Change::Register { index, value }, ..answer })
     }
 
-    pub(super) fn seal<T: TpmService>(&mut self, tpm: &mut T) -> Result<Answer, Status> {
+    pub(super) fn seal<P: Platform>(&mut self, platform: &mut P) -> Result<Answer, Status> {
         let root = self.root.as_ref().ok_or(Status::NOT_LAUNCHED)?;
         let (request, _) = take::<SealRequest>(self.scratch)?;
         all_zero(request.reserved)?;
@@ -72,7 +72,7 @@ impl Service<'_> {
             return Err(Status::BAD_LENGTH);
         }
         let mut salt = [0; 32];
-        tpm.random(&mut salt).map_err(|_| Status::NO_ENTROPY)?;
+        platform.with_tpm(|tpm| tpm.random(&mut salt)).map_err(|_| Status::NO_ENTROPY)?;
         let sealed = length.saturating_add(SEALED_OVERHEAD);
         let (bytes, out) = self.scratch.request_and_reply(sealed).ok_or(Status::BAD_LENGTH)?;
         let (label, data) = split(bytes, size_of::<SealRequest>(), request.label_length, length)?;
@@ -94,7 +94,7 @@ impl Service<'_> {
         Ok(Answer::reply(secret))
     }
 
-    pub(super) fn quote<T: TpmService>(&mut self, tpm: &mut T) -> Result<Answer, Status> {
+    pub(super) fn quote<P: Platform>(&mut self, platform: &mut P) -> Result<Answer, Status> {
         self.demand_launch()?;
         let (request, _) = take::<QuoteRequest>(self.scratch)?;
         all_zero(request.reserved)?;
@@ -108,33 +108,40 @@ impl Service<'_> {
             registers: self.registers,
             report_data: request.report_data,
         };
-        QuoteDesk::pump(tpm);
+        let progress = platform.with_tpm(|tpm| {
+            QuoteDesk::pump(tpm);
+            tpm.desk().slot(self.slot).progress
+        });
         let is_ours = self.quoting == Some(binding);
-        match tpm.desk().slot(self.slot).progress {
+        match progress {
             Progress::Waiting | Progress::InFlight if is_ours => Err(Status::AGAIN),
             Progress::Waiting | Progress::InFlight => Err(Status::BUSY),
-            Progress::Done if is_ours => self.quoted(&binding, tpm),
+            Progress::Done if is_ours => self.quoted(&binding, platform),
             Progress::Failed(response_code) if is_ours => {
                 let answer = put(self.scratch, &TpmFailure { response_code, reserved: 0 })?;
                 Ok(Answer { status: Status::TPM_FAILED, change: Change::QuoteTaken, ..answer })
             }
             // Nothing, or the answer to a request that the guest no longer repeats.
-            Progress::Free | Progress::Done | Progress::Failed(_) => self.ask_for_quote(&binding, tpm),
+            Progress::Free | Progress::Done | Progress::Failed(_) => self.ask_for_quote(&binding, platform),
         }
     }
 
-    fn ask_for_quote<T: TpmService>(&mut self, binding: &Binding, tpm: &mut T) -> Result<Answer, Status> {
-        if !self.quote_rate.take(tpm.uptime_ms()) {
+    fn ask_for_quote<P: Platform>(&mut self, binding: &Binding, platform: &mut P) -> Result<Answer, Status> {
+        if !self.quote_rate.take(platform.uptime_ms()) {
             return Err(Status::BUSY);
         }
-        tpm.desk().submit(self.slot, desk::leaf(binding));
+        let (slot, leaf) = (self.slot, desk::leaf(binding));
         self.quoting = Some(*binding);
-        QuoteDesk::pump(tpm);
+        platform.with_tpm(|tpm| {
+            tpm.desk().submit(slot, leaf);
+            QuoteDesk::pump(tpm);
+        });
         Err(Status::AGAIN)
     }
 
-    fn quoted<T: TpmService>(&mut self, binding: &Binding, tpm: &mut T) -> Result<Answer, Status> {
-        let reply = quote_reply(binding, tpm.desk().slot(self.slot)).ok_or(Status::BAD_LENGTH)?;
+    fn quoted<P: Platform>(&mut self, binding: &Binding, platform: &mut P) -> Result<Answer, Status> {
+        let reply = platform.with_tpm(|tpm| quote_reply(binding, tpm.desk().slot(self.slot)));
+        let reply = reply.ok_or(Status::BAD_LENGTH)?;
         let answer = put(self.scratch, &reply)?;
         Ok(Answer { change: Change::QuoteTaken, ..answer })
     }
@@ -143,15 +150,15 @@ impl Service<'_> {
         if self.facts.is_launched() { Ok(()) } else { Err(Status::NOT_LAUNCHED) }
     }
 
-    pub(super) fn ak_public<T: TpmService>(&mut self, tpm: &mut T) -> Result<Answer, Status> {
+    pub(super) fn ak_public<P: Platform>(&mut self, platform: &mut P) -> Result<Answer, Status> {
         self.demand_launch()?;
-        let key = tpm.ak_public();
+        let key = platform.ak_public();
         put_bytes(self.scratch, 0, key)
     }
 
-    pub(super) fn event_log<T: TpmService>(&mut self, tpm: &mut T) -> Result<Answer, Status> {
+    pub(super) fn event_log<P: Platform>(&mut self, platform: &mut P) -> Result<Answer, Status> {
         let (request, _) = take::<EventLogRequest>(self.scratch)?;
-        let log = tpm.event_log();
+        let log = platform.event_log();
         let offset = usize::try_from(request.offset).map_err(|_| Status::BAD_ARGUMENT)?;
         let wanted = usize::try_from(request.length).map_err(|_| Status::BAD_ARGUMENT)?;
         if wanted > MAX_LOG_WINDOW {

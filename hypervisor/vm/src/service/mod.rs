@@ -6,7 +6,7 @@
 //! `docs/abi.md` is the specification.
 //!
 //! The core makes one [`Service`] per guest, after measuring it and before its first instruction, and one
-//! [`TpmService`] for all of them:
+//! [`TpmService`] for all of them, behind a [`Platform`]:
 //!
 //! ```ignore
 //! static SCRATCH: TakeOnce<Scratch> = TakeOnce::new(Scratch::new());
@@ -52,7 +52,7 @@ pub mod fake;
 mod tests;
 
 pub use desk::{GuestSlot, QuoteDesk};
-pub use platform::{GuestTable, NoEntropy, QuotePoll, SignedQuote, TpmBusy, TpmService};
+pub use platform::{GuestTable, NoEntropy, Platform, QuotePoll, SignedQuote, TpmBusy, TpmService};
 pub use scratch::Scratch;
 pub use secret::Secret;
 
@@ -154,19 +154,19 @@ impl<'a> Service<'a> {
     }
 
     /// Serves one call. `privileged`: the guest was in 64-bit mode at CPL 0.
-    pub fn call<M: GuestMemory, T: TpmService>(
+    pub fn call<M: GuestMemory, P: Platform>(
         &mut self,
         number: u32,
         args: CallArgs,
         privileged: bool,
         mem: &mut M,
-        tpm: &mut T,
+        platform: &mut P,
     ) -> CallResult {
         let Some(call) = CALLS.iter().find(|call| call.number == number) else {
             return CallResult { status: Status::NO_SUCH_CALL.to_rax(), reply_len: args.rdx };
         };
         let (status, length) = match self.admit(call, args, privileged) {
-            Ok(()) => self.serve(call, args, mem, tpm).unwrap_or_else(|status| (status, 0)),
+            Ok(()) => self.serve(call, args, mem, platform).unwrap_or_else(|status| (status, 0)),
             Err(status) => (status, 0),
         };
         self.scratch.wipe_used();
@@ -216,12 +216,12 @@ impl<'a> Service<'a> {
         }
     }
 
-    fn serve<M: GuestMemory, T: TpmService>(
+    fn serve<M: GuestMemory, P: Platform>(
         &mut self,
         call: &CallInfo,
         args: CallArgs,
         mem: &mut M,
-        tpm: &mut T,
+        platform: &mut P,
     ) -> Result<(Status, usize), Status> {
         let length = usize::try_from(args.rsi).map_err(|_| Status::BAD_LENGTH)?;
         let request = self.scratch.request_mut(length).ok_or(Status::BAD_LENGTH)?;
@@ -235,7 +235,7 @@ impl<'a> Service<'a> {
             probed.fill(0);
         }
 
-        let answer = self.handle(call.number, tpm)?;
+        let answer = self.handle(call.number, platform)?;
 
         if answer.length > capacity(args) {
             return Err(Status::REPLY_TOO_SMALL);
@@ -244,30 +244,30 @@ impl<'a> Service<'a> {
         if !reply.is_empty() {
             mem.write(Gpa::new(args.rdx), reply).map_err(|_| Status::BAD_REPLY_ADDRESS)?;
         }
-        self.commit(answer.change, tpm);
+        self.commit(answer.change, platform);
         Ok((answer.status, answer.length))
     }
 
-    fn handle<T: TpmService>(&mut self, number: u32, tpm: &mut T) -> Result<Answer, Status> {
+    fn handle<P: Platform>(&mut self, number: u32, platform: &mut P) -> Result<Answer, Status> {
         match number {
             Version::NUMBER => self.version(),
-            Random::NUMBER => self.random(tpm),
+            Random::NUMBER => self.random(platform),
             ReadRegisters::NUMBER => self.read_registers(),
             Extend::NUMBER => self.extend(),
-            Seal::NUMBER => self.seal(tpm),
+            Seal::NUMBER => self.seal(platform),
             Unseal::NUMBER => self.unseal(),
-            Quote::NUMBER => self.quote(tpm),
-            AkPublic::NUMBER => self.ak_public(tpm),
-            EventLog::NUMBER => self.event_log(tpm),
-            ListGuests::NUMBER => self.list_guests(tpm.guests()),
-            StartGuest::NUMBER => self.ask(Request::Start, tpm.guests()),
-            StopGuest::NUMBER => self.ask(Request::Stop, tpm.guests()),
-            ResetGuest::NUMBER => self.ask(Request::Reset, tpm.guests()),
+            Quote::NUMBER => self.quote(platform),
+            AkPublic::NUMBER => self.ak_public(platform),
+            EventLog::NUMBER => self.event_log(platform),
+            ListGuests::NUMBER => self.list_guests(platform.guests()),
+            StartGuest::NUMBER => self.ask(Request::Start, platform.guests()),
+            StopGuest::NUMBER => self.ask(Request::Stop, platform.guests()),
+            ResetGuest::NUMBER => self.ask(Request::Reset, platform.guests()),
             _ => Err(Status::NO_SUCH_CALL),
         }
     }
 
-    fn commit<T: TpmService>(&mut self, change: Change, tpm: &mut T) {
+    fn commit<P: Platform>(&mut self, change: Change, platform: &mut P) {
         match change {
             Change::Nothing => {}
             Change::Register { index, value } => {
@@ -277,7 +277,7 @@ impl<'a> Service<'a> {
             }
             Change::QuoteTaken => {
                 self.quoting = None;
-                tpm.desk().release(self.slot);
+                platform.with_tpm(|tpm| tpm.desk().release(self.slot));
             }
         }
     }

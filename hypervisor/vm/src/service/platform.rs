@@ -39,7 +39,29 @@ pub trait GuestTable {
     fn request(&mut self, name: &[u8; NAME_BYTES], request: Request) -> Result<(), Status>;
 }
 
-/// What the core gives to every guest's service. One for the machine: whoever calls holds it alone.
+/// What a guest's service reaches beyond its guest. Each method takes what it needs for as long as it needs it:
+/// no call keeps what all guests share while it works for one.
+pub trait Platform {
+    /// The TPM, as whoever holds it sees it.
+    type Tpm: TpmService;
+
+    /// Takes the TPM for a moment.
+    fn with_tpm<R>(&mut self, work: impl FnOnce(&mut Self::Tpm) -> R) -> R;
+
+    /// The attestation key's public part as `TPM2B_PUBLIC`; empty if there is none.
+    fn ak_public(&self) -> &[u8];
+
+    /// The launch's event log, exact length; complete before the first guest runs.
+    fn event_log(&self) -> &[u8];
+
+    /// Milliseconds since some moment in the past; never falls.
+    fn uptime_ms(&self) -> u64;
+
+    /// All guests.
+    fn guests(&mut self) -> &mut impl GuestTable;
+}
+
+/// The TPM and the generator that it seeds. One for the machine: whoever calls holds it alone, and briefly.
 pub trait TpmService {
     /// Fills `out` from the hypervisor's generator.
     ///
@@ -55,18 +77,6 @@ pub trait TpmService {
 
     /// Moves the started quote on, without waiting; what is done is written to `into`.
     fn poll_quote(&mut self, into: &mut SignedQuote) -> QuotePoll;
-
-    /// The attestation key's public part as `TPM2B_PUBLIC`; empty if there is none.
-    fn ak_public(&self) -> &[u8];
-
-    /// The launch's event log, exact length; complete before the first guest runs.
-    fn event_log(&self) -> &[u8];
-
-    /// Milliseconds since some moment in the past; never falls.
-    fn uptime_ms(&self) -> u64;
-
-    /// All guests.
-    fn guests(&mut self) -> &mut impl GuestTable;
 
     /// Where the guests' quote requests meet. The implementation only keeps it.
     fn desk(&mut self) -> &mut QuoteDesk;
