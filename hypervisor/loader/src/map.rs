@@ -5,6 +5,7 @@
 //! built after the firmware's allocator is gone.
 #![forbid(unsafe_code)]
 
+use crate::plan::LOW_MEMORY;
 use core::fmt;
 use dolmen_drtm::handoff::{Extent, MAX_RANGES, MemoryRange};
 
@@ -165,7 +166,8 @@ impl MemoryMap {
     }
 
     /// Makes the map fit a hand-off: while it has more than [`MAX_RANGES`] ranges, the smallest run of RAM
-    /// that holds nothing of `keep` becomes reserved. Reserved memory never becomes RAM.
+    /// that holds nothing of `keep` becomes reserved. Reserved memory never becomes RAM. RAM of the first MiB goes
+    /// last: processors start there.
     ///
     /// # Errors
     /// Something of `keep` is not in RAM, or lies too scattered.
@@ -179,7 +181,7 @@ impl MemoryMap {
             let smallest = self
                 .ranges()
                 .filter(|r| r.kind == MemoryRange::RAM && !keep.iter().any(|e| e.length > 0 && covers(r, e)))
-                .min_by_key(|r| r.length)
+                .min_by_key(|r| (r.base < LOW_MEMORY, r.length))
                 .ok_or(MapError::TooScattered)?;
             self.add(smallest.base, smallest.length, Kind::Reserved)?;
         }

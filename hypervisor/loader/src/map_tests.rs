@@ -70,6 +70,18 @@ fn the_smallest_ram_goes_first_and_kept_ram_stays() {
 }
 
 #[test]
+fn ram_below_one_mib_is_given_up_last() {
+    let mut map = map_of(&[(0x8000, 0x1000, Kind::Held)]);
+    for n in 1..100 {
+        let kind = if n % 2 == 0 { Kind::Free } else { Kind::Reserved };
+        map.add(n * 0x10_0000, 0x10_0000, kind).unwrap();
+    }
+    map.limit_ranges(&[]).unwrap();
+    let low = MemoryRange { base: 0x8000, length: 0x1000, kind: MemoryRange::RAM };
+    assert!(map.ranges().count() <= MAX_RANGES && map.ranges().any(|range| range == low));
+}
+
+#[test]
 fn a_boot_file_outside_ram_is_named() {
     let mut map = map_of(&[(0, 0x1000, Kind::Free)]);
     let outside = Extent { base: 0x800, length: 0x1000 };
