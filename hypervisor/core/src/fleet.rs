@@ -5,24 +5,25 @@
 //! Nobody holds a lock but that while a guest runs. The TPM's desk is a leaf.
 
 use alloc::boxed::Box;
+use alloc::vec;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use dolmen_arch::{CpuId, CpuSet};
 use dolmen_machine::clock::Clock;
 use dolmen_machine::cpu;
-use dolmen_machine::own::GuestRam;
-use dolmen_machine::serial::Serial;
+use dolmen_machine::own::{GuestRam, StagedFiles};
 use dolmen_machine::svm::Svm;
 use dolmen_vm::bus::VcpuSet;
 use dolmen_vm::guest::Guest;
-use dolmen_vm::policy::StopReason;
 use dolmen_vm::sched::{Entity, Scheduler};
 use dolmen_vm::service::Service;
 use dolmen_vm::vcpu::Vcpu;
 
+use crate::console::Outlet;
+use crate::lifecycle::{Life, PIECE};
 use crate::lock::Mutex;
 use crate::measure::MeasuredGuest;
+use crate::stop::Reason;
 use crate::trust::TpmDesk;
 
 /// One guest.
@@ -31,12 +32,12 @@ pub(crate) struct Tenant {
     pub(crate) guest: Guest,
     pub(crate) ram: GuestRam,
     pub(crate) service: Mutex<Service<'static>>,
-    pub(crate) consoles: [Option<Serial>; 2],
+    pub(crate) life: Life,
+    /// Where its serial ports lead.
+    pub(crate) outlets: [Outlet; 2],
     /// Its virtual processors are these tasks.
     pub(crate) first_task: usize,
     pub(crate) tasks: usize,
-    /// One of its processors has said that it ends, and why is being dealt with.
-    is_ending: AtomicBool,
 }
 
 /// One virtual processor. Task n is the scheduler's entity n.
@@ -53,30 +54,33 @@ pub(crate) struct Fleet {
     pub(crate) tasks: Vec<Task>,
     pub(crate) scheduler: Mutex<Scheduler>,
     pub(crate) desk: Mutex<Box<TpmDesk>>,
-    /// Guests that have not ended.
-    alive: AtomicUsize,
+    /// What the loader staged, for guests that start later.
+    pub(crate) files: StagedFiles,
+    /// Whoever holds it does the work of guests that start or stop.
+    pub(crate) bench: Mutex<Bench>,
+}
+
+/// Where that work is done.
+pub(crate) struct Bench {
+    /// What is hashed or copied passes through here.
+    pub(crate) piece: Box<[u8]>,
+    /// Whose turn it is.
+    pub(crate) turn: usize,
 }
 
 impl Tenant {
     /// A guest whose processors are `tasks` tasks from `first_task` on.
-    pub(crate) const fn new(
+    pub(crate) fn new(
         measured: MeasuredGuest,
         guest: Guest,
         ram: GuestRam,
         service: Service<'static>,
-        consoles: [Option<Serial>; 2],
+        outlets: [Outlet; 2],
         (first_task, tasks): (usize, usize),
-    ) -> Self {
-        Self {
-            measured,
-            guest,
-            ram,
-            service: Mutex::new(service),
-            consoles,
-            first_task,
-            tasks,
-            is_ending: AtomicBool::new(false),
-        }
+    ) -> Result<Self, Reason> {
+        let life = Life::new(&measured)?;
+        let service = Mutex::new(service);
+        Ok(Self { measured, guest, ram, service, life, outlets, first_task, tasks })
     }
 }
 
@@ -88,10 +92,11 @@ impl Fleet {
         tasks: Vec<Task>,
         scheduler: Scheduler,
         desk: Box<TpmDesk>,
+        files: StagedFiles,
     ) -> Self {
-        let alive = AtomicUsize::new(tenants.len());
         let (scheduler, desk) = (Mutex::new(scheduler), Mutex::new(desk));
-        Self { clock, tenants, tasks, scheduler, desk, alive }
+        let bench = Mutex::new(Bench { piece: vec![0; PIECE].into_boxed_slice(), turn: 0 });
+        Self { clock, tenants, tasks, scheduler, desk, files, bench }
     }
 
     /// The virtual processor that the scheduler means.
@@ -129,25 +134,17 @@ impl Fleet {
         kicked(whom.iter().filter_map(|index| tasks.get(index)).map(|task| scheduler.wake(task.entity, now)))
     }
 
-    /// A guest ends. Whether this is the first to say so, and whether any other guest is left.
-    pub(crate) fn end(&self, tenant: &Tenant, why: StopReason) -> Option<Left> {
-        if tenant.is_ending.swap(true, Ordering::AcqRel) {
-            return None;
-        }
-        tenant.service.lock().scrub();
-        log::info!(target: "serve", "guest stopped name={} reason={why:?}", tenant.measured.config.name());
-        let before = self.alive.fetch_sub(1, Ordering::AcqRel);
-        Some(if before > 1 { Left::Others } else { Left::Nobody })
+    /// Whether no processor of a guest runs, or will before the guest is started again.
+    pub(crate) fn is_off(&self, tenant: &Tenant) -> bool {
+        let scheduler = self.scheduler.lock();
+        self.tasks_of(tenant).iter().all(|task| scheduler.is_off(task.entity))
     }
-}
 
-/// Who is left when a guest has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Left {
-    /// Other guests run.
-    Others,
-    /// None.
-    Nobody,
+    /// Time-stamp ticks that the processors of a guest have had.
+    pub(crate) fn used(&self, tenant: &Tenant) -> u64 {
+        let scheduler = self.scheduler.lock();
+        self.tasks_of(tenant).iter().fold(0, |sum, task| sum.saturating_add(scheduler.used(task.entity)))
+    }
 }
 
 fn kicked(cpus: impl Iterator<Item = Option<CpuId>>) -> CpuSet {

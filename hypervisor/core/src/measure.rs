@@ -36,7 +36,6 @@ pub(crate) struct MeasuredGuest {
     /// Its components as staged.
     pub(crate) components: Vec<Extent>,
     /// What the measured ones of them hashed to.
-    #[expect(dead_code, reason = "what a guest that starts again is compared with")]
     pub(crate) digests: Vec<ComponentDigest>,
 }
 

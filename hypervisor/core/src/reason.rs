@@ -2,13 +2,13 @@
 
 use core::fmt;
 
+use dolmen_abi::{NAME_BYTES, StopCause};
 use dolmen_machine::cpus::StartError;
 use dolmen_machine::own::MachineError;
 use dolmen_machine::svm::SvmError;
 use dolmen_tpm::{KeyError, TpmError, TransportError};
 use dolmen_vm::image::ImageError;
 use dolmen_vm::manifest::ManifestError;
-use dolmen_vm::policy::StopReason;
 
 /// Why the run ends.
 #[derive(Debug)]
@@ -43,10 +43,13 @@ pub(crate) enum Reason {
     Image(ImageError),
     /// The processor lacks what virtualisation needs.
     Svm(SvmError),
-    /// The guest switched its machine off.
-    PowerOff,
-    /// The guest stopped for good.
-    GuestStopped(StopReason),
+    /// A guest ended that the machine does not outlive, or the last one.
+    GuestEnded {
+        /// Its padded name.
+        name: [u8; NAME_BYTES],
+        /// Why it ended.
+        cause: StopCause,
+    },
     /// The machine got an INIT.
     Init,
 }
@@ -77,8 +80,13 @@ impl fmt::Display for Reason {
             }
             Self::Image(error) => write!(f, "the guest's image cannot be loaded: {error}"),
             Self::Svm(error) => write!(f, "the processor cannot run guests: {error:?}"),
-            Self::PowerOff => write!(f, "the guest switched its machine off"),
-            Self::GuestStopped(reason) => write!(f, "the guest stopped: {reason:?}"),
+            Self::GuestEnded { name, cause } => {
+                let name = core::str::from_utf8(name).unwrap_or_default().trim_end_matches('\0');
+                match *cause {
+                    StopCause::POWER_OFF => write!(f, "the guest switched its machine off: {name}"),
+                    cause => write!(f, "the guest stopped: {name}: {cause}"),
+                }
+            }
             Self::Init => write!(f, "the machine was sent an INIT"),
         }
     }

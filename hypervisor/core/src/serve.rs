@@ -11,30 +11,29 @@ use dolmen_machine::interrupt::Window;
 use dolmen_machine::svm::{Svm, SvmCpu};
 use dolmen_machine::{apic, cpu, cpus};
 use dolmen_memory::GuestMemory;
-use dolmen_vm::backend::Backend;
 use dolmen_vm::board::{SerialPort, Tsc};
 use dolmen_vm::bus::VcpuSet;
-use dolmen_vm::manifest::Answer;
-use dolmen_vm::policy::StopReason;
 use dolmen_vm::run::Host;
 use dolmen_vm::sched::{Entity, GiveBack, Pick};
 use dolmen_vm::service::{CallArgs, CallResult};
 use dolmen_vm::vcpu::{Turn, Vcpu};
 
 use crate::console;
-use crate::fleet::{Fleet, Left, Task, Tenant};
+use crate::fleet::{Fleet, Task, Tenant};
+use crate::lifecycle;
 use crate::lock::MutexGuard;
-use crate::stop::{self, Reason};
+use crate::stop::Reason;
 use crate::virtualise::Virtualising;
 
-/// Times a second that the physical console is looked at while nothing else happens: a 16-byte FIFO at
-/// 115,200 baud fills in 1.4 ms, and senders that wait for room lose nothing.
-const POLLS_PER_S: u64 = 500;
+/// Times a second that the physical consoles are looked at: a 16-byte FIFO at 115,200 baud fills in 1.4 ms.
+const POLLS_PER_S: u64 = 1000;
+const NS_PER_MS: u64 = 1_000_000;
 
 /// Runs the guests; ends with the machine's run.
 pub(crate) fn for_ever(virtualising: Virtualising) -> Result<Infallible, Reason> {
     let Virtualising { fleet, svm, window } = virtualising;
-    for tenant in &fleet.tenants {
+    for tenant in fleet.tenants.iter().filter(|tenant| !tenant.measured.config.starts_on_demand()) {
+        tenant.life.starts_at_boot(fleet.clock);
         let _nobody_to_kick_yet = fleet.start(tenant);
         log::info!(target: "serve", "guest runs name={} tsc={}", tenant.measured.config.name(), cpu::read_tsc());
     }
@@ -50,6 +49,8 @@ pub(crate) struct Processor {
     fleet: &'static Fleet,
     /// End of the present stretch: of the turn, or of an idle processor's rest.
     until: Option<Tsc>,
+    /// Why the machine's run ends, found out in the middle of a turn.
+    over: Option<Reason>,
 }
 
 /// A virtual processor that this processor holds.
@@ -61,7 +62,7 @@ struct Held {
 
 impl Processor {
     pub(crate) const fn new(id: CpuId, svm: SvmCpu, window: Window, fleet: &'static Fleet) -> Self {
-        Self { id, svm, window, fleet, until: None }
+        Self { id, svm, window, fleet, until: None, over: None }
     }
 
     /// Goes round for ever, or until the machine's run ends.
@@ -80,7 +81,7 @@ impl Processor {
             how = match &mut held {
                 Some(held) => self.run(held)?,
                 None => {
-                    self.idle();
+                    self.idle()?;
                     GiveBack::Preempted
                 }
             };
@@ -115,75 +116,66 @@ impl Processor {
     fn run(&mut self, held: &mut Held) -> Result<GiveBack, Reason> {
         let mut memory = &held.tenant.ram;
         let mut around = Around { tenant: held.tenant, deadline: None, processor: self };
-        Ok(match held.vcpu.run(&held.tenant.guest, &mut memory, &mut around) {
+        let turn = held.vcpu.run(&held.tenant.guest, &mut memory, &mut around);
+        if let Some(reason) = self.over.take() {
+            return Err(reason);
+        }
+        Ok(match turn {
             Turn::SliceOver => GiveBack::Preempted,
             Turn::Halted { until } => GiveBack::Blocked { until },
             Turn::AwaitsStartUp => GiveBack::Blocked { until: None },
             Turn::Stopped(reason) => {
-                self.end(held, reason)?;
+                self.kick(lifecycle::ended(self.fleet, held.tenant, &held.vcpu, reason)?);
                 GiveBack::Stopped
             }
         })
     }
 
-    /// A guest has ended: the others go on, unless its manifest says otherwise.
-    fn end(&self, held: &Held, reason: StopReason) -> Result<(), Reason> {
-        let Some(left) = self.fleet.end(held.tenant, reason) else { return Ok(()) };
-        self.kick(self.fleet.halt(held.tenant));
-        let config = &held.tenant.measured.config;
-        let answer = match reason {
-            StopReason::PowerOff => config.on_power_off(),
-            StopReason::Reset => config.on_reboot(),
-            StopReason::TripleFault
-            | StopReason::HaltedForEver
-            | StopReason::InvalidState
-            | StopReason::TablesOutsideRam(_)
-            | StopReason::UnknownInstruction { .. }
-            | StopReason::MachineCheck
-            | StopReason::UnexpectedExit(_) => config.on_crash(),
-        };
-        match (answer, left) {
-            (Answer::ResetMachine, _) => stop::reset(),
-            (Answer::Stop | Answer::Restart, Left::Others) => return Ok(()),
-            (Answer::HaltMachine, _) | (_, Left::Nobody) => {}
+    /// Does a piece of the work of guests that start or stop, or rests until something happens.
+    fn idle(&mut self) -> Result<(), Reason> {
+        if self.work()? {
+            return Ok(());
         }
-        if reason == StopReason::PowerOff {
-            return Err(Reason::PowerOff);
-        }
-        console::raw(|com1| held.vcpu.backend().dump(com1));
-        Err(Reason::GuestStopped(reason))
-    }
-
-    /// Rests until something happens.
-    fn idle(&mut self) {
         self.arm(self.until);
         self.window.wait();
-        self.look_around();
+        self.look_around()
     }
 
     /// Does what is done besides the guests, where this processor is the one that does it.
-    fn look_around(&self) {
+    fn look_around(&self) -> Result<(), Reason> {
         if self.id == CpuId::FIRST {
-            for tenant in &self.fleet.tenants {
-                self.take_input(tenant);
-            }
+            console::pump(lifecycle::now(self.fleet.clock) / NS_PER_MS);
+            self.fleet.tenants.iter().for_each(|tenant| self.serve_ports(tenant));
         }
         // Somebody else is at the TPM: then it is looked after.
         if let Some(mut desk) = self.fleet.desk.try_lock() {
             desk.work();
         }
+        Ok(())
     }
 
-    /// Gives a guest's consoles what came for them.
-    fn take_input(&self, tenant: &Tenant) {
+    fn work(&self) -> Result<bool, Reason> {
+        let (has_worked, kick) = lifecycle::work(self.fleet)?;
+        self.kick(kick);
+        Ok(has_worked)
+    }
+
+    /// Gives a guest's serial ports what came for them, and takes what they hold back.
+    fn serve_ports(&self, tenant: &Tenant) {
         let mut wires = tenant.guest.bus().wires();
-        for (port, line) in SerialPort::ALL.into_iter().zip(&tenant.consoles) {
-            let Some(line) = line.as_ref().filter(|line| line.has_received()) else { continue };
+        for (port, outlet) in SerialPort::ALL.into_iter().zip(&tenant.outlets) {
+            if outlet.take_held() {
+                tenant.guest.board().send_console(port, |byte| outlet.send(byte), &mut wires);
+            }
+            if !outlet.has_input() {
+                continue;
+            }
             let mut board = tenant.guest.board();
-            // A byte is not taken from the line before there is room for it: it would be lost.
             while board.console_room(port) > 0 {
-                let Some(byte) = line.receive() else { break };
-                let _there_is_room = board.console_in(port, byte, &mut wires);
+                let Some(byte) = outlet.receive() else { break };
+                if !board.console_in(port, byte, &mut wires) {
+                    break;
+                }
             }
         }
         self.kick(self.fleet.wake(tenant, wires.woken()));
@@ -233,7 +225,11 @@ impl Host for Around<'_> {
 
     fn take_interrupts(&mut self) -> bool {
         self.processor.window.take_pending();
-        self.processor.look_around();
+        let outcome = self.processor.look_around().and_then(|()| self.processor.work());
+        if let Err(reason) = outcome {
+            self.processor.over = Some(reason);
+            return false;
+        }
         let now = cpu::read_tsc();
         let attention = self.processor.fleet.scheduler.lock().attend(self.processor.id, now);
         self.processor.kick(attention.kick);
@@ -250,10 +246,7 @@ impl Host for Around<'_> {
     }
 
     fn console_out(&mut self, port: SerialPort, byte: u8) -> bool {
-        if let Some(Some(console)) = self.tenant.consoles.get(port.index()) {
-            console.send(byte);
-        }
-        true
+        self.tenant.outlets.get(port.index()).is_none_or(|outlet| outlet.send(byte))
     }
 
     fn call(

@@ -16,6 +16,7 @@ use dolmen_vm::service::{
     self, GuestTable, NoEntropy, Platform, QuoteDesk, QuotePoll, SignedQuote, TpmBusy, TpmService,
 };
 
+use crate::fleet::Fleet;
 use crate::host::{Host, Tpm};
 use crate::lifecycle::Lives;
 use crate::stop::Reason;
@@ -83,7 +84,7 @@ impl TpmDesk {
     /// Puts the TPM behind the service.
     pub(crate) const fn new(tpm: Tpm, clock: Clock, trust: Trust, event_log: Vec<u8>) -> Self {
         Self {
-            guests: Lives { clock },
+            guests: Lives { clock, fleet: None },
             tpm,
             clock,
             trust,
@@ -92,6 +93,11 @@ impl TpmDesk {
             reseed: ReseedJob::new(),
             desk: QuoteDesk::new(),
         }
+    }
+
+    /// Learns where the guests are.
+    pub(crate) const fn know(&mut self, fleet: &'static Fleet) {
+        self.guests.fleet = Some(fleet);
     }
 
     /// Moves the reseed on, if one is due. Called on the way round the exit loop.

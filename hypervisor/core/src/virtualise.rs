@@ -1,18 +1,21 @@
 //! Stage 4: RAM, nested tables, processors and boards of all guests.
 
 use alloc::boxed::Box;
+use alloc::vec;
 use alloc::vec::Vec;
 use core::num::NonZeroU16;
+use core::sync::atomic::AtomicUsize;
 
 use dolmen_abi::LaunchFacts;
 use dolmen_arch::CpuSet;
 use dolmen_machine::interrupt::Window;
-use dolmen_machine::own::{GuestRam, Machine};
+use dolmen_machine::own::{GuestRam, Machine, StagedFiles};
 use dolmen_machine::serial::Serial;
 use dolmen_machine::svm::{SvmCpu, SvmHost, ThisCpu};
 use dolmen_machine::{cpu, heap, rtc};
 use dolmen_memory::{Gpa, Hpa, NestedTable, Npt, PageSize, RamExtent, RamMap, Rights};
 use dolmen_vm::board::BoardConfig;
+use dolmen_vm::console::Line;
 use dolmen_vm::cpuid::{CpuidConfig, GuestCpuid};
 use dolmen_vm::guest::Guest;
 use dolmen_vm::layout::RamLayout;
@@ -21,8 +24,10 @@ use dolmen_vm::sched::{EntityConfig, Scheduler};
 use dolmen_vm::service::{GuestSlot, Scratch, Secret, Service, ServiceConfig};
 use dolmen_vm::vcpu::Vcpu;
 
+use crate::console::{self, Outlet, Wire};
 use crate::cpus;
 use crate::fleet::{Fleet, Task, Tenant};
+use crate::lifecycle::PIECE;
 use crate::load;
 use crate::lock::Mutex;
 use crate::measure::{Measured, MeasuredGuest};
@@ -43,6 +48,7 @@ pub(crate) fn build(measured: Measured) -> Result<Virtualising, Reason> {
     let Measured { mut host, guests, event_log, mut trust } = measured;
     let (svm, this_cpu, window) = cpus::start(&mut host)?;
     let scheduler = Scheduler::new(dolmen_machine::cpus::all(), host.clock.tsc_khz);
+    let lines = console_lines(&guests);
     let mut builder = Builder {
         facts: trust::facts(host.machine.handoff().facts),
         root: trust.take_root(),
@@ -52,6 +58,9 @@ pub(crate) fn build(measured: Measured) -> Result<Virtualising, Reason> {
         scheduler,
         tenants: Vec::new(),
         tasks: Vec::new(),
+        files: host.machine.staged_files(),
+        piece: vec![0; PIECE],
+        lines,
     };
     for guest in guests {
         let config = guest.config;
@@ -59,9 +68,12 @@ pub(crate) fn build(measured: Measured) -> Result<Virtualising, Reason> {
             .and_then(|()| builder.build(&mut host.machine, guest))
             .inspect_err(|_| log::error!(target: "virtualise", "no guest name={}", config.name()))?;
     }
-    let Builder { scheduler, tenants, tasks, .. } = builder;
+    let Builder { scheduler, tenants, tasks, files, .. } = builder;
     let desk = Box::new(TpmDesk::new(host.tpm, host.clock, trust, event_log));
-    let fleet = Box::leak(Box::new(Fleet::new(host.clock, tenants, tasks, scheduler, desk)));
+    let fleet: &'static Fleet =
+        Box::leak(Box::new(Fleet::new(host.clock, tenants, tasks, scheduler, desk, files)));
+    fleet.desk.lock().know(fleet);
+    console::share(lines);
     heap::close();
     log::info!(target: "virtualise", "guests built count={} vcpus={} left_kib={}",
         fleet.tenants.len(), fleet.tasks.len(), host.machine.region().left() / 1024);
@@ -88,6 +100,9 @@ struct Builder {
     scheduler: Scheduler,
     tenants: Vec<Tenant>,
     tasks: Vec<Task>,
+    files: StagedFiles,
+    piece: Vec<u8>,
+    lines: &'static [Line],
 }
 
 impl Builder {
@@ -100,16 +115,19 @@ impl Builder {
             created_at: cpu::read_tsc(),
             second_uart: config.has_second_uart(),
         };
-        let (mut ram, tables) = build_memory(machine, config)?;
-        let start = load::guest(machine, &measured, &mut ram)?;
+        let (ram, tables) = build_memory(machine, config)?;
+        let start = match config.starts_on_demand() {
+            true => None,
+            false => Some(load::guest(&self.files, &measured, &ram, &mut self.piece)?),
+        };
         let first_task = self.tasks.len();
         for index in 0..config.vcpus {
             let backend = self.svm.vcpu(machine.region(), tables.root(), 0).map_err(Reason::Svm)?;
             let cpuid = GuestCpuid::new(&ThisCpu, cpuid_config(config, index, self.facts));
             let number = self.tasks.len().saturating_sub(first_task);
             let mut vcpu = Vcpu::new(number, backend, cpuid, &board);
-            if index == 0 {
-                vcpu.start(&start);
+            if let (0, Some(start)) = (index, &start) {
+                vcpu.start(start);
             }
             self.add_task(config, vcpu)?;
         }
@@ -127,11 +145,12 @@ impl Builder {
         );
         let guest = Guest::new(board, config.vcpus);
         let [first, second] = config.consoles();
-        let consoles = [open_console(first)?, open_console(second)?];
+        let line = self.lines.get(self.tenants.len());
+        let outlets = [open_console(first, line)?, open_console(second, line)?];
         let tasks = (first_task, self.tasks.len().saturating_sub(first_task));
         log::info!(target: "virtualise", "guest built name={} ram_mib={} vcpus={}",
             config.name(), config.memory / 0x10_0000, config.vcpus);
-        self.tenants.push(Tenant::new(measured, guest, ram, service, consoles, tasks));
+        self.tenants.push(Tenant::new(measured, guest, ram, service, outlets, tasks)?);
         Ok(())
     }
 
@@ -180,14 +199,26 @@ fn cpuid_config(config: &GuestConfig, apic_id: u32, facts: LaunchFacts) -> Cpuid
     }
 }
 
-fn open_console(console: Console) -> Result<Option<Serial>, Reason> {
-    let port = match console {
-        Console::None => return Ok(None),
-        Console::Com1 | Console::Multiplexed => Serial::COM1,
-        Console::Com2 => Serial::COM2,
+/// A line for each guest; those whose guest says so are on the shared port.
+fn console_lines(guests: &[MeasuredGuest]) -> &'static [Line] {
+    let is_shared = |console: Console| matches!(console, Console::Com1 | Console::Multiplexed);
+    let line = |guest: &MeasuredGuest| {
+        Line::new(guest.config.name, guest.config.consoles().into_iter().any(is_shared))
     };
-    match Serial::open(port) {
-        Some(serial) => Ok(Some(serial)),
-        None => Err(Reason::Unsupported("a console on a serial port that this machine lacks")),
-    }
+    Vec::leak(guests.iter().map(line).collect())
+}
+
+fn open_console(console: Console, line: Option<&'static Line>) -> Result<Outlet, Reason> {
+    let lacking = Reason::Unsupported("a console on a serial port that this machine lacks");
+    let wire = match (console, line) {
+        (Console::None, _) | (Console::Com1 | Console::Multiplexed, None) => Wire::None,
+        (Console::Com1 | Console::Multiplexed, Some(line)) => {
+            Serial::open(Serial::COM1).ok_or(lacking)?;
+            Wire::Shared(line)
+        }
+        (Console::Com2, _) => {
+            Wire::Own { port: Serial::open(Serial::COM2).ok_or(lacking)?, room: AtomicUsize::new(0) }
+        }
+    };
+    Ok(Outlet::new(wire))
 }

@@ -74,6 +74,11 @@ impl Serial {
         }
     }
 
+    /// Sends one byte; it is lost if there is no room for it.
+    pub fn put(&self, byte: u8) {
+        self.write(DATA, byte);
+    }
+
     /// Whether the transmitter has nothing to send. A missing port has not.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -100,18 +105,18 @@ impl Serial {
         }
     }
 
-    /// A received byte, if there is one.
-    #[must_use]
-    pub fn receive(&self) -> Option<u8> {
-        self.has_received().then(|| self.read(DATA))
-    }
-
-    /// Whether a received byte waits.
+    /// Whether a byte was received.
     #[must_use]
     pub fn has_received(&self) -> bool {
         let status = self.read(LINE_STATUS);
         // FFh is what a missing port reads as, not a status.
         status != 0xff && status & DATA_READY != 0
+    }
+
+    /// A received byte, if there is one.
+    #[must_use]
+    pub fn receive(&self) -> Option<u8> {
+        self.has_received().then(|| self.read(DATA))
     }
 
     fn read(&self, register: u16) -> u8 {

@@ -63,6 +63,8 @@ impl Rules {
     /// What follows `cause`, after a run of this length and so many crashes without a long run since.
     pub(super) fn judge(&self, cause: StopCause, run: Nanoseconds, crashes: u32) -> (Verdict, Next) {
         let (answer, pause) = match cause {
+            // The machine itself can no longer be trusted.
+            StopCause::MACHINE_CHECK => (Answer::HaltMachine, 0),
             StopCause::REBOOT => (self.on_reboot, if run < SHORT_RUN { FIRST_PAUSE } else { 0 }),
             StopCause::POWER_OFF => (self.on_power_off, FIRST_PAUSE),
             _ if self.on_crash == Answer::Restart && crashes >= self.restart_limit => (Answer::Stop, 0),

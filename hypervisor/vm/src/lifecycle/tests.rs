@@ -251,7 +251,7 @@ fn the_pause_grows_but_not_for_ever() {
 fn each_ending_has_the_manifests_answer() {
     let rules =
         |answer| Rules { on_reboot: answer, on_crash: answer, on_power_off: answer, restart_limit: 1 };
-    for reason in [StopReason::Reset, StopReason::PowerOff, StopReason::MachineCheck] {
+    for reason in [StopReason::Reset, StopReason::PowerOff, StopReason::TripleFault] {
         for (answer, verdict, rest) in [
             (Answer::Restart, Verdict::GoOn, GuestState::RUNNING),
             (Answer::Stop, Verdict::GoOn, GuestState::STOPPED),
@@ -268,6 +268,12 @@ fn each_ending_has_the_manifests_answer() {
             assert_eq!(rig.life.state(), rest, "{reason:?} {answer:?}");
         }
     }
+}
+
+#[test]
+fn after_a_machine_check_nothing_goes_on_whatever_the_manifest_says() {
+    let mut rig = Rig::running();
+    assert_eq!(rig.end(StopReason::MachineCheck), Verdict::HaltMachine);
 }
 
 #[test]
