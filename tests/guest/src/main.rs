@@ -33,6 +33,7 @@ mod keep;
 mod noise;
 mod register;
 mod smp;
+mod resident;
 mod start;
 mod user;
 
@@ -63,6 +64,9 @@ extern "C" fn guest_main(start: u64) -> ! {
     }
     noise::run(command_line);
     company::run(command_line);
+    if let Some(role) = command_line.strip_prefix(b"role=") {
+        resident::live(role == b"quiet");
+    }
     if command_line == b"bench" {
         bench::run();
     }
