@@ -5,6 +5,7 @@ mod dma;
 mod hostile;
 mod image;
 pub(crate) mod launch;
+mod life;
 mod linux;
 mod locality;
 mod noise;
@@ -86,6 +87,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Tally> {
         trust::CASES,
         image::CASES,
         noise::CASES,
+        life::CASES,
     ];
     let cases: Vec<Case> = all.into_iter().flatten().filter(chosen).copied().collect();
     if cases.is_empty() {

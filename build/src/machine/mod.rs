@@ -1,6 +1,7 @@
 //! The emulated computer: QEMU with a TPM, two serial ports, and a clear end.
 
 pub(crate) mod child;
+pub(crate) mod debugger;
 pub(crate) mod profile;
 pub(crate) mod relay;
 pub(crate) mod shell;
@@ -147,6 +148,11 @@ impl Machine {
             return Ok(());
         }
         self.wait_off(OPENING).map(drop)
+    }
+
+    /// Makes the TPM stand still in the middle of what it does, or go on.
+    pub(crate) fn hold_tpm(&self, is_held: bool) -> Result<()> {
+        self.tpm.as_ref().context("this machine has no TPM")?.hold(is_held)
     }
 
     /// Takes the TPM's power away under the running machine.

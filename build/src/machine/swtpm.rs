@@ -94,6 +94,14 @@ impl Swtpm {
         Ok(tpm)
     }
 
+    /// Makes it stand still in the middle of what it does, or go on.
+    pub(crate) fn hold(&self, is_held: bool) -> Result<()> {
+        use rustix::process::{Pid, Signal, kill_process};
+        let id = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        let signal = if is_held { Signal::STOP } else { Signal::CONT };
+        kill_process(id.context("the TPM has no process number")?, signal).context("cannot hold the TPM")
+    }
+
     /// Where the emulator connects.
     pub(crate) fn control(&self) -> &Path {
         &self.control

@@ -32,8 +32,8 @@ mod interrupt;
 mod keep;
 mod noise;
 mod register;
-mod smp;
 mod resident;
+mod smp;
 mod start;
 mod user;
 
