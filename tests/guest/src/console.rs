@@ -17,13 +17,6 @@ pub(crate) fn read() -> Option<u8> {
     (cpu::read_port8(LINE_STATUS) & DATA_READY != 0).then(|| cpu::read_port8(PORT))
 }
 
-const DATA_READY: u8 = 0x01;
-
-/// A byte that was typed.
-pub(crate) fn receive() -> Option<u8> {
-    (cpu::read_port8(LINE_STATUS) & DATA_READY != 0).then(|| cpu::read_port8(PORT))
-}
-
 /// Writes to the console.
 pub(crate) struct Console;
 

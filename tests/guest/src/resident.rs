@@ -40,7 +40,7 @@ pub(crate) fn live(is_quiet: bool) -> ! {
             next += BEAT;
             say!("beat {beat}");
         }
-        match console::receive() {
+        match console::read() {
             Some(b'\r' | b'\n') => {
                 obey(&mut hypervisor, core::str::from_utf8(&line[..length]).unwrap_or("?"));
                 length = 0;
