@@ -26,7 +26,7 @@ mod device;
 mod msr;
 mod port;
 
-pub(crate) use code::CodePage;
+pub(crate) use code::CodePages;
 pub(crate) use control::cr4_mask;
 
 #[cfg(test)]

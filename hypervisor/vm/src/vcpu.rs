@@ -9,7 +9,7 @@ use crate::cpuid::{CpuidState, GuestCpuid};
 use crate::guest::Guest;
 use crate::local::LocalDevices;
 use crate::policy::StopReason;
-use crate::run::{self, CodePage, Host};
+use crate::run::{self, CodePages, Host};
 
 /// What a virtual processor does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub struct Vcpu<B> {
     pub(crate) cr4_mask: Cr4,
     pub(crate) activity: Activity,
     /// Where code that exited was found last: a hint, checked at each use.
-    pub(crate) code: Option<CodePage>,
+    pub(crate) code: CodePages,
 }
 
 impl<B: Backend> Vcpu<B> {
@@ -57,7 +57,15 @@ impl<B: Backend> Vcpu<B> {
     pub fn new(index: usize, backend: B, cpuid: GuestCpuid, config: &BoardConfig) -> Self {
         let cr4_mask = run::cr4_mask(&cpuid);
         let devices = LocalDevices::new(index, config);
-        Self { index, backend, cpuid, devices, cr4_mask, activity: Activity::AwaitsStartUp, code: None }
+        Self {
+            index,
+            backend,
+            cpuid,
+            devices,
+            cr4_mask,
+            activity: Activity::AwaitsStartUp,
+            code: CodePages::default(),
+        }
     }
 
     /// Which one of its guest's it is.
@@ -106,7 +114,7 @@ impl<B: Backend> Vcpu<B> {
     /// Puts the guest's first processor where its image begins.
     pub fn start(&mut self, state: &StartState) {
         self.backend.start(state);
-        self.code = None;
+        self.code = CodePages::default();
         self.activity = Activity::Running;
     }
 

@@ -1,9 +1,9 @@
 //! The instruction that exited, and its length.
 //!
 //! Few processors tell them, so they are read from the guest's memory. That takes a walk of the guest's page
-//! tables, unless the code page is the one of the exit before: `docs/adr/0011-exit-path.md` says why that is enough.
+//! tables, unless the code page is one that exited before: `docs/adr/0011-exit-path.md` says why that is enough.
 
-use dolmen_arch::bits::low_bytes;
+use dolmen_arch::bits::{low_bytes, low8};
 use dolmen_arch::instruction::{self, CodeSize, Instruction, InstructionLength};
 use dolmen_arch::segment::SegmentName;
 use dolmen_memory::{Access, Gpa, GuestMemory, Gva, read_virtual, translate};
@@ -12,10 +12,37 @@ use super::{Host, Running};
 use crate::backend::{Backend, Register};
 
 const PAGE_MASK: u64 = 0xfff;
+const PAGE_SHIFT: u32 = 12;
+
+/// Pages of code that are remembered: kernels have a handful of places that exit often.
+const PAGES: usize = 8;
+
+/// Pages of code that exited before, by the low bits of their numbers. Hints, checked at each use.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CodePages([Option<CodePage>; PAGES]);
+
+impl CodePages {
+    #[inline]
+    fn place(page: u64) -> usize {
+        usize::from(low8(page >> PAGE_SHIFT)) & PAGES.wrapping_sub(1)
+    }
+
+    #[inline]
+    fn find(&self, key: Key) -> Option<Gpa> {
+        let known = self.0.get(Self::place(key.page)).and_then(Option::as_ref)?;
+        (known.key == key).then_some(known.at)
+    }
+
+    fn put(&mut self, found: CodePage) {
+        if let Some(place) = self.0.get_mut(Self::place(found.key.page)) {
+            *place = Some(found);
+        }
+    }
+}
 
 /// Where a page of 64-bit code was found.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct CodePage {
+struct CodePage {
     key: Key,
     at: Gpa,
 }
@@ -62,12 +89,12 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
     fn known_length(&self, expected: Instruction) -> Option<InstructionLength> {
         let (encoding, length) = expected.plain()?;
         let rip = self.vcpu.backend.read(Register::Rip);
-        let page = self.vcpu.code.filter(|page| page.key == self.key(rip))?;
+        let page = self.vcpu.code.find(self.key(rip))?;
         let offset = rip & PAGE_MASK;
         if offset > PAGE_MASK.wrapping_sub(7) {
             return None;
         }
-        let word = self.memory.word(page.at.checked_add(offset)?).ok()?;
+        let word = self.memory.word(page.checked_add(offset)?).ok()?;
         let bytes = u8::try_from(length.get()).ok()?;
         (low_bytes(word, bytes) == encoding).then_some(length)
     }
@@ -87,7 +114,9 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
         let is_64_bit = self.code_size() == CodeSize::Bits64;
         let access = Access::Fetch(self.vcpu.backend.privilege());
         let found = translate(self.memory, &self.vcpu.backend.paging(), Gva::new(key.page), access);
-        self.vcpu.code = found.ok().filter(|_| is_64_bit).map(|at| CodePage { key, at });
+        if let Some(at) = found.ok().filter(|_| is_64_bit) {
+            self.vcpu.code.put(CodePage { key, at });
+        }
     }
 
     /// The instruction at RIP, if it is one that exits.
