@@ -13,6 +13,7 @@ const HEAD: usize = 0x290;
 const HEADER_START: usize = 0x1f1;
 const OLDEST_PROTOCOL: u16 = 0x020c;
 const SECTOR: u64 = 512;
+const PARAGRAPH: u64 = 16;
 const ENTRY_64: u64 = 0x200;
 const LOADED_HIGH: u8 = 1 << 0;
 const XLOAD_64_BIT: u16 = 1 << 0;
@@ -105,9 +106,14 @@ fn parse(image: &(impl ImageSource + ?Sized)) -> Result<Kernel, ImageError> {
     let [setup_sectors] = field(&head, at::SETUP_SECTORS)?;
     let setup_sectors = if setup_sectors == 0 { 4 } else { u64::from(setup_sectors) };
     let offset = setup_sectors.saturating_add(1).saturating_mul(SECTOR);
-    let length = u64::from(long(at::SYSTEM_PARAGRAPHS)?).saturating_mul(16);
+    // The header counts whole paragraphs; the last one may be cut short at the end of the file.
+    let rest = image.length().saturating_sub(offset);
+    let length = match u64::from(long(at::SYSTEM_PARAGRAPHS)?).saturating_mul(PARAGRAPH) {
+        length if length.saturating_sub(rest) < PARAGRAPH => length.min(rest),
+        _ => return Err(ImageError::Truncated),
+    };
     let init_size = u64::from(long(at::INIT_SIZE)?);
-    if length <= ENTRY_64 || offset.saturating_add(length) > image.length() {
+    if length <= ENTRY_64 {
         return Err(ImageError::Truncated);
     }
     let address = u64::from_le_bytes(field(&head, at::PREFERRED)?);

@@ -350,6 +350,15 @@ fn an_entry_note_may_be_of_eight_bytes_and_at_a_multiple_of_eight() {
 }
 
 #[test]
+fn the_last_paragraph_of_a_kernel_may_be_cut_short_but_no_more() {
+    let image = bzimage();
+    let length =
+        |end: usize| check(Format::Linux, &image[..end], &boot(&[], b"")).map(|plan| plan.copies()[0].length);
+    assert_eq!(length(0x13f1), Ok(0xff1));
+    assert_eq!(length(0x13f0), Err(ImageError::Truncated));
+}
+
+#[test]
 fn a_kernel_that_cannot_move_is_loaded_exactly_where_it_wants_to_be() {
     let mut image = bzimage();
     put(&mut image, 0x258, &0x100_1000u32.to_le_bytes());
