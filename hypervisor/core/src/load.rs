@@ -87,7 +87,7 @@ impl Loading {
             read(files, *from, offset, part).map_err(|OutsideImage| Reason::Image(ImageError::Truncated))?;
             let outside = Reason::Image(ImageError::OutsideRam { start: copy.to.get(), length: copy.length });
             let to: Option<Gpa> = copy.to.checked_add(self.done);
-            if !to.is_some_and(|to| ram.write(to, part).is_ok()) {
+            if to.is_none_or(|to| ram.write(to, part).is_err()) {
                 return Err(outside);
             }
         }
