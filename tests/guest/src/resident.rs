@@ -55,15 +55,18 @@ pub(crate) fn live(is_quiet: bool) -> ! {
 }
 
 fn client() -> Hypervisor {
-    // SAFETY: memory one to one that nothing else uses, taken once.
-    let buffer = |at: u64| unsafe {
-        let bytes =
-            core::slice::from_raw_parts_mut(core::ptr::with_exposed_provenance_mut(at as usize), BUFFER);
-        Bounce::new(bytes, at)
-    };
     let instruction = Instruction::detect().unwrap_or(Instruction::Vmmcall);
+    let (request, reply) = (buffer(REQUEST), buffer(REPLY));
     // SAFETY: ring 0 in 64-bit mode, under the hypervisor that is looked at.
-    Client::new(unsafe { Direct::new(instruction, buffer(REQUEST), buffer(REPLY)) })
+    Client::new(unsafe { Direct::new(instruction, request, reply) })
+}
+
+fn buffer(at: u64) -> Bounce {
+    let start = core::ptr::with_exposed_provenance_mut(at as usize);
+    // SAFETY: mapped one to one, and nothing else uses it; taken once for each address.
+    let bytes = unsafe { core::slice::from_raw_parts_mut(start, BUFFER) };
+    // SAFETY: memory one to one, so its physical address is its own, a multiple of 8.
+    unsafe { Bounce::new(bytes, at) }
 }
 
 fn obey(hypervisor: &mut Hypervisor, line: &str) {
