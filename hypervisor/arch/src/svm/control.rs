@@ -164,6 +164,11 @@ impl ControlArea {
         };
     }
 
+    /// Whether the next entry flushes every translation of every address space.
+    pub const fn flushes_all(&self) -> bool {
+        self.tlb_control == 1
+    }
+
     /// Switches nested paging on, rooted at `root`, which is page-aligned.
     pub fn set_nested_root(&mut self, root: Hpa) {
         self.nested_control = NESTED_PAGING;

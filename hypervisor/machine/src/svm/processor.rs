@@ -5,11 +5,13 @@ use dolmen_memory::Hpa;
 
 use super::frame::VmcbFrame;
 use super::vcpu::{Place, Svm};
+use crate::cpus::{self, CpuId};
 
 /// A processor with SVM on. It loads a virtual processor before that runs here, and saves it before it may run
 /// elsewhere.
 #[derive(Debug)]
 pub struct SvmCpu {
+    id: CpuId,
     host: VmcbFrame,
     asids: Asids,
     /// Whose state the registers hold that no control block switches.
@@ -19,8 +21,9 @@ pub struct SvmCpu {
 }
 
 impl SvmCpu {
-    pub(super) const fn new(host: VmcbFrame, asids: Asids) -> Self {
-        Self { host, asids, resident: None, must_flush: false }
+    /// The processor that executes this.
+    pub(super) fn new(host: VmcbFrame, asids: Asids) -> Self {
+        Self { id: cpus::this(), host, asids, resident: None, must_flush: false }
     }
 
     /// Lets `svm` run on this processor, which holds none.
@@ -43,7 +46,7 @@ impl SvmCpu {
         if self.must_flush {
             svm.vmcb.get_mut().control.set_tlb_control(TlbControl::All);
         }
-        svm.settle(Place { host: own, asid });
+        svm.settle(Place { cpu: self.id, host: own, asid });
     }
 
     /// Takes `svm` off this processor.

@@ -56,7 +56,7 @@ macro_rules! store_gprs {
 /// `host` is the frame of this processor's own that keeps the host's half of what VMLOAD loads.
 pub(super) fn enter(gprs: &mut Gprs, guest: &mut VmcbFrame, host: Hpa) {
     let (guest, host) = (guest.physical().get(), host.get());
-    // SAFETY: `host` comes from the `SvmCpu` that the virtual processor is loaded on, made by
+    // SAFETY: `host` comes from this processor's `SvmCpu`, which the caller has compared with `this`, made by
     // `SvmHost::enable`, so SVME is set, VM_HSAVE_PA names a frame of our own, GIF is 0, and VMSAVE filled
     // `host` on this processor, which nobody writes since. The guest's frame is a whole page that we borrow
     // mutably. The guest reaches only memory that its nested tables map: never ours.

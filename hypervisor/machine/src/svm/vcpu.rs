@@ -10,7 +10,7 @@ use dolmen_memory::Hpa;
 use super::extended::Extended;
 use super::frame::VmcbFrame;
 use super::switch;
-use crate::cpus;
+use crate::cpus::{self, CpuId};
 
 /// How the guest is watched for the moment it can take an interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,7 @@ enum NmiState {
 /// Where a virtual processor runs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
+    pub(super) cpu: CpuId,
     /// The host's control block of that processor.
     pub(super) host: Hpa,
     pub(super) asid: Asid,
@@ -146,14 +147,17 @@ impl Svm {
     }
 
     pub(super) fn flush_translations(&mut self) {
+        let control = &mut self.vmcb.get_mut().control;
         let by_asid = self.features.contains(SvmFeatures::FLUSH_BY_ASID);
-        let what = if by_asid { TlbControl::Guest } else { TlbControl::All };
-        self.vmcb.get_mut().control.set_tlb_control(what);
+        // What the processor owes to all is not made less.
+        let own_only = by_asid && !control.flushes_all();
+        control.set_tlb_control(if own_only { TlbControl::Guest } else { TlbControl::All });
     }
 
     /// Enters the guest once.
     pub(super) fn enter(&mut self) -> VmExit {
-        let Some(Place { host, .. }) = self.place.filter(|_| self.is_loaded) else {
+        let is_here = |place: &Place| self.is_loaded && place.cpu == cpus::this();
+        let Some(Place { host, .. }) = self.place.filter(is_here) else {
             // A defect of ours; the guest pays for it with its end.
             return VmExit::Unknown { code: u64::MAX };
         };
