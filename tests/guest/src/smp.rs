@@ -17,9 +17,9 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// Vector that is counted by whom it reaches.
-pub(crate) const CALL: u64 = 0x50;
+pub(crate) const CALL: u64 = 0x68;
 /// Vector that asks a processor to start its timer.
-pub(crate) const TIME: u64 = 0x51;
+pub(crate) const TIME: u64 = 0x69;
 
 const MOST: usize = 8;
 const INIT: u32 = 5 << 8 | 1 << 14;
