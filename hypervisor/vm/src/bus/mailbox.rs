@@ -277,7 +277,8 @@ mod tests {
         let collector = [TakeFlags, TakeWords, TakeFlags, TakeWords];
         let orders = merges(&[&first, &second, &collector]);
         assert_eq!(orders.len(), 3150);
-        for order in orders {
+        // The interpreter is slow, and looks for other mistakes.
+        for order in orders.into_iter().step_by(if cfg!(miri) { 150 } else { 1 }) {
             let (mailbox, mut flags, mut found) = (Mailbox::new(), 0, [0u32; 2]);
             let mut count = |words: [u64; WORDS]| {
                 for (vector, times) in (0x41u32..).zip(&mut found) {
