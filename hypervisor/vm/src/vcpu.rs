@@ -64,7 +64,7 @@ impl<B: Backend> Vcpu<B> {
             devices,
             cr4_mask,
             activity: Activity::AwaitsStartUp,
-            code: CodePages::default(),
+            code: CodePages::EMPTY,
         }
     }
 
@@ -114,7 +114,7 @@ impl<B: Backend> Vcpu<B> {
     /// Puts the guest's first processor where its image begins.
     pub fn start(&mut self, state: &StartState) {
         self.backend.start(state);
-        self.code = CodePages::default();
+        self.code = CodePages::EMPTY;
         self.activity = Activity::Running;
     }
 

@@ -18,24 +18,27 @@ const PAGE_SHIFT: u32 = 12;
 const PAGES: usize = 8;
 
 /// Pages of code that exited before, by the low bits of their numbers. Hints, checked at each use.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct CodePages([Option<CodePage>; PAGES]);
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CodePages([CodePage; PAGES]);
 
 impl CodePages {
-    #[inline]
+    /// None is remembered.
+    pub(crate) const EMPTY: Self = Self([CodePage::NONE; PAGES]);
+
+    #[inline(always)]
     fn place(page: u64) -> usize {
         usize::from(low8(page >> PAGE_SHIFT)) & PAGES.wrapping_sub(1)
     }
 
-    #[inline]
+    #[inline(always)]
     fn find(&self, key: Key) -> Option<Gpa> {
-        let known = self.0.get(Self::place(key.page)).and_then(Option::as_ref)?;
+        let known = self.0.get(Self::place(key.page))?;
         (known.key == key).then_some(known.at)
     }
 
     fn put(&mut self, found: CodePage) {
         if let Some(place) = self.0.get_mut(Self::place(found.key.page)) {
-            *place = Some(found);
+            *place = found;
         }
     }
 }
@@ -45,6 +48,12 @@ impl CodePages {
 struct CodePage {
     key: Key,
     at: Gpa,
+}
+
+impl CodePage {
+    /// Matches nothing: no page of code begins there.
+    const NONE: Self =
+        Self { key: Key { tables: 0, efer: 0, code_attributes: 0, page: u64::MAX }, at: Gpa::new(0) };
 }
 
 /// What decides where code is, but for the page tables themselves.
@@ -99,7 +108,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
         (low_bytes(word, bytes) == encoding).then_some(length)
     }
 
-    #[inline]
+    #[inline(always)]
     fn key(&self, rip: u64) -> Key {
         Key {
             tables: self.vcpu.backend.read(Register::Cr3),
