@@ -124,7 +124,7 @@ fn busy(scene: &Scene<'_>) -> Result<()> {
         let lab = scene.lab("smp")?;
         let mut machine = lab.boot(&format!("busy-{last}"), &release.parts)?;
         until(&mut machine, "virtualise: cpus=4")?;
-        machine.log.wait_for("TripleFault", GUEST)?;
+        machine.log.wait_for("triple-fault", GUEST)?;
         machine.log.wait_for(CAPPED, LAUNCH)?;
         if machine.log.lines().iter().any(|line| line.contains("does not stand still")) {
             bail!("not all processors stood still");
