@@ -302,7 +302,7 @@ proptest! {
                     logged += 1;
                     port.log(&text, |byte| out.push(byte));
                 }
-                Act::Press(key) => { let _ = port.press(key); }
+                Act::Press(key) => drop(port.press(key)),
                 Act::Pull(most) => out.extend((0..most).map_while(|_| port.pull(now))),
                 Act::Wait(ms) => now += ms,
             }

@@ -383,15 +383,15 @@ fn happening() -> impl Strategy<Value = Happening> {
 fn perform(rig: &mut Rig, what: Happening) {
     match what {
         Happening::Ask(request) => {
-            let _ = rig.ask(request);
+            let _answered = rig.ask(request);
         }
         Happening::AskMeanwhile(request) => {
             rig.step_with(|rig| {
-                let _ = rig.ask(request);
+                let _answered = rig.ask(request);
             });
         }
         Happening::End(reason) if rig.vcpus_run => {
-            let _ = rig.end(reason);
+            let _verdict = rig.end(reason);
         }
         Happening::End(_) => {}
         Happening::Step => {
