@@ -65,10 +65,20 @@ impl Debugger {
         }
     }
 
-    /// Sends a packet and takes the answer: `$`, text, `#`, two digits of checksum.
+    /// Sends a packet and takes the answer. That the machine stands still is told unasked, as `T…`.
     fn ask(&mut self, packet: &str) -> Result<String> {
         let sum = packet.bytes().fold(0u8, u8::wrapping_add);
         write!(self.socket, "${packet}#{sum:02x}").context("the debugger does not listen")?;
+        loop {
+            let answer = self.packet()?;
+            if !answer.starts_with('T') {
+                return Ok(answer);
+            }
+        }
+    }
+
+    /// Takes a packet: `$`, text, `#`, two digits of checksum.
+    fn packet(&mut self) -> Result<String> {
         while self.byte()? != b'$' {}
         let mut answer = String::new();
         loop {
