@@ -24,7 +24,7 @@ use crate::lifecycle::{Life, PIECE};
 use crate::lock::Mutex;
 use crate::measure::MeasuredGuest;
 use crate::stop::Reason;
-use crate::trust::TpmDesk;
+use crate::trust::{Published, TpmDesk};
 
 /// One guest.
 pub(crate) struct Tenant {
@@ -54,6 +54,7 @@ pub(crate) struct Fleet {
     pub(crate) tasks: Vec<Task>,
     pub(crate) scheduler: Mutex<Scheduler>,
     pub(crate) desk: Mutex<Box<TpmDesk>>,
+    pub(crate) published: Published,
     /// What the loader staged, for guests that start later.
     pub(crate) files: StagedFiles,
     /// Whoever holds it does the work of guests that start or stop.
@@ -91,12 +92,12 @@ impl Fleet {
         tenants: Vec<Tenant>,
         tasks: Vec<Task>,
         scheduler: Scheduler,
-        desk: Box<TpmDesk>,
+        (desk, published): (Box<TpmDesk>, Published),
         files: StagedFiles,
     ) -> Self {
         let (scheduler, desk) = (Mutex::new(scheduler), Mutex::new(desk));
         let bench = Mutex::new(Bench { piece: vec![0; PIECE].into_boxed_slice(), turn: 0 });
-        Self { clock, tenants, tasks, scheduler, desk, files, bench }
+        Self { clock, tenants, tasks, scheduler, desk, published, files, bench }
     }
 
     /// The virtual processor that the scheduler means.

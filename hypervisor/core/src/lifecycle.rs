@@ -238,29 +238,19 @@ fn finish(fleet: &Fleet, tenant: &Tenant, work: &Work, outcome: Outcome) -> Resu
 }
 
 /// All guests, for those that manage others.
-pub(crate) struct Lives {
-    pub(crate) clock: Clock,
-    /// Once they are built.
-    pub(crate) fleet: Option<&'static Fleet>,
-}
-
-impl Lives {
-    fn tenants(&self) -> &'static [Tenant] {
-        self.fleet.map_or(&[], |fleet| &fleet.tenants)
-    }
-}
+pub(crate) struct Lives(pub(crate) &'static Fleet);
 
 impl GuestTable for Lives {
     fn uptime_ns(&self) -> u64 {
-        now(self.clock)
+        now(self.0.clock)
     }
 
     fn describe(&self, index: usize) -> Option<GuestInfo> {
-        let fleet = self.fleet?;
-        let tenant = self.tenants().get(index)?;
+        let fleet = self.0;
+        let tenant = fleet.tenants.get(index)?;
         let config = &tenant.measured.config;
         let ticks = u128::from(fleet.used(tenant)).saturating_mul(1_000_000);
-        let cpu_ns = ticks.checked_div(u128::from(self.clock.tsc_khz)).and_then(|ns| u64::try_from(ns).ok());
+        let cpu_ns = ticks.checked_div(u128::from(fleet.clock.tsc_khz)).and_then(|ns| u64::try_from(ns).ok());
         let mut info = GuestInfo {
             name: config.name,
             vcpus: config.vcpus,
@@ -278,7 +268,7 @@ impl GuestTable for Lives {
     }
 
     fn request(&mut self, name: &[u8; NAME_BYTES], request: Request) -> Result<(), Status> {
-        let tenant = self.tenants().iter().find(|tenant| tenant.measured.config.name == *name);
+        let tenant = self.0.tenants.iter().find(|tenant| tenant.measured.config.name == *name);
         let tenant = tenant.ok_or(Status::NO_SUCH_GUEST)?;
         tenant.life.state.lock().request(request, self.uptime_ns())?;
         log::info!(target: "serve", "guest asked for name={} request={request:?}", tenant.measured.config.name());

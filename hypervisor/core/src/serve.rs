@@ -23,6 +23,7 @@ use crate::fleet::{Fleet, Task, Tenant};
 use crate::lifecycle;
 use crate::lock::MutexGuard;
 use crate::stop::Reason;
+use crate::trust::Door;
 use crate::virtualise::Virtualising;
 
 /// Times a second that the physical consoles are looked at: a 16-byte FIFO at 115,200 baud fills in 1.4 ms.
@@ -257,7 +258,6 @@ impl Host for Around<'_> {
         memory: &mut impl GuestMemory,
     ) -> CallResult {
         let mut service = self.tenant.service.lock();
-        let mut desk = self.processor.fleet.desk.lock();
-        service.call(number, args, privileged, memory, &mut **desk)
+        service.call(number, args, privileged, memory, &mut Door::new(self.processor.fleet))
     }
 }

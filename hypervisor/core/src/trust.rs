@@ -4,7 +4,6 @@ use alloc::vec::Vec;
 
 use dolmen_abi::LaunchFacts;
 use dolmen_drtm::Algorithm;
-use dolmen_machine::clock::Clock;
 use dolmen_machine::cpu;
 use dolmen_tpm::Secret;
 use dolmen_tpm::drbg::Drbg;
@@ -39,6 +38,11 @@ impl Trust {
     pub(crate) const fn take_root(&mut self) -> Option<service::Secret<[u8; 32]>> {
         self.root.take()
     }
+
+    /// What the guests may read, once.
+    pub(crate) fn publish(&mut self, event_log: Vec<u8>) -> Published {
+        Published { ak_public: core::mem::take(&mut self.ak_public), event_log }
+    }
 }
 
 /// Derives the keys that belong to the PCR 17 of this launch.
@@ -71,33 +75,16 @@ fn processor_entropy() -> Secret<[u8; SEED_WORDS * 8]> {
 /// The TPM as the hypercall service sees it.
 pub(crate) struct TpmDesk {
     tpm: Tpm,
-    clock: Clock,
     trust: Trust,
-    event_log: Vec<u8>,
     quote: QuoteJob,
     reseed: ReseedJob,
     desk: QuoteDesk,
-    guests: Lives,
 }
 
 impl TpmDesk {
     /// Puts the TPM behind the service.
-    pub(crate) const fn new(tpm: Tpm, clock: Clock, trust: Trust, event_log: Vec<u8>) -> Self {
-        Self {
-            guests: Lives { clock, fleet: None },
-            tpm,
-            clock,
-            trust,
-            event_log,
-            quote: QuoteJob::new(),
-            reseed: ReseedJob::new(),
-            desk: QuoteDesk::new(),
-        }
-    }
-
-    /// Learns where the guests are.
-    pub(crate) const fn know(&mut self, fleet: &'static Fleet) {
-        self.guests.fleet = Some(fleet);
+    pub(crate) const fn new(tpm: Tpm, trust: Trust) -> Self {
+        Self { tpm, trust, quote: QuoteJob::new(), reseed: ReseedJob::new(), desk: QuoteDesk::new() }
     }
 
     /// Moves the reseed on, if one is due. Called on the way round the exit loop.
@@ -113,23 +100,42 @@ impl TpmDesk {
     }
 }
 
-impl Platform for TpmDesk {
-    type Tpm = Self;
+/// What guests read of this launch; complete before the first of them runs.
+pub(crate) struct Published {
+    /// TPM2B_PUBLIC of the attestation key.
+    pub(crate) ak_public: Vec<u8>,
+    pub(crate) event_log: Vec<u8>,
+}
 
-    fn with_tpm<R>(&mut self, work: impl FnOnce(&mut Self) -> R) -> R {
-        work(self)
+/// One call's way to what all guests share: the desk's lock is held for each step at it, and not for the call.
+pub(crate) struct Door {
+    fleet: &'static Fleet,
+    guests: Lives,
+}
+
+impl Door {
+    pub(crate) const fn new(fleet: &'static Fleet) -> Self {
+        Self { fleet, guests: Lives(fleet) }
+    }
+}
+
+impl Platform for Door {
+    type Tpm = TpmDesk;
+
+    fn with_tpm<R>(&mut self, work: impl FnOnce(&mut TpmDesk) -> R) -> R {
+        work(&mut self.fleet.desk.lock())
     }
 
     fn ak_public(&self) -> &[u8] {
-        &self.trust.ak_public
+        &self.fleet.published.ak_public
     }
 
     fn event_log(&self) -> &[u8] {
-        &self.event_log
+        &self.fleet.published.event_log
     }
 
     fn uptime_ms(&self) -> u64 {
-        cpu::read_tsc().checked_div(self.clock.tsc_khz).unwrap_or_default()
+        cpu::read_tsc().checked_div(self.fleet.clock.tsc_khz).unwrap_or_default()
     }
 
     fn guests(&mut self) -> &mut impl GuestTable {

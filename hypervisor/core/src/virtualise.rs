@@ -69,10 +69,10 @@ pub(crate) fn build(measured: Measured) -> Result<Virtualising, Reason> {
             .inspect_err(|_| log::error!(target: "virtualise", "no guest name={}", config.name()))?;
     }
     let Builder { scheduler, tenants, tasks, files, .. } = builder;
-    let desk = Box::new(TpmDesk::new(host.tpm, host.clock, trust, event_log));
+    let published = trust.publish(event_log);
+    let desk = Box::new(TpmDesk::new(host.tpm, trust));
     let fleet: &'static Fleet =
-        Box::leak(Box::new(Fleet::new(host.clock, tenants, tasks, scheduler, desk, files)));
-    fleet.desk.lock().know(fleet);
+        Box::leak(Box::new(Fleet::new(host.clock, tenants, tasks, scheduler, (desk, published), files)));
     console::share(lines);
     heap::close();
     log::info!(target: "virtualise", "guests built count={} vcpus={} left_kib={}",
