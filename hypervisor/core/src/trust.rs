@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use dolmen_abi::LaunchFacts;
 use dolmen_drtm::Algorithm;
-use dolmen_machine::cpu;
+use dolmen_machine::{cpu, cpus};
 use dolmen_tpm::Secret;
 use dolmen_tpm::drbg::Drbg;
 use dolmen_tpm::keys::{self, AttestationKey, Setup};
@@ -172,8 +172,8 @@ impl TpmService for TpmDesk {
 
 /// What the guests' evidence says of this launch.
 pub(crate) fn facts(said: u32) -> LaunchFacts {
-    let mut facts =
-        LaunchFacts::from_bits_retain(said) | LaunchFacts::SMM_NOT_ISOLATED | LaunchFacts::PROCESSORS_PARKED;
+    let mut facts = LaunchFacts::from_bits_retain(said) | LaunchFacts::SMM_NOT_ISOLATED;
+    facts.set(LaunchFacts::PROCESSORS_PARKED, cpus::count() == 1);
     facts.set(LaunchFacts::DEBUG, cfg!(debug_assertions));
     facts.set(LaunchFacts::NO_PROCESSOR_RANDOM, !cpu::has_random());
     facts
