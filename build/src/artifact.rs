@@ -57,6 +57,13 @@ pub(crate) const CORE: Program = Program {
     built: "dolmen-core",
     output: "core.bin",
 };
+/// The hypervisor with a check of itself, for tests.
+pub(crate) const CORE_SELF_CHECK: Program = Program {
+    features: "self-check",
+    what: "core that checks itself",
+    output: "core-self-check.bin",
+    ..CORE
+};
 /// The loader as a Multiboot kernel.
 pub(crate) const LOADER_MULTIBOOT: Program = Program {
     what: "loader (Multiboot)",

@@ -1,4 +1,5 @@
-//! Noise next door: guests that misbehave on purpose, all at once, beside one that must not notice.
+//! Noise next door: guests that misbehave on purpose, all at once, beside one that must not notice. The
+//! hypervisor is the one that checks itself, and says after each guest's end whether all is well.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::{ALL_BANKS, Case, Scene};
+use crate::artifact::{self, CORE_SELF_CHECK};
 use crate::image::Parts;
 use crate::lab::{LAUNCH, Lab, Release};
 use crate::machine::Machine;
@@ -14,7 +16,7 @@ use crate::manifest::Manifest;
 use crate::{measure, place, ui};
 
 /// Longest run of all noise.
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(600);
 /// Longest wait for the neighbour's answer: many processors share few, in an emulator.
 const ANSWER: Duration = Duration::from_secs(30);
 /// Pause between two questions.
@@ -34,6 +36,9 @@ const NOISY: &[(&str, u32, u32, bool)] = &[
     ("attributes", 1, 1, false),
     ("stack", 1, 1, false),
 ];
+
+/// How the hypervisor calls the end of a guest that switched itself off.
+const SWITCHED_OFF: &str = "power-off ";
 
 /// The tests of this file.
 pub(super) const CASES: &[Case] =
@@ -94,11 +99,18 @@ fn verdict(machine: &Machine) -> Result<()> {
     if let Some(line) = lines.iter().find(|line| line.contains("FAIL") || line.contains("please report it")) {
         bail!("{line}");
     }
+    if !lines.iter().any(|line| line.contains("self-check: DEBUG image")) {
+        bail!("the image does not check itself");
+    }
     for (number, (kind, seed, _, lasts)) in NOISY.iter().enumerate() {
-        let name = format!("guest stopped name={} reason=", name(number, kind));
-        let end = lines.iter().find_map(|line| Some(line.split_once(&name)?.1.trim().to_owned()));
+        let mark = format!("guest stopped name={} cause=", name(number, kind));
+        let end = lines.iter().find_map(|line| Some(line.split_once(&mark)?.1.trim().to_owned()));
         let end = end.with_context(|| format!("{kind}, seed {seed}, did not end"))?;
-        if *lasts && end != "PowerOff" {
+        let well = format!("self-check: all is well after={}", name(number, kind));
+        if !lines.iter().any(|line| line.contains(&well)) {
+            bail!("nobody looked after the hypervisor when {kind}, seed {seed}, had ended");
+        }
+        if *lasts && !end.starts_with(SWITCHED_OFF) {
             bail!("{kind}, seed {seed}, did not last: {end}");
         }
         ui::fact(&format!("{kind}, seed {seed}: {end}"));
@@ -113,7 +125,7 @@ fn name(number: usize, kind: &str) -> String {
     format!("noise-{number}-{kind}")
 }
 
-/// The neighbour and all noisy guests; one of these speaks on the log's port, the others have no console.
+/// The neighbour and all noisy guests; those that last share the log's port, the others have no console.
 fn release(scene: &Scene<'_>, folder: &Path) -> Result<Release> {
     let kernel = scene.micro.parts.components.first().context("no kernel")?;
     let guest = |name: &str, vcpus: u32, console: &str, off: &str, line: &str| {
@@ -125,15 +137,17 @@ fn release(scene: &Scene<'_>, folder: &Path) -> Result<Release> {
         )
     };
     let mut text = guest("neighbour", 1, "com2", "halt-machine", "noise=neighbour");
-    for (number, (kind, seed, vcpus, _)) in NOISY.iter().enumerate() {
-        let console = if number == 0 { "com1" } else { "none" };
+    for (number, (kind, seed, vcpus, lasts)) in NOISY.iter().enumerate() {
+        let console = if *lasts { "multiplexed" } else { "none" };
         let line = format!("noise={kind} seed={seed}");
         write!(text, "{}", guest(&name(number, kind), *vcpus, console, "stop", &line))?;
     }
     let path = folder.join("dolmen.toml");
     place::write(&path, text.as_bytes())?;
     let manifest = Manifest::load(&path)?;
-    let parts = Parts::collect(&scene.bench.artifacts, &manifest, folder.join("manifest.bin"))?;
+    let artifacts = &scene.bench.artifacts;
+    let mut parts = Parts::collect(artifacts, &manifest, folder.join("manifest.bin"))?;
+    parts.core = artifact::compile(&CORE_SELF_CHECK, &place::root(), &place::target(), &artifacts.folder)?;
     let reference = measure::reference(&parts, &manifest)?;
     Ok(Release { manifest, parts, reference })
 }

@@ -91,6 +91,8 @@ pub(crate) fn ended(
     let name = tenant.measured.config.name();
     log::info!(target: "serve", "guest stopped name={name} cause={cause} rip={:#x} cr3={:#x} detail={:#x} ran_ms={}",
         last.rip, last.cr3, last.detail, ran / 1_000_000);
+    #[cfg(feature = "self-check")]
+    crate::self_check::report(name)?;
     match verdict {
         Verdict::GoOn => Ok(fleet.halt(tenant)),
         Verdict::ResetMachine => stop::reset(),

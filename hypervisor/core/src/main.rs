@@ -18,6 +18,8 @@ mod load;
 mod lock;
 mod measure;
 mod reason;
+#[cfg(feature = "self-check")]
+mod self_check;
 mod serve;
 mod shield;
 mod stop;

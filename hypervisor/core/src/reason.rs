@@ -52,6 +52,9 @@ pub(crate) enum Reason {
     },
     /// The machine got an INIT.
     Init,
+    /// What a test image found about itself.
+    #[cfg(feature = "self-check")]
+    SelfCheck(&'static str),
 }
 
 impl fmt::Display for Reason {
@@ -88,6 +91,8 @@ impl fmt::Display for Reason {
                 }
             }
             Self::Init => write!(f, "the machine was sent an INIT"),
+            #[cfg(feature = "self-check")]
+            Self::SelfCheck(what) => write!(f, "the self-check found that {what}; please report it"),
         }
     }
 }

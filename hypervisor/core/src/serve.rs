@@ -70,7 +70,11 @@ impl Processor {
     pub(crate) fn serve(&mut self) -> Result<Infallible, Reason> {
         let mut held: Option<Held> = None;
         let mut how = GiveBack::Preempted;
+        #[cfg(feature = "self-check")]
+        let mut watch = crate::self_check::Watch::new(self.id);
         loop {
+            #[cfg(feature = "self-check")]
+            watch.round()?;
             let pick = self.choose(how);
             if held.as_ref().map(|held| held.task.entity) != pick.run {
                 if let Some(held) = held.take() {

@@ -174,7 +174,7 @@ impl TpmService for TpmDesk {
 pub(crate) fn facts(said: u32) -> LaunchFacts {
     let mut facts = LaunchFacts::from_bits_retain(said) | LaunchFacts::SMM_NOT_ISOLATED;
     facts.set(LaunchFacts::PROCESSORS_PARKED, cpus::count() == 1);
-    facts.set(LaunchFacts::DEBUG, cfg!(debug_assertions));
+    facts.set(LaunchFacts::DEBUG, cfg!(debug_assertions) || cfg!(feature = "self-check"));
     facts.set(LaunchFacts::NO_PROCESSOR_RANDOM, !cpu::has_random());
     facts
 }

@@ -74,9 +74,12 @@ pub(crate) fn build(measured: Measured) -> Result<Virtualising, Reason> {
     let fleet: &'static Fleet =
         Box::leak(Box::new(Fleet::new(host.clock, tenants, tasks, scheduler, (desk, published), files)));
     console::share(lines);
+    let left = host.machine.region().left();
+    #[cfg(feature = "self-check")]
+    crate::self_check::prepare(host.machine)?;
     heap::close();
     log::info!(target: "virtualise", "guests built count={} vcpus={} left_kib={}",
-        fleet.tenants.len(), fleet.tasks.len(), host.machine.region().left() / 1024);
+        fleet.tenants.len(), fleet.tasks.len(), left / 1024);
     Ok(Virtualising { fleet, svm: this_cpu, window })
 }
 
@@ -143,6 +146,8 @@ impl Builder {
             },
             Box::leak(Box::new(Scratch::new())),
         );
+        #[cfg(feature = "self-check")]
+        crate::self_check::remember(tables, *ram.map());
         let guest = Guest::new(board, config.vcpus);
         let [first, second] = config.consoles();
         let line = self.lines.get(self.tenants.len());

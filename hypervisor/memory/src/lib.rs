@@ -7,6 +7,7 @@
 )]
 
 mod address;
+mod exact;
 mod guest;
 mod ledger;
 mod nested;
