@@ -29,7 +29,7 @@ pub(crate) const ALL_BANKS: &str = "sha1,sha256,sha384,sha512";
 pub(crate) struct Scene<'a> {
     /// Emulator, kernel, programs.
     pub(crate) bench: &'a Bench,
-    /// The demo's manifest and files.
+    /// One Debian guest.
     pub(crate) release: Release,
     /// The same hypervisor with a small bare guest, where a guest's size only costs time.
     pub(crate) micro: Release,
@@ -73,7 +73,7 @@ impl std::fmt::Debug for Case {
 
 /// Runs all tests, or those that the user chose.
 pub(crate) fn run(bench: &Bench) -> Result<Tally> {
-    let release = Release::load(&bench.artifacts, &place::root().join("dolmen.toml"))?;
+    let release = Release::load(&bench.artifacts, &one_guest())?;
     let top = place::output().join("e2e");
     let micro = micro(bench, &top)?;
     let chosen = |case: &&Case| bench.only.as_ref().is_none_or(|only| case.name.contains(only.as_str()));
@@ -99,6 +99,11 @@ pub(crate) fn run(bench: &Bench) -> Result<Tally> {
         Job::new(case.sentence(), 1, move || perform(&case, &scene))
     });
     Ok(pool::run("Whole machines, one for each test", jobs.collect()))
+}
+
+/// The manifest of most tests.
+pub(crate) fn one_guest() -> PathBuf {
+    place::root().join("tests/e2e/one-guest.toml")
 }
 
 /// A release whose guest is the micro-guest.

@@ -36,7 +36,8 @@ pub(super) const CASES: &[Case] = &[
 
 fn story(scene: &Scene<'_>) -> Result<()> {
     let lab = scene.lab("uefi")?;
-    demo::tell(&lab, &scene.bench.artifacts, &scene.release)
+    let release = Release::load(&scene.bench.artifacts, &place::root().join("dolmen.toml"))?;
+    demo::tell(&lab, &scene.bench.artifacts, &release)
 }
 
 /// Boots to the guest's shell.
@@ -122,7 +123,7 @@ fn other_guests(scene: &Scene<'_>) -> Result<()> {
         bail!("it opens with a bit changed");
     }
     drop(machine);
-    let text = std::fs::read_to_string(place::root().join("dolmen.toml"))?;
+    let text = std::fs::read_to_string(super::one_guest())?;
     for (what, from, to) in [
         ("another name", "name = \"debian\"", "name = \"debiax\""),
         ("another configuration", "memory_mib = 512", "memory_mib = 514"),
