@@ -92,8 +92,8 @@ fn four(scene: &Scene<'_>, kernel: &Path, parameters: &str, way_out: WayOut) -> 
     }
     look(&mut shell)?;
     let (command, said) = match way_out {
-        WayOut::PowerOff => ("poweroff -f", "reason=PowerOff"),
-        WayOut::Reboot => ("reboot -f", "reason=Reset"),
+        WayOut::PowerOff => ("poweroff -f", "cause=power-off"),
+        WayOut::Reboot => ("reboot -f", "cause=reboot"),
     };
     drop(shell.leave(command)?);
     machine.log.wait_for(said, END).map(drop)
