@@ -15,7 +15,7 @@ use crate::pool::{self, Job};
 use crate::{place, ui};
 
 /// Longest run of the guest's tests, and longest wait for an ending's verdict.
-const LIMIT: Duration = Duration::from_secs(90);
+pub(super) const LIMIT: Duration = Duration::from_secs(90);
 
 /// Ways to end, and what the hypervisor's log must say of each.
 const ENDINGS: [(&str, &str); 5] = [
