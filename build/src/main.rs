@@ -54,7 +54,7 @@ enum Task {
     Setup,
     /// Build hypervisor, loader and guest into target/dolmen.
     Build,
-    /// Run an emulated machine with its guest's console on this terminal.
+    /// Run an emulated machine with its guests' console on this terminal.
     Run(run::Options),
     /// Compute PCR 17, PCR 18 and every guest's identity from the files.
     Measure(measure::Options),

@@ -1,16 +1,24 @@
 //! `cargo xtask run`: an emulated machine to play with.
 
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use dolmen_vm::manifest::Console;
 
 use crate::artifact;
 use crate::image::{self, Parts};
 use crate::machine::profile::{Firmware, Profile};
 use crate::machine::swtpm::Record;
+use crate::machine::terminal::{self, Raw};
 use crate::machine::{ConsoleTo, Machine, Medium, Setting};
 use crate::manifest::Manifest;
 use crate::{place, setup, ui};
+
+/// Longest run.
+const LONGEST: Duration = Duration::from_secs(3600);
+/// Time between two looks whether the machine is off.
+const GLANCE: Duration = Duration::from_millis(200);
 
 /// What the user chose.
 #[derive(Clone, Debug, clap::Args)]
@@ -41,10 +49,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         std::fs::remove_dir_all(&folder).context("cannot remove the machine's folder")?;
     }
     let medium = medium(&profile, &artifacts, &parts)?;
-    ui::heading(&format!(
-        "{}: the guest's console is yours; Ctrl-A X switches the machine off",
-        profile.description
-    ));
+    let has_port =
+        manifest.guests.iter().any(|guest| guest.config.consoles.contains(&Console::Com2.to_wire()));
+    let (console, hint) = match has_port {
+        true => (ConsoleTo::Terminal, "the console on COM2 is yours"),
+        false => (ConsoleTo::Harness, "the shared console is yours; Ctrl-^ NAME Enter chooses the guest"),
+    };
+    ui::heading(&format!("{}: {hint}; Ctrl-A X switches the machine off", profile.description));
     ui::note(&format!("transcripts and TPM state: {}", folder.display()));
     let mut machine = Machine::start(&Setting {
         qemu: &tools.qemu,
@@ -53,12 +64,18 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         folder: &folder,
         cycle: "run",
         more: &options.qemu,
-        console: ConsoleTo::Terminal,
+        console,
         record: Record::default(),
     })?;
-    machine.log.follow(|line| println!("\r│ {line}\r"));
-    let status = machine.wait_off(Duration::from_secs(3600))?;
-    ui::note(&format!("the machine is off ({status})"));
+    if has_port {
+        machine.log.follow(|line| println!("\r│ {line}\r"));
+        machine.wait_off(LONGEST)?;
+    } else {
+        let _raw = Raw::enter()?;
+        let off = terminal::attach(&machine.log)?;
+        while !machine.is_off()? && off.recv_timeout(GLANCE) == Err(RecvTimeoutError::Timeout) {}
+    }
+    ui::note("the machine is off");
     Ok(())
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod relay;
 pub(crate) mod shell;
 pub(crate) mod stream;
 pub(crate) mod swtpm;
+pub(crate) mod terminal;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -140,6 +141,11 @@ impl Machine {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Whether the machine is off.
+    pub(crate) fn is_off(&mut self) -> Result<bool> {
+        Ok(self.qemu.try_wait().context("cannot watch the emulator")?.is_some())
     }
 
     /// Waits until the machine is off, or its log says `halted` instead.

@@ -112,14 +112,12 @@ pub(crate) struct Stream {
 impl Stream {
     /// One guest's part of this port, the console that guests share.
     pub(crate) fn guest(&self, name: &str) -> Result<Self> {
+        self.with_guest(Some(name.to_owned()))
+    }
+
+    fn with_guest(&self, guest: Option<String>) -> Result<Self> {
         let socket = self.socket.try_clone().context("cannot share a serial port")?;
-        Ok(Self {
-            name: self.name,
-            socket,
-            shared: Arc::clone(&self.shared),
-            cursor: 0,
-            guest: Some(name.to_owned()),
-        })
+        Ok(Self { name: self.name, socket, shared: Arc::clone(&self.shared), cursor: 0, guest })
     }
 
     /// Sends bytes to the machine; on a shared console to this stream's guest.
@@ -232,6 +230,34 @@ impl Stream {
                 heard = shared.news.wait(heard).unwrap_or_else(PoisonError::into_inner);
             }
         });
+    }
+
+    /// Gives all bytes, as they come, to `show`, in a thread of its own that ends with the port.
+    pub(crate) fn follow_bytes(&self, show: impl Fn(&[u8]) + Send + 'static) {
+        let shared = Arc::clone(&self.shared);
+        std::thread::spawn(move || {
+            let mut at = 0;
+            let mut heard = shared.lock();
+            loop {
+                let fresh = heard.bytes.get(at..).unwrap_or_default().to_vec();
+                at = heard.bytes.len();
+                let closed = heard.closed;
+                drop(heard);
+                show(&fresh);
+                if closed {
+                    return;
+                }
+                heard = shared.lock();
+                if heard.bytes.len() == at && !heard.closed {
+                    heard = shared.news.wait(heard).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        });
+    }
+
+    /// The same port once more, heard from its beginning.
+    pub(crate) fn again(&self) -> Result<Self> {
+        self.with_guest(None)
     }
 
     /// Waits until the emulator closes the port.
