@@ -2,8 +2,8 @@
 //!
 //! Each line of a guest begins with `[name] `, and a line of two guests does not exist: who writes while another
 //! one's line is open waits, or the open line is broken. What a guest sends is cleaned, so that nothing of it
-//! can look like a line of the hypervisor's log, which never begins with `[`: see [`filter`]. Keys go to one
-//! guest at a time; Ctrl-^ says to which: see [`keys`].
+//! can look like a line of the hypervisor's log, which never begins with `[`: see `filter`. Keys go to one
+//! guest at a time; Ctrl-^ says to which: see `keys`.
 //!
 //! Guests reach only their own [`Line`], whose rings need no lock: one side writes, one reads. The
 //! [`Multiplexer`] belongs to whoever drives the port at the moment.

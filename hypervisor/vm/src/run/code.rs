@@ -1,7 +1,7 @@
 //! The instruction that exited, and its length.
 //!
 //! Few processors tell them, so they are read from the guest's memory. That takes a walk of the guest's page
-//! tables, unless the code page is one that exited before: `docs/adr/0011-exit-path.md` says why that is enough.
+//! tables, unless the code page is one that exited before: `docs/adr/0013-exit-path.md` says why that is enough.
 
 use dolmen_arch::bits::{low_bytes, low8};
 use dolmen_arch::instruction::{self, CodeSize, Instruction, InstructionLength};
