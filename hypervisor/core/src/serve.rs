@@ -139,6 +139,8 @@ impl Processor {
     /// Does a piece of the work of guests that start or stop, or rests until something happens.
     fn idle(&mut self) -> Result<(), Reason> {
         if self.work()? {
+            // However much there is to do, other processors are heard in between.
+            self.window.take_pending();
             return Ok(());
         }
         self.arm(self.until);

@@ -49,6 +49,9 @@ impl TisIo for TisRegisters {
     }
 
     fn expired(&mut self) -> bool {
+        // A TPM may take seconds: whoever waits for it hears other processors meanwhile.
+        #[cfg(feature = "core")]
+        crate::cpus::relax();
         cpu::read_tsc().wrapping_sub(self.started) > self.wait_ticks
     }
 }
