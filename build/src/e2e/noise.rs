@@ -37,6 +37,10 @@ const NOISY: &[(&str, u32, u32, bool)] = &[
     ("stack", 1, 1, false),
 ];
 
+/// A kind that stays away: under string instructions the emulator itself dies, about once in five runs with several
+/// processors. The micro-guests have it on one, where it does not.
+const WITHOUT: &str = "string";
+
 /// How the hypervisor calls the end of a guest that switched itself off.
 const SWITCHED_OFF: &str = "power-off ";
 
@@ -139,7 +143,7 @@ fn release(scene: &Scene<'_>, folder: &Path) -> Result<Release> {
     let mut text = guest("neighbour", 1, "com2", "halt-machine", "noise=neighbour");
     for (number, (kind, seed, vcpus, lasts)) in NOISY.iter().enumerate() {
         let console = if *lasts { "multiplexed" } else { "none" };
-        let line = format!("noise={kind} seed={seed}");
+        let line = format!("noise={kind} seed={seed} without={WITHOUT}");
         write!(text, "{}", guest(&name(number, kind), *vcpus, console, "stop", &line))?;
     }
     let path = folder.join("dolmen.toml");

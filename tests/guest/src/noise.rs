@@ -57,14 +57,16 @@ const DEADLY: &[Kind] = &[
 pub(crate) fn run(command_line: &[u8]) {
     let mut words = command_line.split(|byte| *byte == b' ');
     let Some(chosen) = words.next().and_then(|word| word.strip_prefix(b"noise=")) else { return };
-    let seed = words.find_map(|word| word.strip_prefix(b"seed=")).map_or(1, number);
+    let seed = words.clone().find_map(|word| word.strip_prefix(b"seed=")).map_or(1, number);
+    let without = words.find_map(|word| word.strip_prefix(b"without=")).unwrap_or_default();
     if chosen == b"neighbour" {
         neighbour::answer();
     }
     sandbox::prepare();
     for (name, kind) in LASTING.iter().chain(DEADLY) {
         let lasts = LASTING.iter().any(|(lasting, _)| lasting == name);
-        if chosen != name.as_bytes() && !(chosen == b"all" && lasts) {
+        let is_wanted = chosen == name.as_bytes() || chosen == b"all" && lasts;
+        if !is_wanted || without == name.as_bytes() {
             continue;
         }
         say!("noise {name} seed={seed}");
