@@ -37,7 +37,7 @@ pub enum StartError {
     NoRegisters,
     /// The local APIC, in its mode, cannot send to this APIC ID.
     Unreachable(u32),
-    /// The processor with this APIC ID did not come up within a second.
+    /// The processor with this APIC ID did not come up in time.
     Silent(u32),
     /// Its registers route addresses in another way than the boot processor's.
     Unlike(u32),
@@ -195,10 +195,16 @@ impl Machine {
     }
 }
 
-/// Waits until the processor that starts is where `is_there` says; a second at most.
+/// Waits until the processor that starts is where `is_there` says.
 fn wait_for(apic_id: u32, is_there: impl Fn(u32) -> bool) -> Result<(), StartError> {
-    let arrived = call::wait_until(|| is_there(STATE.load(Ordering::Acquire)));
-    if arrived { Ok(()) } else { Err(StartError::Silent(apic_id)) }
+    wait_until(apic_id, || is_there(STATE.load(Ordering::Acquire)))
+}
+
+/// Waits for the processor that starts, five seconds at most: milliseconds are enough, but where processors are
+/// emulated on fewer that have much to do, one may stand still for more than a second.
+fn wait_until(apic_id: u32, is_done: impl Fn() -> bool) -> Result<(), StartError> {
+    let has_come = (0..5).any(|_| call::wait_until(&is_done));
+    if has_come { Ok(()) } else { Err(StartError::Silent(apic_id)) }
 }
 
 /// Asks for the other processor's time, which must lie between ours before and after, give or take as much again.
@@ -207,9 +213,7 @@ fn compare_time(apic_id: u32) -> Result<(), StartError> {
     for question in 1..=QUESTIONS {
         let before = cpu::read_tsc_in_order();
         ASKED.store(question, Ordering::Release);
-        if !call::wait_until(|| ANSWERED.load(Ordering::Acquire) == question) {
-            return Err(StartError::Silent(apic_id));
-        }
+        wait_until(apic_id, || ANSWERED.load(Ordering::Acquire) == question)?;
         let after = cpu::read_tsc_in_order();
         let off = ANSWER.load(Ordering::Relaxed).wrapping_sub(before).cast_signed();
         best = best.min((after.wrapping_sub(before), off));
