@@ -8,6 +8,7 @@ pub(crate) mod launch;
 mod life;
 mod linux;
 mod locality;
+mod many;
 mod noise;
 mod trust;
 
@@ -78,6 +79,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Tally> {
     let micro = micro(bench, &top)?;
     let chosen = |case: &&Case| bench.only.as_ref().is_none_or(|only| case.name.contains(only.as_str()));
     let all = [
+        many::CASES,
         launch::CASES,
         linux::CASES,
         hostile::CASES,
