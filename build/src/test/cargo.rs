@@ -83,8 +83,18 @@ pub(super) fn miri() -> Result<Tally> {
     command
         .args(["run", NIGHTLY, "cargo", "miri", "test", "--locked", "--lib"])
         .args(MIRI.iter().flat_map(|package| ["--package", package]))
-        // Names of tests that only repeat at length what shorter ones show.
+        // Tests that only repeat at length what shorter ones show, and simulations in safe code.
         .args(["--", "--skip", "random", "--skip", "property", "--skip", "exhaustive"])
+        .args([
+            "--skip",
+            "sched::",
+            "--skip",
+            "console::",
+            "--skip",
+            "lifecycle::",
+            "--skip",
+            "bus::tests::the_bus",
+        ])
         .current_dir(place::root())
         .env_remove("RUSTUP_TOOLCHAIN")
         .env("CARGO_TARGET_DIR", scratch("miri"))
