@@ -4,9 +4,11 @@
 #![cfg(not(miri))] // it reads and writes the document
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may fail loudly")]
 
+#[path = "../../abi/tests/generated/mod.rs"]
+mod generated;
+
 use core::fmt::Write;
 use core::ops::RangeInclusive;
-use std::path::Path;
 
 use dolmen_arch::cpuid::{CpuidSource, Leaf};
 use dolmen_arch::msr;
@@ -258,25 +260,7 @@ fn memory() -> String {
     table
 }
 
-/// The document with the table after `<!-- generated: name -->` replaced.
-fn replaced(document: &str, name: &str, table: &str) -> String {
-    let mark = format!("<!-- generated: {name} -->\n");
-    let (before, rest) = document.split_once(&mark).unwrap_or_else(|| panic!("no place for `{name}`"));
-    let (_, after) = rest.split_once("<!-- end -->").unwrap_or_else(|| panic!("no end of `{name}`"));
-    format!("{before}{mark}{table}<!-- end -->{after}")
-}
-
 #[test]
 fn the_tables_of_the_guests_machine_are_those_of_the_code() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/guest-machine.md");
-    let document = std::fs::read_to_string(&path).unwrap();
-    let want = tables().iter().fold(document.clone(), |text, (name, table)| replaced(&text, name, table));
-    if std::env::var_os("DOLMEN_BLESS").is_some() {
-        std::fs::write(&path, want).unwrap();
-        return;
-    }
-    for (old, new) in document.lines().zip(want.lines()) {
-        assert_eq!(old, new, "docs/guest-machine.md differs from the code; DOLMEN_BLESS=1 writes it anew");
-    }
-    assert_eq!(document, want);
+    generated::assert_tables("guest-machine.md", &tables());
 }
