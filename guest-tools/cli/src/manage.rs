@@ -4,8 +4,8 @@ use core::fmt;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dolmen_abi::{GuestInfo, GuestState, StopCause};
-use dolmen_guest::{Client, GuestList, Transport};
+use dolmen_abi::{GuestInfo, GuestState, Status, StopCause};
+use dolmen_guest::{Client, Error, GuestList, Transport};
 use serde_json::json;
 
 use crate::args::Target;
@@ -40,9 +40,20 @@ where
     T: Transport<Error: fmt::Display>,
 {
     let mut buffer = vec![0; GuestList::BYTES];
-    let list = client.guests(&mut buffer)?;
+    let list = client.guests(&mut buffer).map_err(not_listed)?;
     let caller = usize::try_from(list.head.caller).unwrap_or(usize::MAX);
     Ok(Snapshot { caller, uptime_ns: list.head.uptime_ns, guests: list.guests().collect() })
+}
+
+/// Why there is no list: each command about other guests asks for it first, and learns here that it may not.
+fn not_listed<E: fmt::Display>(error: Error<E>) -> Failure {
+    match error {
+        Error::Refused(Status::NOT_PERMITTED) => Failure::plain(
+            &"this guest may not see or manage other guests (NOT_PERMITTED). Hint: add \"manage\" to `hypercalls` \
+              in its part of the manifest",
+        ),
+        error => error.into(),
+    }
 }
 
 /// Asks for it and waits until it is done.
@@ -146,6 +157,14 @@ mod tests {
         ] {
             assert_eq!(progress(Request::Reset, &before, &guest(state, starts)), want, "{state}");
         }
+    }
+
+    #[test]
+    fn a_guest_without_the_right_is_told_what_to_write_where() {
+        let refusal = not_listed(Error::<String>::Refused(Status::NOT_PERMITTED)).to_string();
+        assert!(refusal.contains("\"manage\"") && refusal.contains("`hypercalls`"), "{refusal}");
+        let other = not_listed(Error::<String>::Refused(Status::NO_SUCH_CALL)).to_string();
+        assert!(other.contains("older than this command"), "{other}");
     }
 
     #[test]
