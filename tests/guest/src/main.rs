@@ -3,7 +3,8 @@
 //! Each test prints `ok <name>` or `FAIL <name> <why>` on the console, the last line is
 //! `micro: N passed, M failed`, then the guest switches itself off. With `ends=<name>` on its command line
 //! it instead does the one thing of that name, which ends it; the verdict is then the hypervisor's log. With
-//! `bench` or `bench-exits` it measures what things cost, with `answer`, `rest` or `spin` it keeps others company;
+//! `bench` or `bench-exits` it measures what things cost, with `answer`, `rest` or `spin` it keeps others company, with `share` or
+//! `nap` it counts;
 //! with `handover` it tells what its loader handed over; with `noise=<name>` it misbehaves on purpose.
 #![no_std]
 #![no_main]
@@ -33,6 +34,7 @@ mod keep;
 mod noise;
 mod register;
 mod resident;
+mod share;
 mod smp;
 mod start;
 mod user;
@@ -64,6 +66,11 @@ extern "C" fn guest_main(start: u64) -> ! {
     }
     noise::run(command_line);
     company::run(command_line);
+    match command_line {
+        b"share" => share::run(),
+        b"nap" => share::nap(),
+        _ => {}
+    }
     if let Some(role) = command_line.strip_prefix(b"role=") {
         resident::live(role == b"quiet");
     }

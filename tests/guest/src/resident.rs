@@ -1,7 +1,8 @@
 //! A guest that lives beside others and does what its console says: `role=resident`.
 //!
-//! When it starts it looks whether its memory holds anything, and fills a part of it. Then it counts aloud, unless
-//! its role is `quiet`, and obeys lines: `crash`, `reset`, `off`, `ps`, `start NAME`, `stop NAME`,
+//! When it starts it looks whether its memory holds anything, fills a part of it, and starts its other processors,
+//! if it has any. Then it counts aloud, unless its role is `quiet`, interrupting them all at each number, and
+//! obeys lines: `crash`, `reset`, `off`, `ps`, `start NAME`, `stop NAME`,
 //! `reset NAME`, `quote`, `extend`, `registers`, `forge`.
 
 use core::convert::Infallible;
@@ -9,7 +10,7 @@ use core::convert::Infallible;
 use dolmen_guest::vmmcall::{Bounce, Direct, Instruction};
 use dolmen_guest::{Client, Error, GuestList};
 
-use crate::{console, cpu, ending, say};
+use crate::{console, cpu, ending, say, smp};
 
 /// The part of memory that is looked at and filled: nothing of the guest lies there.
 const FIELD: core::ops::Range<u64> = 0x200_0000..0x280_0000;
@@ -22,7 +23,8 @@ const BUFFER: usize = 0x4000;
 /// Time-stamp ticks between two numbers.
 const BEAT: u64 = 100_000_000;
 
-type Hypervisor = Client<Direct>;
+/// The hypervisor's calls, made directly.
+pub(crate) type Hypervisor = Client<Direct>;
 
 /// Lives until it is told to end.
 pub(crate) fn live(is_quiet: bool) -> ! {
@@ -31,6 +33,9 @@ pub(crate) fn live(is_quiet: bool) -> ! {
         Some(at) => say!("FAIL memory holds something at {at:#x}"),
     }
     FIELD.step_by(4).for_each(|at| cpu::write32(at, PATTERN));
+    if let Err(why) = smp::start_others() {
+        say!("FAIL a processor: {why}");
+    }
     let mut hypervisor = client();
     let (mut line, mut length) = ([0u8; 64], 0);
     let (mut beat, mut next) = (0u64, cpu::read_tsc());
@@ -38,7 +43,10 @@ pub(crate) fn live(is_quiet: bool) -> ! {
         if !is_quiet && cpu::read_tsc() >= next {
             beat += 1;
             next += BEAT;
-            say!("beat {beat}");
+            match smp::call_others() {
+                Ok(()) => say!("beat {beat}"),
+                Err(why) => say!("FAIL beat {beat}: {why}"),
+            }
         }
         match console::read() {
             Some(b'\r' | b'\n') => {
@@ -54,7 +62,8 @@ pub(crate) fn live(is_quiet: bool) -> ! {
     }
 }
 
-fn client() -> Hypervisor {
+/// This guest's way to the hypervisor.
+pub(crate) fn client() -> Hypervisor {
     let instruction = Instruction::detect().unwrap_or(Instruction::Vmmcall);
     let (request, reply) = (buffer(REQUEST), buffer(REPLY));
     // SAFETY: ring 0 in 64-bit mode, under the hypervisor that is looked at.

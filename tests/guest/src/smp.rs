@@ -3,7 +3,7 @@
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{Test, Verdict, apic, check, cpu, fault};
+use crate::{Test, Verdict, apic, check, cpu, fault, share};
 
 pub(crate) const TESTS: &[Test] = &[
     ("others_start_by_init_and_start_up", start_all),
@@ -102,6 +102,9 @@ extern "C" fn other_main(number: u64, model: u64) -> ! {
     let is_right = model == u64::from(cpu::cpuid(1, 0).eax) && own == number;
     NUMBERS[index].store(if is_right { number } else { u64::MAX }, Ordering::Relaxed);
     STARTS[index].fetch_add(1, Ordering::Release);
+    if share::is_on() {
+        share::work_on();
+    }
     loop {
         cpu::wait_for_interrupt();
         if TIMES[index].load(Ordering::Relaxed) == 1 {
@@ -158,6 +161,12 @@ fn starts(index: usize) -> u64 {
 }
 
 fn start_all() -> Verdict {
+    check(count() > 1, "there are no others")?;
+    start_others()
+}
+
+/// Starts the other processors, if there are any.
+pub(crate) fn start_others() -> Verdict {
     unsafe extern "C" {
         static __guest_start_page: u8;
         static __guest_start_end: u8;
@@ -166,7 +175,6 @@ fn start_all() -> Verdict {
     let bytes = (&raw const __guest_start_end).addr() - from.addr();
     // SAFETY: conventional memory, which nothing of this guest uses.
     unsafe { core::ptr::copy_nonoverlapping(from, PAGE as *mut u8, bytes) };
-    check(count() > 1, "there are no others")?;
     for index in 1..count() {
         check(starts(index) == 0, "one started by itself")?;
         apic::send_to(index as u32, INIT);
@@ -199,12 +207,17 @@ fn one_by_one() -> Verdict {
 
 fn broadcast() -> Verdict {
     for _ in 0..20 {
-        let before: [u64; MOST] = core::array::from_fn(calls);
-        apic::send_to(0, OTHERS | CALL as u32);
-        let all = || (1..count()).all(|index| calls(index) == before[index] + 1);
-        check(wait_until(all), "not all, or one more than once")?;
+        call_others()?;
     }
     check(calls(0) == 0, "it reached the sender")
+}
+
+/// Interrupts all others, and waits until each has taken it.
+pub(crate) fn call_others() -> Verdict {
+    let before: [u64; MOST] = core::array::from_fn(calls);
+    apic::send_to(0, OTHERS | CALL as u32);
+    let all = || (1..count()).all(|index| calls(index) == before[index] + 1);
+    check(wait_until(all), "not all, or one more than once")
 }
 
 fn nmi() -> Verdict {
