@@ -14,7 +14,7 @@ use crate::manifest::Manifest;
 use crate::{measure, place};
 
 /// Virtual processors of these guests.
-const VCPUS: usize = 4;
+pub(super) const VCPUS: usize = 4;
 /// Work for all of them at once.
 const LOAD: &str =
     "for n in 1 2 3 4 5 6; do head -c 8M /dev/zero | sha256sum > /tmp/$n & done; wait; cat /tmp/?";
@@ -84,12 +84,7 @@ fn four(scene: &Scene<'_>, kernel: &Path, parameters: &str, way_out: WayOut) -> 
     lab::measured(&mut machine)?;
     let mut shell = lab::shell(&mut machine)?;
     shell.expect(LOAD)?;
-    let log = shell.expect("dmesg")?;
-    place::write(&scene.folder.join("dmesg.txt"), log.as_bytes())?;
-    let complaints: Vec<&str> = log.lines().filter(|line| is_complaint(line)).collect();
-    if !complaints.is_empty() {
-        bail!("the kernel complains:\n{}", complaints.join("\n"));
-    }
+    content(&mut shell, &scene.folder.join("dmesg.txt"))?;
     look(&mut shell)?;
     let (command, said) = match way_out {
         WayOut::PowerOff => ("poweroff -f", "cause=power-off"),
@@ -99,13 +94,24 @@ fn four(scene: &Scene<'_>, kernel: &Path, parameters: &str, way_out: WayOut) -> 
     machine.log.wait_for(said, END).map(drop)
 }
 
+/// Whether the kernel has nothing to complain of; its log is kept in `file`.
+pub(super) fn content(shell: &mut Shell, file: &Path) -> Result<()> {
+    let log = shell.expect("dmesg")?;
+    place::write(file, log.as_bytes())?;
+    let complaints: Vec<&str> = log.lines().filter(|line| is_complaint(line)).collect();
+    if !complaints.is_empty() {
+        bail!("the kernel complains:\n{}", complaints.join("\n"));
+    }
+    Ok(())
+}
+
 /// Whether a line of the kernel's log is about something wrong with the machine.
 fn is_complaint(line: &str) -> bool {
     COMPLAINTS.iter().any(|word| line.contains(word)) && !EMULATOR.iter().any(|word| line.contains(word))
 }
 
 /// Processors, clock and interrupts as the kernel has found them.
-fn look(shell: &mut Shell) -> Result<()> {
+pub(super) fn look(shell: &mut Shell) -> Result<()> {
     for (command, want) in [
         ("nproc", VCPUS.to_string()),
         ("cat /sys/devices/system/cpu/cpu*/topology/physical_package_id | sort -u", "0".to_owned()),

@@ -7,6 +7,7 @@ mod image;
 pub(crate) mod launch;
 mod life;
 mod linux;
+mod load;
 mod locality;
 mod many;
 mod noise;
@@ -74,7 +75,7 @@ impl std::fmt::Debug for Case {
 }
 
 /// Tests that measure time, or keep two processors of this computer busy for long: they have it to themselves.
-const ALONE: [&[Case]; 1] = [share::CASES];
+const ALONE: [&[Case]; 2] = [load::CASES, share::CASES];
 
 /// Runs all tests, or those that the user chose.
 pub(crate) fn run(bench: &Bench) -> Result<Tally> {
@@ -86,6 +87,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Tally> {
         many::CASES,
         launch::CASES,
         linux::CASES,
+        load::CASES,
         share::CASES,
         hostile::CASES,
         cpus::CASES,
