@@ -9,6 +9,7 @@ mod life;
 mod linux;
 mod load;
 mod locality;
+mod manage;
 mod many;
 mod noise;
 mod share;
@@ -89,6 +90,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Tally> {
         linux::CASES,
         load::CASES,
         share::CASES,
+        manage::CASES,
         hostile::CASES,
         cpus::CASES,
         dma::CASES,

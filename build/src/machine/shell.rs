@@ -68,6 +68,19 @@ impl Shell {
         Ok(answer.text())
     }
 
+    /// Runs a command line that goes on until it gets these keys: they are sent when it has said `said`.
+    pub(crate) fn press(&mut self, command: &str, said: &str, keys: &[u8]) -> Result<Answer> {
+        self.start(command)?;
+        let mut before = Vec::new();
+        self.port.find(&format!("`{command}` to say {said}"), LIMIT, |line| {
+            before.push(line.to_owned());
+            line.contains(said).then_some(())
+        })?;
+        self.port.send(keys)?;
+        let Answer { lines, status } = self.finish(command)?;
+        Ok(Answer { lines: [before, lines].concat(), status })
+    }
+
     /// Sends `content` into the guest's file `path`.
     pub(crate) fn send(&mut self, path: &str, content: &[u8]) -> Result<()> {
         let command = format!("dolmen receive {path}");
