@@ -22,7 +22,7 @@ const BUFFER: usize = 0x4000;
 /// Time-stamp ticks between two numbers.
 const BEAT: u64 = 100_000_000;
 
-type Hypervisor = Client<Direct>;
+pub(crate) type Hypervisor = Client<Direct>;
 
 /// Lives until it is told to end.
 pub(crate) fn live(is_quiet: bool) -> ! {
@@ -54,7 +54,8 @@ pub(crate) fn live(is_quiet: bool) -> ! {
     }
 }
 
-fn client() -> Hypervisor {
+/// The hypervisor's calls. Once in a guest's run: the buffers are the client's own.
+pub(crate) fn client() -> Hypervisor {
     let instruction = Instruction::detect().unwrap_or(Instruction::Vmmcall);
     let (request, reply) = (buffer(REQUEST), buffer(REPLY));
     // SAFETY: ring 0 in 64-bit mode, under the hypervisor that is looked at.
