@@ -5,10 +5,9 @@ use std::fmt::Write as _;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::{COUNTING, Cost, LIMIT, cost, grouped, operation};
-use crate::lab::{LAUNCH, Lab, Release};
+use super::{Cost, figures, grouped, operation};
 use crate::test::Bench;
-use crate::{place, ui};
+use crate::ui;
 
 /// Numbers of guests: one measures, the others sleep and wake up ten times a second.
 const CROWDS: [usize; 3] = [1, 8, 32];
@@ -29,19 +28,9 @@ pub(super) fn measure(bench: &Bench) -> Result<Vec<Crowd>> {
 
 fn crowd(bench: &Bench, guests: usize) -> Result<Crowd> {
     let progress = ui::Progress::start(&format!("Counting with {guests} guests"));
-    let folder = place::output().join(format!("bench/crowd-{guests}"));
-    let release = Release::of(&bench.artifacts, &folder, &manifest(bench, guests)?)?;
-    let lab = Lab::new(&bench.tools, &bench.artifacts, "bios", &folder.join("machine"), "sha256")?;
-    let mut machine = lab.boot_with("crowd", &release.parts, None, &COUNTING.map(str::to_owned))?;
-    machine.log.wait_for("serve: guest runs", LAUNCH)?;
-    let mut console = machine.console.take().context("no console")?;
-    let mut costs = Vec::new();
-    console.find("the micro-guest's figures", LIMIT, |line| {
-        costs.extend(cost(line));
-        (line == "cost done").then_some(())
-    })?;
+    let (costs, log) = figures(bench, &format!("crowd-{guests}"), &manifest(bench, guests)?)?;
     progress.done();
-    Ok(Crowd { guests, left_kib: left(&machine.log.lines())?, costs })
+    Ok(Crowd { guests, left_kib: left(&log)?, costs })
 }
 
 /// The guest that measures comes first; the others have no console.

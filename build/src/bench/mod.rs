@@ -4,6 +4,7 @@
 //! executed instruction. The peers were measured the same way, on the same processor model.
 
 mod boot;
+mod company;
 mod growth;
 mod operation;
 mod size;
@@ -16,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use crate::artifact::{self, MICRO_GUEST};
-use crate::lab::{LAUNCH, Lab};
+use crate::lab::{LAUNCH, Lab, Release};
 use crate::machine::Machine;
 use crate::test::Bench;
 use crate::{e2e, place, setup, ui};
@@ -33,17 +34,50 @@ pub(crate) struct Options {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    /// Only these figures; all without it.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Subject>,
 }
 
-/// All figures.
+/// What is measured together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Subject {
+    /// Bytes and lines.
+    Sizes,
+    /// The launch, exits, hypercalls and a quote, by one guest alone.
+    Exits,
+    /// The same exits as guests grow from 1 to 32.
+    Growth,
+    /// Processors of one guest among themselves, and the life of a guest.
+    Company,
+    /// Boot of a kernel inside of Dolmen and without it.
+    Boot,
+}
+
+impl Options {
+    /// `measure()`, if the user wants it.
+    fn chosen<T>(&self, subject: Subject, measure: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
+        let wanted = self.only.is_empty() || self.only.contains(&subject);
+        wanted.then(measure).transpose()
+    }
+}
+
+/// All figures that the user wants.
 #[derive(Clone, Debug, Serialize)]
 struct Report {
-    sizes: size::Sizes,
+    sizes: Option<size::Sizes>,
+    exits: Option<Exits>,
+    growth: Option<Vec<growth::Crowd>>,
+    company: Option<Vec<company::Figure>>,
+    boot: Option<boot::Boots>,
+}
+
+/// What one guest alone measures, and what it took to get there.
+#[derive(Clone, Debug, Serialize)]
+struct Exits {
     launch: Vec<stage::Stage>,
     operations: Vec<operation::Operation>,
     quote: tpm::Quote,
-    growth: Vec<growth::Crowd>,
-    boot: boot::Boots,
 }
 
 /// What the micro-guest measured of one operation.
@@ -70,7 +104,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let tools = setup::ensure()?;
     let artifacts = artifact::build(&tools)?;
     let bench = Bench { tools, artifacts, only: None };
-    let report = measure(&bench)?;
+    let report = measure(&bench, options)?;
     if options.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
@@ -79,20 +113,27 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn measure(bench: &Bench) -> Result<Report> {
+fn measure(bench: &Bench, options: &Options) -> Result<Report> {
+    Ok(Report {
+        sizes: options.chosen(Subject::Sizes, || size::measure(&bench.artifacts))?,
+        exits: options.chosen(Subject::Exits, || exits(bench))?,
+        growth: options.chosen(Subject::Growth, || growth::measure(bench))?,
+        company: options.chosen(Subject::Company, || company::measure(bench))?,
+        boot: options.chosen(Subject::Boot, || boot::measure(bench))?,
+    })
+}
+
+fn exits(bench: &Bench) -> Result<Exits> {
     let folder = place::output().join("bench");
     let mut machine = start(bench, &folder)?;
     let run = costs(&mut machine)?;
     let launch = stage::read(&machine.log.lines())?;
     drop(machine);
     let record = place::read(&folder.join("machine/bench-tpm.log"))?;
-    Ok(Report {
-        sizes: size::measure(&bench.artifacts)?,
+    Ok(Exits {
         launch,
         operations: operation::compare(&run.costs)?,
         quote: tpm::quote(&run, &String::from_utf8_lossy(&record))?,
-        growth: growth::measure(bench)?,
-        boot: boot::measure(bench)?,
     })
 }
 
@@ -130,6 +171,26 @@ fn costs(machine: &mut Machine) -> Result<Run> {
     Ok(Run { costs, quote })
 }
 
+/// Boots the guests of a manifest, in the deterministic mode, the one on the second port measuring; its figures, and the
+/// hypervisor's log.
+fn figures(bench: &Bench, name: &str, manifest: &str) -> Result<(Vec<Cost>, Vec<String>)> {
+    let folder = place::output().join("bench").join(name);
+    let release = Release::of(&bench.artifacts, &folder, manifest)?;
+    let lab = Lab::new(&bench.tools, &bench.artifacts, "bios", &folder.join("machine"), "sha256")?;
+    let mut machine = lab.boot_with(name, &release.parts, None, &COUNTING.map(str::to_owned))?;
+    machine.log.wait_for("serve: guest runs", LAUNCH)?;
+    let mut console = machine.console.take().context("no console")?;
+    let mut costs = Vec::new();
+    let failure = console.find("the micro-guest's figures", LIMIT, |line| {
+        costs.extend(cost(line));
+        (line == "cost done" || line.starts_with("FAIL ")).then(|| line.to_owned())
+    })?;
+    if failure.starts_with("FAIL ") {
+        bail!("the micro-guest says `{failure}`");
+    }
+    Ok((costs, machine.log.lines()))
+}
+
 /// The cost in a line like `cost cpuid min=1246 median=1250`.
 fn cost(line: &str) -> Option<Cost> {
     let figure = line.strip_prefix("cost ")?;
@@ -142,12 +203,23 @@ fn cost(line: &str) -> Option<Cost> {
 }
 
 fn show(report: &Report) {
-    report.sizes.show();
-    stage::show(&report.launch);
-    operation::show(&report.operations);
-    report.quote.show();
-    growth::show(&report.growth);
-    report.boot.show();
+    if let Some(sizes) = &report.sizes {
+        sizes.show();
+    }
+    if let Some(Exits { launch, operations, quote }) = &report.exits {
+        stage::show(launch);
+        operation::show(operations);
+        quote.show();
+    }
+    if let Some(crowds) = &report.growth {
+        growth::show(crowds);
+    }
+    if let Some(figures) = &report.company {
+        company::show(figures);
+    }
+    if let Some(boots) = &report.boot {
+        boots.show();
+    }
 }
 
 /// A number with its digits in groups of three.

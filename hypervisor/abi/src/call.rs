@@ -304,7 +304,7 @@ const _: () = {
 
     let mut rest = CALLS;
     while let [call, tail @ ..] = rest {
-        assert!(call.number & 0xffff_0000 == NUMBER_BASE, "a number outside of Dolmen's range");
+        assert!(crate::is_call_number(call.number), "a number outside of Dolmen's range");
         let mut others = tail;
         while let [other, more @ ..] = others {
             assert!(call.number != other.number, "two calls have one number");

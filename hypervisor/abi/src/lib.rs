@@ -53,6 +53,12 @@ pub use status::Status;
 pub const ABI_VERSION: u32 = 2;
 /// What every call's number starts with: `DL` in ASCII, clear of the small numbers other hypervisors use.
 pub const NUMBER_BASE: u32 = 0x444c_0000;
+
+/// Whether `number` can be one of Dolmen's calls: every other is answered [`Status::NO_SUCH_CALL`], which is what KVM
+/// says.
+pub const fn is_call_number(number: u32) -> bool {
+    number & 0xffff_0000 == NUMBER_BASE
+}
 /// Requests and replies start at a multiple of this many bytes.
 pub const BUFFER_ALIGN: u64 = 8;
 /// Longest guest name in bytes; shorter ones are padded with zeroes.

@@ -38,11 +38,8 @@ pub(crate) fn guest(
 
 impl Loading {
     /// Writes what the boot protocol wants, and plans the copies.
-    pub(crate) fn begin(
-        files: &StagedFiles,
-        guest: &MeasuredGuest,
-        mut ram: &GuestRam,
-    ) -> Result<Self, Reason> {
+    pub(crate) fn begin(files: &StagedFiles, guest: &MeasuredGuest, ram: &GuestRam) -> Result<Self, Reason> {
+        let mut ram = ram.in_sight();
         let config = &guest.config;
         let tables = TablesConfig { vcpus: config.vcpus, second_uart: config.has_second_uart() };
         let rsdp = acpi::write_tables(&mut ram, &tables)
@@ -74,7 +71,7 @@ impl Loading {
         &mut self,
         files: &StagedFiles,
         guest: &MeasuredGuest,
-        mut ram: &GuestRam,
+        ram: &GuestRam,
         piece: &mut [u8],
     ) -> Result<Option<StartState>, Reason> {
         let Some(copy) = self.plan.copies().get(self.copy) else { return Ok(Some(self.plan.start)) };
@@ -87,7 +84,7 @@ impl Loading {
             read(files, *from, offset, part).map_err(|OutsideImage| Reason::Image(ImageError::Truncated))?;
             let outside = Reason::Image(ImageError::OutsideRam { start: copy.to.get(), length: copy.length });
             let to: Option<Gpa> = copy.to.checked_add(self.done);
-            if to.is_none_or(|to| ram.write(to, part).is_err()) {
+            if to.is_none_or(|to| ram.in_sight().write(to, part).is_err()) {
                 return Err(outside);
             }
         }

@@ -119,7 +119,7 @@ impl Processor {
 
     /// One turn.
     fn run(&mut self, held: &mut Held) -> Result<GiveBack, Reason> {
-        let mut memory = &held.tenant.ram;
+        let mut memory = held.tenant.ram.in_sight();
         let mut around = Around { tenant: held.tenant, deadline: None, processor: self };
         let turn = held.vcpu.run(&held.tenant.guest, &mut memory, &mut around);
         if let Some(reason) = self.over.take() {

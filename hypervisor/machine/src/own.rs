@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::heap;
 use crate::interrupt::Window;
 use crate::mmio::Mmio;
-use crate::paging::{AddressSpace, CopyWindow, LARGE_PAGE, PagingError, STACK_BYTES};
+use crate::paging::{AddressSpace, CopyWindow, LARGE_PAGE, PagingError, STACK_BYTES, Slot};
 use crate::region::Region;
 use crate::segments::{self, FaultStacks};
 use crate::svm::{SvmCpu, SvmError, SvmHost};
@@ -305,17 +305,10 @@ impl GuestRam {
         }
     }
 
-    fn put(&self, at: Gpa, from: &[u8]) -> Result<(), OutsideRam> {
-        let to = self.locate(at, from.len())?;
-        // SAFETY: a piece of the guest pool: RAM without objects; the guest owns it.
-        unsafe { self.window.write(to, from) };
-        Ok(())
-    }
-
-    fn glance(&self, at: Gpa) -> Result<u64, OutsideRam> {
-        let from = self.map.locate(at, 8)?;
-        // SAFETY: a piece of the guest pool: RAM without objects.
-        Ok(unsafe { self.window.glance(from) })
+    /// Its RAM as the processor that asks reaches it.
+    #[must_use]
+    pub fn in_sight(&self) -> RamInSight<'_> {
+        RamInSight { ram: self, slot: self.window.slot() }
     }
 
     fn locate(&self, at: Gpa, bytes: usize) -> Result<Hpa, OutsideRam> {
@@ -323,35 +316,39 @@ impl GuestRam {
     }
 }
 
-impl GuestMemory for GuestRam {
+/// The RAM of one guest in sight of one processor: a handle for the time that it works for that guest. Copies of
+/// several processors to the same bytes mix, as with any memory.
+#[derive(Debug)]
+pub struct RamInSight<'a> {
+    ram: &'a GuestRam,
+    slot: Slot,
+}
+
+impl GuestMemory for RamInSight<'_> {
     fn read(&self, at: Gpa, into: &mut [u8]) -> Result<(), OutsideRam> {
-        let from = self.locate(at, into.len())?;
+        let from = self.ram.locate(at, into.len())?;
         // SAFETY: a piece of the guest pool: RAM without objects.
-        unsafe { self.window.read(from, into) };
+        unsafe { self.ram.window.read(from, into) };
         Ok(())
     }
 
     fn write(&mut self, at: Gpa, from: &[u8]) -> Result<(), OutsideRam> {
-        self.put(at, from)
+        let to = self.ram.locate(at, from.len())?;
+        // SAFETY: a piece of the guest pool: RAM without objects; the guest owns it.
+        unsafe { self.ram.window.write(to, from) };
+        Ok(())
     }
 
+    #[inline(always)]
     fn word(&self, at: Gpa) -> Result<u64, OutsideRam> {
-        self.glance(at)
-    }
-}
-
-/// A handle for each virtual processor: copies of several processors to the same bytes mix, as with any memory.
-impl GuestMemory for &GuestRam {
-    fn read(&self, at: Gpa, into: &mut [u8]) -> Result<(), OutsideRam> {
-        GuestRam::read(self, at, into)
-    }
-
-    fn write(&mut self, at: Gpa, from: &[u8]) -> Result<(), OutsideRam> {
-        self.put(at, from)
-    }
-
-    fn word(&self, at: Gpa) -> Result<u64, OutsideRam> {
-        self.glance(at)
+        let from = self.ram.map.locate(at, 8)?;
+        // SAFETY: a piece of the guest pool: RAM without objects.
+        if let Some(word) = unsafe { self.slot.glance(from) } {
+            return Ok(word);
+        }
+        let mut bytes = [0; 8];
+        self.read(at, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
     }
 }
 

@@ -12,6 +12,8 @@
 #![expect(unsafe_code, reason = "page tables decide what memory means")]
 // UNSAFETY: tables are built completely before they are loaded; the window is this module's own.
 
+use core::marker::PhantomData;
+
 use dolmen_memory::{Hfn, Hpa, PAGE_SIZE};
 
 use crate::cpu;
@@ -308,45 +310,45 @@ impl CopyWindow {
         slot.hide();
     }
 
-    /// The eight bytes at `from`, lowest first. Their large page stays in sight of this processor, read-only, until
-    /// a glance at another: guest tables and code are read at most exits.
-    ///
-    /// # Safety
-    /// As [`Self::read`].
-    #[must_use]
-    pub unsafe fn glance(&self, from: Hpa) -> u64 {
-        let slot = self.slot();
-        let offset = from.get() & LARGE_PAGE.wrapping_sub(1);
-        if offset > LARGE_PAGE.wrapping_sub(8) {
-            let mut bytes = [0; 8];
-            // SAFETY: the caller's promise.
-            unsafe { self.read(from, &mut bytes) };
-            return u64::from_le_bytes(bytes);
-        }
-        slot.keep(from.get().wrapping_sub(offset));
-        let at = slot.address.wrapping_add(GLANCE.wrapping_mul(LARGE_PAGE)).wrapping_add(offset);
-        // SAFETY: the window shows that large page, which is RAM by the caller's promise, and all eight bytes
-        // lie in it.
-        unsafe { core::ptr::with_exposed_provenance::<u64>(to_usize(at)).read_unaligned() }
-    }
-
     /// The window of the processor that this runs on.
-    fn slot(self) -> Slot {
+    pub(crate) fn slot(self) -> Slot {
         let cpu = to_u64(cpus::this().index());
         Slot {
             first_entry: self.first_entry.wrapping_add(cpu.wrapping_mul(8 * WINDOW_PAGES)),
             address: WINDOW_VA.wrapping_add(cpu.wrapping_mul(WINDOW_BYTES)),
+            own: PhantomData,
         }
     }
 }
 
-/// One processor's window.
-struct Slot {
+/// One processor's window, which stays on that processor.
+#[derive(Debug)]
+pub(crate) struct Slot {
     first_entry: u64,
     address: u64,
+    /// Not `Send`.
+    own: PhantomData<*const ()>,
 }
 
 impl Slot {
+    /// The eight bytes at `from`, lowest first. Their large page stays in sight of this processor, read-only, until
+    /// a glance at another: guest tables and code are read at most exits. `None` if they lie in two large pages.
+    ///
+    /// # Safety
+    /// As [`CopyWindow::read`].
+    #[inline(always)]
+    pub(crate) unsafe fn glance(&self, from: Hpa) -> Option<u64> {
+        let offset = from.get() & LARGE_PAGE.wrapping_sub(1);
+        if offset > LARGE_PAGE.wrapping_sub(8) {
+            return None;
+        }
+        self.keep(from.get().wrapping_sub(offset));
+        let at = self.address.wrapping_add(GLANCE.wrapping_mul(LARGE_PAGE)).wrapping_add(offset);
+        // SAFETY: the window shows that large page, which is RAM by the caller's promise, and all eight bytes
+        // lie in it.
+        Some(unsafe { core::ptr::with_exposed_provenance::<u64>(to_usize(at)).read_unaligned() })
+    }
+
     /// Shows the large page of `at`, and the next if `length` bytes reach into it; answers the virtual address of
     /// `at`.
     fn show(&self, at: u64, length: usize) -> usize {
@@ -367,6 +369,7 @@ impl Slot {
     }
 
     /// Shows `page` in the place for glances, unless it is there.
+    #[inline(always)]
     fn keep(&self, page: u64) {
         let entry = page | READ_ONLY | LARGE;
         if self.entry(GLANCE) != entry {

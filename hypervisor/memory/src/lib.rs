@@ -19,4 +19,4 @@ pub use guest::{GuestMemory, OutsideRam};
 pub use ledger::{Ledger, LedgerError, Owner};
 pub use nested::{Entry, EntryFormat, Ept, Flush, MapError, NestedTable, Npt, PageSize, Rights, TableMemory};
 pub use ram::{MAX_EXTENTS, RamExtent, RamMap, RamMapError};
-pub use walk::{Access, AccessError, PageFault, Paging, read_virtual, translate, write_virtual};
+pub use walk::{Access, AccessError, PageFault, Paging, Walk, read_virtual, translate, walk, write_virtual};

@@ -64,17 +64,16 @@ impl RamMap {
     ///
     /// # Errors
     /// [`OutsideRam`] unless one extent holds all of them.
-    #[inline]
+    #[inline(always)]
     pub fn locate(&self, at: Gpa, bytes: u64) -> Result<Hpa, OutsideRam> {
         // Unused extents are empty, so nothing lies in them; `new` saw to it that no sum wraps.
-        self.extents
-            .iter()
-            .find_map(|extent| {
-                let offset = at.get().checked_sub(extent.gpa.get())?;
-                let left = extent.bytes.checked_sub(offset).filter(|left| *left != 0)?;
-                (bytes <= left).then(|| Hpa::new(extent.hpa.get().wrapping_add(offset)))
-            })
-            .ok_or(OutsideRam)
+        for extent in &self.extents {
+            let offset = at.get().wrapping_sub(extent.gpa.get());
+            if offset < extent.bytes && bytes <= extent.bytes.wrapping_sub(offset) {
+                return Ok(Hpa::new(extent.hpa.get().wrapping_add(offset)));
+            }
+        }
+        Err(OutsideRam)
     }
 }
 

@@ -107,11 +107,30 @@ struct Format {
 }
 
 /// A finished walk.
-struct Walk {
+#[derive(Clone, Copy, Debug)]
+pub struct Walk {
     gpa: Gpa,
-    /// Entries passed through, for their accessed and dirty bits.
+    /// Entries passed through: address and content.
     entries: [(u64, u64); 4],
     depth: usize,
+    /// Four-level tables, whose every entry is looked at again at each walk.
+    is_long: bool,
+}
+
+impl Walk {
+    /// Where it led.
+    pub const fn gpa(&self) -> Gpa {
+        self.gpa
+    }
+
+    /// Whether the entries that it went through are still the same, so that under the same registers it would lead to
+    /// the same place with the same rights. `false` outside of long mode, where nobody keeps track.
+    #[inline]
+    pub fn still_holds(&self, memory: &impl GuestMemory) -> bool {
+        let passed = self.entries.get(..self.depth).unwrap_or_default();
+        self.is_long
+            && passed.iter().all(|(at, entry)| memory.word(Gpa::new(*at)).is_ok_and(|now| now == *entry))
+    }
 }
 
 impl Paging {
@@ -207,8 +226,22 @@ pub fn write_virtual(
     Ok(())
 }
 
-fn walk(memory: &impl GuestMemory, paging: &Paging, gva: Gva, access: Access) -> Result<Walk, AccessError> {
-    let mut done = Walk { gpa: Gpa::new(gva.get() & 0xffff_ffff), entries: [(0, 0); 4], depth: 0 };
+/// Translates `gva`, and tells which way it went.
+///
+/// # Errors
+/// [`AccessError`].
+pub fn walk(
+    memory: &impl GuestMemory,
+    paging: &Paging,
+    gva: Gva,
+    access: Access,
+) -> Result<Walk, AccessError> {
+    let mut done = Walk {
+        gpa: Gpa::new(gva.get() & 0xffff_ffff),
+        entries: [(0, 0); 4],
+        depth: 0,
+        is_long: paging.is_long(),
+    };
     if paging.is_long() && !is_canonical(gva) {
         return Err(AccessError::NotCanonical);
     }

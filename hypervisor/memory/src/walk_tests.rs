@@ -191,3 +191,30 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_walk_holds_until_one_of_its_entries_changes() {
+    let gva = Gva::new(0xffff_8000_0000_0000);
+    let mut ram = long_mode();
+    let found = walk(&ram, &LONG_MODE, gva, Access::Fetch(0)).unwrap();
+    assert_eq!(found.gpa(), Gpa::new(0x8000));
+    assert!(found.still_holds(&ram));
+    for at in [0x1000 + 256 * 8, 0x2000, 0x3000, 0x4000] {
+        let before = ram.entry(at);
+        for changed in [before ^ PRESENT, before ^ NO_EXECUTE, before ^ 0x1000, before ^ ACCESSED] {
+            ram.put(at, changed);
+            assert!(!found.still_holds(&ram), "{at:#x} {changed:#x}");
+        }
+        ram.put(at, before);
+    }
+    assert!(found.still_holds(&ram));
+}
+
+#[test]
+fn outside_of_long_mode_no_walk_is_vouched_for() {
+    let ram = Ram::new();
+    let unpaged = Paging { cr0: 1, ..Paging::default() };
+    let found = walk(&ram, &unpaged, Gva::new(0x5000), Access::Fetch(0)).unwrap();
+    assert_eq!(found.gpa(), Gpa::new(0x5000));
+    assert!(!found.still_holds(&ram));
+}

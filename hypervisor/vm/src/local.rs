@@ -130,6 +130,12 @@ impl LocalDevices {
         self.apic.pending_vector()
     }
 
+    /// Whether anything waits for delivery, whether or not the guest takes it now.
+    #[inline]
+    pub const fn has_request(&self) -> bool {
+        self.apic.has_request()
+    }
+
     /// The processor took `vector`, which [`Self::pending_vector`] gave.
     pub fn acknowledge(&mut self, vector: u8) {
         self.apic.acknowledge(vector);

@@ -4,6 +4,7 @@
 //! guest a [`Host`]. Whatever the guest does ends in its going on, in a fault to it, or in the end of the
 //! turn: see [`Turn`].
 
+use dolmen_abi::Status;
 use dolmen_arch::instruction::{CodeSize, Instruction};
 use dolmen_arch::register::{Efer, Rflags};
 use dolmen_arch::segment::{Attributes, Segment, SegmentName};
@@ -15,22 +16,26 @@ use crate::bus::{Mailbox, VcpuSet};
 use crate::cpuid::{CpuidState, GuestCpuid};
 use crate::device::local_apic::{Collected, Request};
 use crate::exit::{Event, Vector};
-use crate::guest::{ExitKind, Guest};
+use crate::guest::{Counters, ExitKind, Guest};
 use crate::policy::{self, Action, StopReason};
 use crate::service::{CallArgs, CallResult};
 use crate::vcpu::{Activity, Turn, Vcpu};
 
+mod access;
 mod code;
 mod control;
 mod device;
 mod msr;
 mod port;
 
+pub(crate) use access::KnownAccesses;
 pub(crate) use code::CodePages;
 pub(crate) use control::cr4_mask;
 
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod haste_tests;
 #[cfg(test)]
 mod port_tests;
 #[cfg(test)]
@@ -67,10 +72,15 @@ pub trait Host {
 struct Running<'a, B, M, H> {
     vcpu: &'a mut Vcpu<B>,
     guest: &'a Guest,
+    mailbox: &'a Mailbox,
+    counters: &'a Counters,
     memory: &'a mut M,
     host: &'a mut H,
     /// What the host was told last; `None` if it must be told anew.
     deadline: Option<Option<Tsc>>,
+    /// Something may have become due since the local devices were asked last: time has passed, one of their
+    /// registers was touched, or something waits that the guest could not take.
+    attends: bool,
 }
 
 /// What a step of the loop leads to: the next one, or the end of the turn.
@@ -83,7 +93,12 @@ pub(crate) fn turn<B: Backend>(
     memory: &mut impl GuestMemory,
     host: &mut impl Host,
 ) -> Turn {
-    let mut running = Running { vcpu, guest, memory, host, deadline: None };
+    let (Some(mailbox), Some(counters)) = (guest.bus().mailbox(vcpu.index()), guest.counters(vcpu.index()))
+    else {
+        // A defect of ours: no guest has such a processor.
+        return Turn::Stopped(StopReason::UnexpectedExit(u64::MAX));
+    };
+    let mut running = Running { vcpu, guest, mailbox, counters, memory, host, deadline: None, attends: true };
     loop {
         if let Err(turn) = running.step() {
             return turn;
@@ -93,7 +108,27 @@ pub(crate) fn turn<B: Backend>(
 
 impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
     /// One entry and exit, or the end of the turn.
+    ///
+    /// Nothing stands between the exit and the choice of what to do about it, so that the compiler makes one jump of
+    /// the exit's code, its decoded form and its answer.
+    #[inline(always)]
     fn step(&mut self) -> Step {
+        if self.attends || !self.mailbox.is_empty() {
+            self.attend()?;
+        }
+        let exit = self.vcpu.backend.run();
+        let kind = ExitKind::of(&exit);
+        let end = self.apply(policy::decide(exit));
+        self.counters.count(kind);
+        if let Some(event) = self.vcpu.backend.interrupted_event() {
+            self.deliver_again(event);
+        }
+        end
+    }
+
+    /// Takes mail, ends the wait of a processor that halted, fires timers, and offers the guest what is pending.
+    #[inline(never)]
+    fn attend(&mut self) -> Step {
         if self.vcpu.activity == Activity::Running {
             self.take_mail()?;
         }
@@ -101,28 +136,15 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
             self.wake()?;
         }
         self.offer_events();
-        let exit = self.vcpu.backend.run();
-        if let Some(counters) = self.guest.counters(self.vcpu.index()) {
-            counters.count(ExitKind::of(&exit));
-        }
-        let interrupted = self.vcpu.backend.interrupted_event();
-        let action = policy::decide(exit);
-        match (interrupted, action) {
-            (Some(_), Action::EmulateDevice(gpa)) => {
-                return Err(Turn::Stopped(StopReason::TablesOutsideRam(gpa)));
-            }
-            // The event was not even begun: the state was refused at entry, and would be again.
-            (Some(_), Action::ExplainInvalidState) => return Err(Turn::Stopped(StopReason::InvalidState)),
-            _ => {}
-        }
-        let end = self.apply(action);
-        if let Some(event) = interrupted
-            && self.vcpu.backend.readiness() != Readiness::Busy
-            && !is_repeated_by_itself(event)
-        {
+        Ok(())
+    }
+
+    /// Delivers an event again whose delivery the exit cut short, unless the answer to the exit was another one.
+    #[inline(never)]
+    fn deliver_again(&mut self, event: Event) {
+        if self.vcpu.backend.readiness() != Readiness::Busy && !is_repeated_by_itself(event) {
             self.vcpu.backend.inject(event);
         }
-        end
     }
 
     #[inline(always)]
@@ -153,18 +175,11 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
 
     /// Takes in what other processors and the devices have sent. INIT to the boot processor is a reset of the
     /// machine: what would start at its reset vector, firmware, is not there.
-    #[inline]
     fn take_mail(&mut self) -> Step {
-        let mailbox = self.guest.bus().mailbox(self.vcpu.index());
-        match mailbox.filter(|mailbox| self.vcpu.devices.has_mail(mailbox)) {
-            Some(mailbox) => self.read_mail(mailbox),
-            None => Ok(()),
+        if !self.vcpu.devices.has_mail(self.mailbox) {
+            return Ok(());
         }
-    }
-
-    #[inline(never)]
-    fn read_mail(&mut self, mailbox: &Mailbox) -> Step {
-        let Collected { init, start_up } = self.vcpu.devices.collect(mailbox);
+        let Collected { init, start_up } = self.vcpu.devices.collect(self.mailbox);
         if init {
             if self.vcpu.index() == 0 {
                 return Err(Turn::Stopped(StopReason::Reset));
@@ -207,20 +222,22 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
             self.vcpu.devices.advance(self.host.now());
         }
         self.bound_stretch();
-        if self.vcpu.devices.pending_nmi() || self.vcpu.devices.pending_vector().is_some() {
-            self.offer_pending();
+        // What waits is offered again before each entry, until it is taken.
+        let (nmi, vector) = (self.vcpu.devices.pending_nmi(), self.vcpu.devices.pending_vector());
+        self.attends = nmi || vector.is_some();
+        if self.attends {
+            self.offer(nmi, vector);
         }
     }
 
-    #[inline(never)]
-    fn offer_pending(&mut self) {
+    fn offer(&mut self, nmi: bool, vector: Option<u8>) {
         let readiness = self.vcpu.backend.readiness();
-        if self.vcpu.devices.pending_nmi() && self.vcpu.backend.accepts_nmi() {
+        if nmi && self.vcpu.backend.accepts_nmi() {
             self.vcpu.devices.acknowledge_nmi();
             self.vcpu.backend.inject(Event::Nmi);
             return;
         }
-        let Some(vector) = self.vcpu.devices.pending_vector() else { return };
+        let Some(vector) = vector else { return };
         match readiness {
             Readiness::Ready => {
                 self.vcpu.devices.acknowledge(vector);
@@ -244,6 +261,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
         let may_go_on = self.host.take_interrupts();
         // What interrupted may have been the deadline itself, which has passed or still stands.
         self.deadline = None;
+        self.attends = true;
         if may_go_on { Ok(()) } else { Err(Turn::SliceOver) }
     }
 
@@ -256,6 +274,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
             return Ok(());
         }
         self.vcpu.activity = Activity::Halted;
+        self.attends = true;
         self.wake()
     }
 
@@ -314,15 +333,24 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
     /// Hypercalls are for the kernel in 64-bit mode; the service answers everybody else with a status.
     fn serve_call(&mut self) {
         let Some(length) = self.length(Instruction::Vmmcall) else { return };
+        let number = dolmen_arch::bits::low32(self.vcpu.backend.gprs().rax);
+        if dolmen_abi::is_call_number(number) {
+            self.make_call(number);
+        } else {
+            self.vcpu.backend.gprs().rax = Status::NO_SUCH_CALL.to_rax();
+        }
+        self.vcpu.backend.skip_instruction(length);
+    }
+
+    #[inline(never)]
+    fn make_call(&mut self, number: u32) {
         let privileged = self.vcpu.backend.privilege() == 0 && self.code_size() == CodeSize::Bits64;
         let gprs = *self.vcpu.backend.gprs();
         let args = CallArgs { rdi: gprs.rdi, rsi: gprs.rsi, rdx: gprs.rdx, rcx: gprs.rcx };
-        let number = dolmen_arch::bits::low32(gprs.rax);
         let result = self.host.call(number, args, privileged, self.memory);
         let gprs = self.vcpu.backend.gprs();
         gprs.rax = result.status;
         gprs.rdx = result.reply_len;
-        self.vcpu.backend.skip_instruction(length);
     }
 
     fn reflect(&mut self, vector: Vector, error_code: u32, address: u64) {

@@ -21,9 +21,13 @@ use dolmen_arch::{CpuId, CpuSet, MAX_CPUS};
 
 use crate::board::Tsc;
 
+mod asleep;
 mod place;
+mod set;
 mod virtual_time;
 
+use asleep::Deadlines;
+use set::EntitySet;
 use virtual_time::{ORIGIN, VirtualTime};
 
 /// Most entities.
@@ -111,6 +115,12 @@ enum State {
     Running(CpuId),
 }
 
+impl State {
+    const fn is_runnable(self) -> bool {
+        matches!(self, Self::Ready { .. } | Self::Running(_))
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     config: EntityConfig,
@@ -127,16 +137,6 @@ struct Slot {
     stopping: bool,
     /// Ticks it has had.
     used: u64,
-}
-
-impl Slot {
-    fn is_runnable(&self) -> bool {
-        matches!(self.state, State::Ready { .. } | State::Running(_))
-    }
-
-    fn is_ready_for(&self, cpu: CpuId) -> bool {
-        matches!(self.state, State::Ready { .. }) && self.config.affinity.contains(cpu)
-    }
 }
 
 /// What a processor is doing.
@@ -173,6 +173,10 @@ pub struct Scheduler {
     /// Entities that were added.
     count: usize,
     seats: [Seat; MAX_CPUS],
+    /// Entities that wait for a processor, and those that run.
+    ready: EntitySet,
+    running: EntitySet,
+    deadlines: [Deadlines; MAX_CPUS],
     /// Entities of each guest that are ready or run.
     active: [u32; MAX_GUESTS],
     slice: u64,
@@ -189,6 +193,9 @@ impl Scheduler {
             slots: [None; MAX_ENTITIES],
             count: 0,
             seats: [Seat::Away; MAX_CPUS],
+            ready: EntitySet::EMPTY,
+            running: EntitySet::EMPTY,
+            deadlines: [Deadlines::NONE; MAX_CPUS],
             active: [0; MAX_GUESTS],
             slice: ticks(SLICE_US, tsc_khz),
             shortest: ticks(SHORTEST_US, tsc_khz),
@@ -337,10 +344,10 @@ impl Scheduler {
         /// An entity that waits counts for each processor it may run on in equal parts of this.
         const WHOLE: u64 = 64;
         let waiting = |(_, slot): (Entity, &Slot)| match u64::try_from(slot.config.affinity.len()) {
-            Ok(choices) if slot.is_ready_for(cpu) => WHOLE.checked_div(choices).unwrap_or(WHOLE),
+            Ok(choices) if slot.config.affinity.contains(cpu) => WHOLE.checked_div(choices).unwrap_or(WHOLE),
             _ => 0,
         };
-        let crowd: u64 = self.entities().map(waiting).fold(WHOLE, u64::saturating_add);
+        let crowd: u64 = self.those(self.ready).map(waiting).fold(WHOLE, u64::saturating_add);
         let part = self.round.saturating_mul(WHOLE).checked_div(crowd).unwrap_or(self.slice);
         part.clamp(self.shortest, self.slice.max(self.shortest))
     }
@@ -363,26 +370,31 @@ impl Scheduler {
         }
     }
 
-    /// Changes a state, and with it how many share the guest's weight.
+    /// Changes a state, and all that follows from it: who waits, who runs, whose deadlines are kept, and how many
+    /// share the guest's weight.
     fn set_state(&mut self, entity: Entity, state: State) {
         let Some(slot) = self.slot_mut(entity) else { return };
-        let before = slot.is_runnable();
-        slot.state = state;
-        let after = slot.is_runnable();
+        let before = core::mem::replace(&mut slot.state, state);
         let guest = slot.config.guest;
+        self.ready.set(entity, matches!(state, State::Ready { .. }));
+        self.running.set(entity, matches!(state, State::Running(_)));
+        self.keep_deadline(entity, before, state);
         let Some(active) = self.active.get_mut(guest) else { return };
-        match (before, after) {
+        match (before.is_runnable(), state.is_runnable()) {
             (false, true) => *active = active.saturating_add(1),
             (true, false) => *active = active.saturating_sub(1),
             (true, true) | (false, false) => {}
         }
     }
 
-    /// Every entity, with its slot.
-    fn entities(&self) -> impl Iterator<Item = (Entity, &Slot)> {
-        (0u8..)
-            .zip(self.slots.iter().take(self.count))
-            .filter_map(|(index, slot)| Some((Entity(index), slot.as_ref()?)))
+    /// Those that wait or run.
+    const fn runnable(&self) -> EntitySet {
+        self.ready.union(self.running)
+    }
+
+    /// The entities of a set, with their slots.
+    fn those(&self, set: EntitySet) -> impl Iterator<Item = (Entity, &Slot)> {
+        set.into_iter().filter_map(|entity| Some((entity, self.slot(entity)?)))
     }
 }
 

@@ -9,7 +9,7 @@ use crate::cpuid::{CpuidState, GuestCpuid};
 use crate::guest::Guest;
 use crate::local::LocalDevices;
 use crate::policy::StopReason;
-use crate::run::{self, CodePages, Host};
+use crate::run::{self, CodePages, Host, KnownAccesses};
 
 /// What a virtual processor does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,8 @@ pub struct Vcpu<B> {
     pub(crate) activity: Activity,
     /// Where code that exited was found last: a hint, checked at each use.
     pub(crate) code: CodePages,
+    /// Instructions that touched device memory before.
+    pub(crate) accesses: KnownAccesses,
 }
 
 impl<B: Backend> Vcpu<B> {
@@ -65,6 +67,7 @@ impl<B: Backend> Vcpu<B> {
             cr4_mask,
             activity: Activity::AwaitsStartUp,
             code: CodePages::EMPTY,
+            accesses: KnownAccesses::EMPTY,
         }
     }
 
@@ -115,6 +118,7 @@ impl<B: Backend> Vcpu<B> {
     pub fn start(&mut self, state: &StartState) {
         self.backend.start(state);
         self.code = CodePages::EMPTY;
+        self.accesses = KnownAccesses::EMPTY;
         self.activity = Activity::Running;
     }
 

@@ -2,6 +2,9 @@
 //!
 //! Under `-icount shift=0` one tick is one executed instruction, the loop around the operation included.
 
+mod life;
+mod pair;
+
 use core::arch::asm;
 
 use dolmen_abi::{
@@ -76,26 +79,34 @@ fn cost_beyond(name: &str, due: u64, mut operation: impl FnMut()) {
         operation();
         *slot = (cpu::read_tsc() - start).saturating_sub(due);
     }
-    ticks.sort_unstable();
-    say!("cost {name} min={} median={}", ticks[0], ticks[RUNS / 2]);
+    tell(name, &mut ticks);
 }
 
-/// Measures everything and switches off.
-pub(crate) fn run() -> ! {
+/// Prints the least and the middle one of several measurements.
+fn tell(name: &str, ticks: &mut [u64]) {
+    ticks.sort_unstable();
+    say!("cost {name} min={} median={}", ticks[0], ticks[ticks.len() / 2]);
+}
+
+/// Measures what the command line asks for, if it is something of this module's.
+pub(crate) fn run(command_line: &[u8]) {
+    match command_line {
+        b"bench" => everything(),
+        b"bench-exits" => exits(),
+        b"bench-pair" => pair::measure(),
+        b"bench-life" => life::measure(),
+        _ => return,
+    }
+    say!("cost done");
+    cpu::power_off()
+}
+
+fn everything() {
     exits();
     version();
     random();
     seal();
     quote();
-    say!("cost done");
-    cpu::power_off()
-}
-
-/// Measures what does not need the TPM, and switches off.
-pub(crate) fn run_exits() -> ! {
-    exits();
-    say!("cost done");
-    cpu::power_off()
 }
 
 fn exits() {

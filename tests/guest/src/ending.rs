@@ -11,6 +11,7 @@ pub(crate) fn end(name: &[u8]) -> ! {
         b"triple-fault" => triple_fault(),
         b"halt" => halt(),
         b"tables" => tables(),
+        b"off" => cpu::power_off(),
         b"reset" => cpu::write_port8(0xcf9, 0x06),
         b"exotic" => exotic(),
         b"never" => never(),

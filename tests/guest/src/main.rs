@@ -74,12 +74,7 @@ extern "C" fn guest_main(start: u64) -> ! {
     if let Some(role) = command_line.strip_prefix(b"role=") {
         resident::live(role == b"quiet");
     }
-    if command_line == b"bench" {
-        bench::run();
-    }
-    if command_line == b"bench-exits" {
-        bench::run_exits();
-    }
+    bench::run(command_line);
     if let Some([seed]) = command_line.strip_prefix(b"keep=") {
         let outcome = keep::run(*seed);
         sum([("registers_stay_this_guests", outcome)].into_iter());

@@ -62,7 +62,7 @@ pub(crate) fn live(is_quiet: bool) -> ! {
     }
 }
 
-/// This guest's way to the hypervisor.
+/// The hypervisor's calls. Once in a guest's run: the buffers are the client's own.
 pub(crate) fn client() -> Hypervisor {
     let instruction = Instruction::detect().unwrap_or(Instruction::Vmmcall);
     let (request, reply) = (buffer(REQUEST), buffer(REPLY));

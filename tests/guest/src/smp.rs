@@ -31,6 +31,8 @@ const PAGE: u64 = 0x7000;
 /// Longest wait, in ticks.
 const PATIENCE: u64 = 20_000_000_000;
 
+/// When the last interrupt of this module's was taken, whoever took it.
+static WOKEN: AtomicU64 = AtomicU64::new(0);
 static STARTS: [AtomicU64; MOST] = [const { AtomicU64::new(0) }; MOST];
 static NUMBERS: [AtomicU64; MOST] = [const { AtomicU64::new(0) }; MOST];
 static CALLS: [AtomicU64; MOST] = [const { AtomicU64::new(0) }; MOST];
@@ -116,11 +118,17 @@ extern "C" fn other_main(number: u64, model: u64) -> ! {
 
 /// An interrupt of this module's reached this processor.
 pub(crate) fn called(vector: u64) {
+    WOKEN.store(cpu::read_tsc(), Ordering::Release);
     let index = cpu::cpuid(1, 0).ebx as usize >> 24;
     match vector {
         CALL => CALLS[index % MOST].fetch_add(1, Ordering::Release),
         _ => TIMES[index % MOST].fetch_add(1, Ordering::Release),
     };
+}
+
+/// When the last interrupt of this module's was taken.
+pub(crate) fn woken() -> u64 {
+    WOKEN.load(Ordering::Acquire)
 }
 
 /// The timer of this processor fired.
@@ -160,7 +168,7 @@ fn starts(index: usize) -> u64 {
     STARTS[index].load(Ordering::Acquire)
 }
 
-fn start_all() -> Verdict {
+pub(crate) fn start_all() -> Verdict {
     check(count() > 1, "there are no others")?;
     start_others()
 }

@@ -11,6 +11,7 @@ use crate::gpr::Gprs;
 use crate::instruction::InstructionLength;
 
 /// Translates the exit that `vmcb` holds; `gprs` are the guest's registers, RAX included.
+#[inline(always)]
 pub fn decode(vmcb: &Vmcb, gprs: &Gprs) -> VmExit {
     let control = &vmcb.control;
     match control.exit_code() {

@@ -69,10 +69,16 @@ static COUNT: AtomicU32 = AtomicU32::new(1);
 /// The processor that executes this.
 #[must_use]
 pub fn this() -> CpuId {
-    let index: u32;
+    usize::try_from(own_number()).ok().and_then(CpuId::new).unwrap_or(CpuId::FIRST)
+}
+
+/// The number in this processor's block.
+#[inline(always)]
+pub(crate) fn own_number() -> u32 {
+    let number: u32;
     // SAFETY: GS base is the address of a block on every processor that executes the core.
-    unsafe { asm!("mov {:e}, gs:[0]", out(reg) index, options(nostack, preserves_flags, readonly)) };
-    usize::try_from(index).ok().and_then(CpuId::new).unwrap_or(CpuId::FIRST)
+    unsafe { asm!("mov {:e}, gs:[0]", out(reg) number, options(nostack, preserves_flags, readonly)) };
+    number
 }
 
 /// How many processors work.

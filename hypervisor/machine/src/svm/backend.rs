@@ -72,14 +72,17 @@ impl Backend for Svm {
         save.rip = 0;
     }
 
+    #[inline(always)]
     fn run(&mut self) -> VmExit {
         self.enter()
     }
 
+    #[inline(always)]
     fn gprs(&mut self) -> &mut Gprs {
         &mut self.gprs
     }
 
+    #[inline(always)]
     fn read(&self, register: Register) -> u64 {
         let save = self.vmcb.get().save();
         match register {
@@ -115,18 +118,22 @@ impl Backend for Svm {
         }
     }
 
+    #[inline(always)]
     fn segment(&self, name: SegmentName) -> Segment {
         self.vmcb.get().segment(name)
     }
 
+    #[inline(always)]
     fn privilege(&self) -> u8 {
         self.vmcb.get().privilege()
     }
 
+    #[inline(always)]
     fn instruction_length(&self) -> Option<InstructionLength> {
         svm::instruction_length(self.vmcb.get(), self.features.contains(SvmFeatures::NRIP_SAVE))
     }
 
+    #[inline(always)]
     fn skip_instruction(&mut self, length: InstructionLength) {
         let is_stepped = self.vmcb.get_mut().skip(length);
         self.end_shadow();
@@ -135,6 +142,7 @@ impl Backend for Svm {
         }
     }
 
+    #[inline(always)]
     fn interrupted_event(&self) -> Option<Event> {
         svm::pending_event(self.vmcb.get())
     }

@@ -77,7 +77,8 @@ pub(super) unsafe fn save_host(host: &mut VmcbFrame) {
 /// 1. Save the host's callee-saved registers and the three arguments.
 /// 2. Load the guest's VMLOAD set and general-purpose registers; IF = 1, so that interrupts end its turn.
 ///    IF is set early: its shadow must not reach into the guest.
-/// 3. VMRUN. The processor comes back with the host's RAX, RSP, RIP and RFLAGS, and GIF = 0.
+/// 3. VMRUN. The processor comes back with the host's RAX, RSP, RIP and RFLAGS (DF = 0), and GIF = 0
+///    (APM vol. 2, 15.6).
 /// 4. IF = 0; save the guest's VMLOAD set and registers, load the host's VMLOAD set.
 ///
 /// # Safety
@@ -115,7 +116,6 @@ unsafe extern "sysv64" fn world_switch(gprs: *mut Gprs, guest: u64, host: u64) {
         "pop r12",
         "pop rbx",
         "pop rbp",
-        "cld",
         "ret",
         rcx = const offset_of!(Gprs, rcx),
         rdx = const offset_of!(Gprs, rdx),

@@ -58,13 +58,33 @@ pub(super) struct Place {
     pub(super) asid: Asid,
 }
 
+/// The processor that holds a virtual one, by the number in its block: one comparison at each entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Holder(u32);
+
+impl Holder {
+    const NOBODY: Self = Self(u32::MAX);
+
+    fn of(cpu: CpuId) -> Self {
+        u32::try_from(cpu.index()).map_or(Self::NOBODY, Self)
+    }
+
+    #[inline(always)]
+    fn this() -> Self {
+        Self(cpus::own_number())
+    }
+}
+
 /// A virtual processor on SVM.
 #[derive(Debug)]
 pub struct Svm {
     pub(super) vmcb: VmcbFrame,
     /// Where it runs, or ran last.
     place: Option<Place>,
-    is_loaded: bool,
+    /// The processor that holds it, while one does.
+    held_by: Holder,
+    /// That processor's own control block.
+    host: Hpa,
     /// It was entered since it was loaded.
     has_entered: bool,
     /// The last [`cpus::flush_generation`] that it has flushed for.
@@ -85,7 +105,8 @@ impl Svm {
         Self {
             vmcb,
             place: None,
-            is_loaded: false,
+            held_by: Holder::NOBODY,
+            host: Hpa::new(0),
             has_entered: false,
             flushed: 0,
             gprs: Gprs::default(),
@@ -111,15 +132,16 @@ impl Svm {
         self.place.map(|place| place.asid)
     }
 
-    pub(super) const fn settle(&mut self, place: Place) {
+    pub(super) fn settle(&mut self, place: Place) {
         self.place = Some(place);
-        self.is_loaded = true;
+        self.held_by = Holder::of(place.cpu);
+        self.host = place.host;
         self.has_entered = false;
     }
 
     /// Leaves its processor; whether it was entered there.
     pub(super) const fn leave(&mut self) -> bool {
-        self.is_loaded = false;
+        self.held_by = Holder::NOBODY;
         self.has_entered
     }
 
@@ -135,7 +157,7 @@ impl Svm {
 
     /// Everything that no control block holds gets its reset value; not while it is loaded.
     pub(super) fn reset_extended(&mut self) {
-        assert!(!self.is_loaded, "a virtual processor is reset where it does not run");
+        assert!(self.held_by == Holder::NOBODY, "a virtual processor is reset where it does not run");
         self.extended.reset();
         self.place = None;
     }
@@ -155,12 +177,12 @@ impl Svm {
     }
 
     /// Enters the guest once.
+    #[inline(always)]
     pub(super) fn enter(&mut self) -> VmExit {
-        let is_here = |place: &Place| self.is_loaded && place.cpu == cpus::this();
-        let Some(Place { host, .. }) = self.place.filter(is_here) else {
+        if self.held_by != Holder::this() {
             // A defect of ours; the guest pays for it with its end.
             return VmExit::Unknown { code: u64::MAX };
-        };
+        }
         let generation = cpus::flush_generation();
         if self.flushed != generation {
             self.flushed = generation;
@@ -176,10 +198,11 @@ impl Svm {
             save.rflags |= Rflags::TF.bits();
         }
         self.has_entered = true;
-        switch::enter(&mut self.gprs, &mut self.vmcb, host);
+        switch::enter(&mut self.gprs, &mut self.vmcb, self.host);
         self.after_exit()
     }
 
+    #[inline(always)]
     fn after_exit(&mut self) -> VmExit {
         let keeps = self.features.contains(SvmFeatures::VMCB_CLEAN);
         let vmcb = self.vmcb.get_mut();
@@ -187,6 +210,23 @@ impl Svm {
         vmcb.control.set_clean(if keeps { Clean::all() } else { Clean::empty() });
         vmcb.control.clear_injection();
         (self.gprs.rax, self.gprs.rsp) = (vmcb.save().rax, vmcb.save().rsp);
+        // Decoded last, and in a place of its own where nothing is under way: the caller's choice then follows the
+        // exit code without a detour.
+        if self.is_quiet() { svm::decode(self.vmcb.get(), &self.gprs) } else { self.take_in_exit() }
+    }
+
+    /// Whether no shadow, NMI or watch of ours has to be told of the exit.
+    #[inline(always)]
+    fn is_quiet(&self) -> bool {
+        self.watch == Watch::Off
+            && self.nmi == NmiState::Open
+            && self.shadow_at.is_none()
+            && !Self::is_shadowed(self.vmcb.get())
+    }
+
+    /// The exit, after whatever is under way has been told of it.
+    #[inline(never)]
+    fn take_in_exit(&mut self) -> VmExit {
         let exit = svm::decode(self.vmcb.get(), &self.gprs);
         self.track_shadow(exit);
         self.track_nmi(exit);

@@ -14,6 +14,9 @@ use crate::backend::{Backend, Register};
 const PAGE_MASK: u64 = 0xfff;
 const PAGE_SHIFT: u32 = 12;
 
+/// Code as it was read: as many bytes as an instruction can have.
+pub(super) type Bytes = [u8; instruction::MAX_LENGTH];
+
 /// Pages of code that are remembered: kernels have a handful of places that exit often.
 const PAGES: usize = 8;
 
@@ -70,7 +73,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
     ///
     /// `None` when memory holds another one: its bytes or their translation changed meanwhile. The guest then
     /// runs again as things are now.
-    #[inline]
+    #[inline(always)]
     pub(super) fn length(&mut self, expected: Instruction) -> Option<InstructionLength> {
         let told = self.vcpu.backend.instruction_length();
         told.or_else(|| self.known_length(expected))
@@ -94,7 +97,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
     }
 
     /// The length of `expected`, if it stands without prefixes where the code page was found before.
-    #[inline]
+    #[inline(always)]
     fn known_length(&self, expected: Instruction) -> Option<InstructionLength> {
         let (encoding, length) = expected.plain()?;
         let rip = self.vcpu.backend.read(Register::Rip);
@@ -135,7 +138,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
     }
 
     /// Up to 15 bytes at RIP, and how many could be read.
-    pub(super) fn fetch(&self) -> ([u8; instruction::MAX_LENGTH], usize) {
+    pub(super) fn fetch(&self) -> (Bytes, usize) {
         let mut bytes = [0; instruction::MAX_LENGTH];
         let rip = self.vcpu.backend.read(Register::Rip);
         let at = match self.code_size() {

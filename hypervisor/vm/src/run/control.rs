@@ -72,6 +72,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
                 let value = self.operand(from);
                 let valid = value <= 0xf;
                 if valid {
+                    self.attends = true;
                     self.vcpu.devices.set_cr8(low8(value));
                 }
                 valid
@@ -189,6 +190,10 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
     /// bits of a control register. RIP then still names that instruction. Anything else is a state that was
     /// refused at entry, after which the block holds no guest state to go on with.
     pub(super) fn explain_invalid_state(&mut self) -> Step {
+        if self.vcpu.backend.interrupted_event().is_some() {
+            // The event was not even begun: the state was refused at entry, and would be again.
+            return Err(Turn::Stopped(StopReason::InvalidState));
+        }
         match self.instruction() {
             Some((Instruction::MovToControl { .. } | Instruction::Lmsw(_), _)) => {
                 self.vcpu.backend.inject(Event::GENERAL_PROTECTION);

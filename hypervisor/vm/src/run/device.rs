@@ -8,7 +8,7 @@ use super::{Host, Running, Step};
 use crate::backend::{Backend, Register};
 use crate::board::{Effect, Tsc};
 use crate::bus::VcpuSet;
-use crate::decode::{DeviceWord, decode};
+use crate::decode::DeviceWord;
 use crate::device::local_apic::Request;
 use crate::guest::Guest;
 use crate::local::LocalDevices;
@@ -18,15 +18,19 @@ use crate::vcpu::Turn;
 impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
     /// Does the instruction that touched `gpa`. Where no device is, memory reads all ones and keeps nothing.
     pub(super) fn emulate_device(&mut self, gpa: Gpa) -> Step {
-        let (bytes, count) = self.fetch();
-        let access = match decode(bytes.get(..count).unwrap_or_default(), self.code_size()) {
+        if self.vcpu.backend.interrupted_event().is_some() {
+            // No instruction touched it, but the delivery of an event.
+            return Err(Turn::Stopped(StopReason::TablesOutsideRam(gpa)));
+        }
+        self.attends = true;
+        let access = match self.device_access() {
             Ok(access) => access,
             // The processor fetched it whole, so its translation changed meanwhile.
-            Err(DecodeError::Truncated) => {
+            Err((DecodeError::Truncated, _)) => {
                 self.vcpu.backend.flush();
                 return Ok(());
             }
-            Err(DecodeError::Other) => {
+            Err((DecodeError::Other, bytes)) => {
                 return Err(Turn::Stopped(StopReason::UnknownInstruction { gpa, bytes }));
             }
         };

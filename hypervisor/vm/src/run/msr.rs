@@ -24,10 +24,15 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
             MsrRule::TscAux => Some(self.vcpu.backend.read(Register::TscAux)),
             MsrRule::Constant(value) => Some(value),
             MsrRule::Absent => None,
-            MsrRule::Device => match self.vcpu.devices.msr_read(index, self.host.now()) {
-                MsrAnswer::Value(value) => Some(value),
-                MsrAnswer::Done(_) | MsrAnswer::Fault | MsrAnswer::Unclaimed => None,
-            },
+            MsrRule::Device => {
+                let answer = self.vcpu.devices.msr_read(index, self.host.now());
+                // A timer that was due may have fired.
+                self.attends |= self.vcpu.devices.has_request();
+                match answer {
+                    MsrAnswer::Value(value) => Some(value),
+                    MsrAnswer::Done(_) | MsrAnswer::Fault | MsrAnswer::Unclaimed => None,
+                }
+            }
         };
         let Some(value) = value else { return self.vcpu.backend.inject(Event::GENERAL_PROTECTION) };
         let gprs = self.vcpu.backend.gprs();
@@ -57,6 +62,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
             MsrRule::Constant(constant) => value == constant,
             MsrRule::Absent => false,
             MsrRule::Device => {
+                self.attends = true;
                 match self.vcpu.devices.msr_write(index, value, self.host.now(), self.memory) {
                     MsrAnswer::Done(request) => {
                         self.serve_request(request);

@@ -191,6 +191,19 @@ fn hypercalls_tell_who_asks() {
 }
 
 #[test]
+fn numbers_of_other_hypervisors_are_answered_without_the_service() {
+    for number in [0u64, 1, 0xffff_ffff_0000_0007, 0x444b_ffff, 0x444d_0000] {
+        let mut scene = Scene::new(VMMCALL);
+        (scene.vcpu.backend.gprs.rax, scene.vcpu.backend.gprs.rdx) = (number, 0x99);
+        scene.exits(&[VmExit::Hypercall]);
+        assert!(scene.world.calls.is_empty(), "{number:#x}");
+        let gprs = &scene.vcpu.backend.gprs;
+        assert_eq!((gprs.rax.cast_signed(), gprs.rdx), (-1000, 0x99), "{number:#x}");
+        assert_eq!(scene.vcpu.backend.skipped, [3]);
+    }
+}
+
+#[test]
 fn caches_are_no_business_of_the_guests() {
     for code in [&[0x0f, 0x09][..], &[0x0f, 0x08]] {
         let mut scene = Scene::new(code);

@@ -1,4 +1,4 @@
-//! Where an entity that became ready runs, and who wakes those asleep.
+//! Where an entity that became ready runs.
 
 use core::cmp::Reverse;
 
@@ -29,9 +29,7 @@ impl Scheduler {
     /// long as any are idle.
     pub(super) fn call_idle(&mut self, cpu: CpuId, now: Tsc) -> CpuSet {
         let mut kick = CpuSet::EMPTY;
-        for index in 0..self.count {
-            let Ok(index) = u8::try_from(index) else { break };
-            let entity = Entity(index);
+        for entity in self.ready {
             let Some(slot) = self.slot(entity) else { break };
             let State::Ready { called } = slot.state else { continue };
             if called.is_some_and(|called| called != cpu) {
@@ -69,15 +67,14 @@ impl Scheduler {
     pub(super) fn trade(&mut self, cpu: CpuId, chosen: Entity, now: Tsc) -> Option<CpuId> {
         let start = self.slot(chosen)?.start;
         let behind = |slot: &&Slot| {
-            matches!(slot.state, State::Ready { .. })
-                && !slot.config.affinity.contains(cpu)
+            !slot.config.affinity.contains(cpu)
                 && slot.start.saturating_add(self.span(slot, self.slice)) < start
         };
         let third = |turn: Turn| {
             let slot = self.slot(turn.entity).filter(|slot| slot.start < start)?;
             slot.config.affinity.contains(cpu).then_some(turn)
         };
-        let affinity = self.entities().map(|(_, slot)| slot).find(behind)?.config.affinity;
+        let affinity = self.those(self.ready).map(|(_, slot)| slot).find(behind)?.config.affinity;
         let (other, turn) = affinity.into_iter().find_map(|other| match self.seat(other)? {
             Seat::Running(turn) => Some((other, third(turn)?)),
             Seat::Away | Seat::Choosing | Seat::Idle | Seat::Called => None,
@@ -121,32 +118,5 @@ impl Scheduler {
         }
         self.set_seat(cpu, Seat::Running(Turn { end, ..turn }));
         Some(cpu)
-    }
-
-    /// Wakes those asleep that `cpu` looks after and that are due; the processors to kick, `cpu` not among them.
-    pub(super) fn wake_due(&mut self, cpu: CpuId, now: Tsc) -> CpuSet {
-        let mut kick = CpuSet::EMPTY;
-        while self.first_deadline(cpu).is_some_and(|deadline| deadline <= now) {
-            let Some(entity) = self.first_asleep(cpu) else { break };
-            kick = self.wake(entity, now).map_or(kick, |other| kick.union(CpuSet::only(other)));
-        }
-        kick.difference(CpuSet::only(cpu))
-    }
-
-    /// The first deadline that `cpu` looks after.
-    pub(super) fn first_deadline(&self, cpu: CpuId) -> Option<Tsc> {
-        self.asleep(cpu).map(|(deadline, _)| deadline).min()
-    }
-
-    fn first_asleep(&self, cpu: CpuId) -> Option<Entity> {
-        self.asleep(cpu).min().map(|(_, entity)| entity)
-    }
-
-    /// Deadlines that `cpu` looks after, and whose they are.
-    fn asleep(&self, cpu: CpuId) -> impl Iterator<Item = (Tsc, Entity)> {
-        self.entities().filter_map(move |(entity, slot)| match slot.state {
-            State::Blocked { until, keeper } if keeper == cpu => Some((until?, entity)),
-            State::Blocked { .. } | State::Off | State::Ready { .. } | State::Running(_) => None,
-        })
     }
 }

@@ -133,7 +133,7 @@ impl World {
         if self.others[index].is_empty() {
             return false;
         }
-        let entity = |number: usize| self.scheduler.entities().nth(number).unwrap().0;
+        let entity = |number: usize| Entity(u8::try_from(number).unwrap());
         match self.others[index].remove(0) {
             Posts(to) => self.posted[to] += 1,
             Wakes(to) => {
@@ -152,7 +152,9 @@ impl World {
 
     /// Nothing more can happen.
     fn check_end(&self) {
-        for (entity, slot) in self.scheduler.entities() {
+        self.scheduler.check_lists();
+        for (index, slot) in (0..).zip(self.scheduler.slots.iter().flatten()) {
+            let entity = Entity(index);
             if self.stopped == Some(entity.index()) {
                 assert_eq!(slot.state, State::Off, "{self:?}");
             } else {

@@ -64,6 +64,29 @@ struct Actor {
     last: Option<CpuId>,
 }
 
+impl Scheduler {
+    /// What is kept besides the states is what the states say.
+    pub(super) fn check_lists(&self) {
+        let (mut ready, mut running) = (EntitySet::EMPTY, EntitySet::EMPTY);
+        let mut first = [None; MAX_CPUS];
+        for (index, slot) in (0..).zip(self.slots.iter().flatten()) {
+            match slot.state {
+                State::Off | State::Blocked { until: None, .. } => {}
+                State::Ready { .. } => ready.set(Entity(index), true),
+                State::Running(_) => running.set(Entity(index), true),
+                State::Blocked { until: Some(until), keeper } => {
+                    let place: &mut Option<Tsc> = &mut first[keeper.index()];
+                    *place = Some(place.map_or(until, |other| other.min(until)));
+                }
+            }
+        }
+        assert_eq!((self.ready, self.running), (ready, running));
+        for (index, first) in first.into_iter().enumerate() {
+            assert_eq!(self.first_deadline(CpuId::new(index).unwrap()), first, "processor {index}");
+        }
+    }
+}
+
 pub(super) struct World {
     pub(super) scheduler: Scheduler,
     actors: Vec<Actor>,
@@ -134,6 +157,7 @@ impl World {
                 break;
             }
             self.count_idle(at);
+            self.scheduler.check_lists();
             self.now = at;
             match what {
                 What::Interrupt(cpu) => self.interrupt(cpu),

@@ -57,10 +57,8 @@ impl Scheduler {
             slot.fresh = true;
         }
         let Some(slot) = self.slot(entity) else { return };
-        let rivals = self.entities().filter(|(other, rival)| {
-            *other != entity
-                && rival.is_runnable()
-                && !rival.config.affinity.intersection(slot.config.affinity).is_empty()
+        let rivals = self.those(self.runnable()).filter(|(other, rival)| {
+            *other != entity && !rival.config.affinity.intersection(slot.config.affinity).is_empty()
         });
         let Some(floor) = rivals.map(|(_, rival)| rival.start).min() else { return };
         let floor = floor.saturating_sub(self.span(slot, credit));
@@ -73,7 +71,7 @@ impl Scheduler {
     /// of a turn yields to another that ran on `cpu` last, if that is no more than half a turn ahead. Those that
     /// have another processor to go to come after those that have none.
     pub(super) fn best_for(&self, cpu: CpuId) -> Option<Entity> {
-        let all = || self.entities().filter(|(_, slot)| slot.is_ready_for(cpu));
+        let all = || self.those(self.ready).filter(|(_, slot)| slot.config.affinity.contains(cpu));
         let must_here = all().any(|(_, slot)| !self.has_elsewhere(slot, cpu));
         let ready = || all().filter(|(_, slot)| !must_here || !self.has_elsewhere(slot, cpu));
         let (first, leader) = ready().min_by_key(|(_, slot)| slot.start)?;
@@ -115,14 +113,13 @@ impl Scheduler {
         }
         self.levelled_at = now;
         let mut order = [(VirtualTime::MAX, Entity(0)); MAX_ENTITIES];
-        let runnable = self.entities().filter(|(_, slot)| slot.is_runnable());
-        for (place, (entity, slot)) in order.iter_mut().zip(runnable) {
+        let runnable = self.runnable();
+        for (place, (entity, slot)) in order.iter_mut().zip(self.those(runnable)) {
             *place = (slot.start, entity);
         }
         order.sort_unstable();
         let turn = self.slice.saturating_mul(APART);
-        let widest = self.entities().filter(|(_, slot)| slot.is_runnable());
-        let apart = widest.map(|(_, slot)| self.span(slot, turn)).max().unwrap_or_default();
+        let apart = self.those(runnable).map(|(_, slot)| self.span(slot, turn)).max().unwrap_or_default();
         let mut moved: VirtualTime = 0;
         let mut above: Option<VirtualTime> = None;
         for (start, entity) in order.into_iter().rev().filter(|(start, _)| *start != VirtualTime::MAX) {

@@ -295,6 +295,12 @@ impl LocalApic {
         }
     }
 
+    /// Whether any interrupt waits, however urgent what the processor does now is.
+    #[inline]
+    pub const fn has_request(&self) -> bool {
+        self.nmi_pending || !self.requested.is_empty()
+    }
+
     /// Whether a non-maskable interrupt waits.
     pub const fn pending_nmi(&self) -> bool {
         self.nmi_pending

@@ -40,6 +40,14 @@ impl Register {
         Self(msr.to_le_bytes()[0])
     }
 
+    /// Whether a write of it can change how senders find this processor.
+    const fn decides_addressing(self) -> bool {
+        matches!(
+            self.0,
+            Self::TASK_PRIORITY | Self::LOGICAL_DESTINATION | Self::DESTINATION_FORMAT | Self::SPURIOUS
+        )
+    }
+
     const fn is_lvt(self) -> bool {
         self.0 >= Self::LVT_TIMER && self.0 <= Self::LVT_ERROR
     }
@@ -84,10 +92,10 @@ impl LocalApic {
 
     /// Writes `size` bytes at `offset` of the register page. Only whole registers can be written.
     pub fn write_page(&mut self, offset: u64, size: u8, value: u64, now: Tsc) -> Request {
-        self.is_published = false;
         let (Ok(index), Ok(value)) = (u8::try_from(offset >> 4), u32::try_from(value & 0xffff_ffff)) else {
             return Request::None;
         };
+        self.is_published &= !Register(index).decides_addressing();
         if size != 4 || offset & 0xf != 0 {
             return Request::None;
         }
@@ -142,7 +150,7 @@ impl LocalApic {
     /// [`Refused`] if the processor is not in x2APIC mode, the register cannot be written, or a reserved bit
     /// is set.
     pub fn write_msr(&mut self, register: Register, value: u64, now: Tsc) -> Result<Request, Refused> {
-        self.is_published = false;
+        self.is_published &= !register.decides_addressing();
         if self.mode != Mode::X2Apic {
             return Err(Refused);
         }

@@ -371,4 +371,26 @@ proptest! {
             }
         }
     }
+
+    /// Senders see how a processor can be addressed as soon as it is entered again, whichever access changed it.
+    #[test]
+    fn what_is_published_is_what_holds(
+        steps in prop::collection::vec((0u8..4, any::<u16>(), any::<u64>(), any::<u8>()), 0..60)
+    ) {
+        let bus = Bus::new(1);
+        let mailbox = bus.mailbox(0).unwrap();
+        let mut apic = LocalApic::new(0, true, 100);
+        for (what, at, value, number) in steps {
+            match what {
+                0 => { let _request = apic.write_page(u64::from(at) & 0xfff, 4, value, 0); }
+                1 => { let _request = apic.write_msr(Register(number & 0x3f), value & 0x1ff, 0); }
+                2 => { let _result = apic.set_base_register(value & 0xfff0_0d00); }
+                _ => apic.set_cr8(number & 0xf),
+            }
+            if apic.has_mail(mailbox) {
+                let _collected = apic.collect(mailbox);
+            }
+            prop_assert_eq!(mailbox.addressing(), apic.addressing());
+        }
+    }
 }

@@ -26,6 +26,12 @@ impl VectorSet {
         self.word(vector >> 5) & Self::bit(vector) != 0
     }
 
+    /// Whether no vector is in.
+    #[inline]
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.used == 0
+    }
+
     /// The highest vector, which is the most urgent.
     #[inline]
     pub(crate) fn highest(&self) -> Option<u8> {
