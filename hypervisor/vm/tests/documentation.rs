@@ -151,6 +151,9 @@ fn msrs() -> String {
         Some((_, name)) => *name,
         None if (msr::X2APIC_FIRST..=msr::X2APIC_LAST).contains(&index) => "x2APIC",
         None if index == msr::NB_CFG => "NB_CFG",
+        None if index == msr::MTRR_CAP => "MTRR_CAP",
+        None if index == msr::MTRR_DEF_TYPE => "MTRR_DEF_TYPE",
+        None if (msr::PERF_LEGACY_FIRST..=msr::PERF_LEGACY_LAST).contains(&index) => "performance counters",
         None => panic!("{index:#x} has no name"),
     };
     let rule = |index: u32| {
@@ -163,6 +166,7 @@ fn msrs() -> String {
             MsrRule::Device if index == msr::TSC => "the time; a write is dropped".to_owned(),
             MsrRule::Device => "local APIC or clock of the virtual processor".to_owned(),
             MsrRule::Constant(value) => format!("reads `{value:x}` and takes nothing else"),
+            MsrRule::Fixed(value) => format!("reads `{value:x}`; a write is dropped"),
         };
         Some(format!("{} | {rule}", name(index)))
     };
