@@ -187,8 +187,12 @@ fn ports() -> String {
             PortDevice::CmosData => "CMOS memory and clock",
             PortDevice::PciAddress => "PCI configuration address, double words only",
             PortDevice::PciData => "PCI configuration data: a host bridge and nothing else",
+            PortDevice::Timer => match port {
+                0x40..=0x42 => "counts of the interval timer (8254); the first channel is interrupt 0",
+                0x43 => "modes of the interval timer",
+                _ => "gate and output of the timer's third channel; memory refresh toggle; no NMI source",
+            },
             PortDevice::System => match port {
-                0x61 => "memory refresh toggle; no NMI source",
                 0x64 => "reset by the keyboard controller's command FEh; reads ones",
                 0x92 => "A20 is open; reset by bit 0",
                 0xcf9 => "reset control, which is the ACPI reset register",
