@@ -255,6 +255,10 @@ fn memory() -> String {
     for (at, what) in [
         ("0".to_owned(), "RAM, up to 3 GiB"),
         (format!("{:x}", layout::ACPI_TABLES.start), "ACPI tables, in RAM that the memory map keeps back"),
+        (
+            format!("{:x}", layout::FIRMWARE_CALLS),
+            "16-bit code for calls of a BIOS that is not there (Multiboot)",
+        ),
         (format!("{:x}", layout::RESET_VECTOR), "16-bit code that resets the machine"),
         (format!("{:x}", layout::IO_APIC_BASE), "I/O APIC with 24 pins, one page"),
         (
