@@ -2,6 +2,7 @@
 
 mod cpus;
 mod dma;
+mod grub;
 mod hostile;
 mod image;
 pub(crate) mod launch;
@@ -88,6 +89,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Tally> {
         locality::CASES,
         trust::CASES,
         image::CASES,
+        grub::CASES,
         noise::CASES,
         life::CASES,
     ];
