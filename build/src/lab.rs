@@ -103,10 +103,15 @@ impl<'a> Lab<'a> {
                 Medium::Disk(disk)
             }
         };
+        self.boot_medium(cycle, &medium, more)
+    }
+
+    /// Switches the machine on with this medium, and more QEMU arguments.
+    pub(crate) fn boot_medium(&self, cycle: &str, medium: &Medium, more: &[String]) -> Result<Machine> {
         Machine::start(&Setting {
             qemu: &self.tools.qemu,
             profile: &self.profile,
-            medium: &medium,
+            medium,
             folder: &self.folder,
             cycle,
             more,

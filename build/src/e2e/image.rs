@@ -26,7 +26,7 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 /// A release of this manifest, whatever its images are.
-fn release(scene: &Scene<'_>, name: &str, text: &str) -> Result<Release> {
+pub(super) fn release(scene: &Scene<'_>, name: &str, text: &str) -> Result<Release> {
     let folder = scene.folder.join(name);
     let path = folder.join("dolmen.toml");
     place::write(&path, text.as_bytes())?;
@@ -144,7 +144,7 @@ fn multiboot_addresses(scene: &Scene<'_>) -> Result<()> {
     is_multiboot(&told(scene, "multiboot", &kernel)?)
 }
 
-fn kernel(scene: &Scene<'_>) -> Result<PathBuf> {
+pub(super) fn kernel(scene: &Scene<'_>) -> Result<PathBuf> {
     let guest = scene.micro.manifest.guests.first().context("no guest")?;
     Ok(guest.files.first().context("no kernel")?.path.clone())
 }

@@ -2,6 +2,8 @@
 
 mod cpus;
 mod dma;
+mod foreign;
+mod grub;
 mod hostile;
 mod image;
 pub(crate) mod launch;
@@ -97,6 +99,8 @@ pub(crate) fn run(bench: &Bench) -> Result<Tally> {
         locality::CASES,
         trust::CASES,
         image::CASES,
+        grub::CASES,
+        foreign::CASES,
         noise::CASES,
         life::CASES,
     ];

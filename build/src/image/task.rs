@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::Serialize;
 
+use crate::artifact::Artifacts;
 use crate::lab::Release;
 use crate::manifest::Manifest;
 use crate::measure::{self, Reference};
@@ -26,42 +27,28 @@ pub(crate) struct Options {
 
 /// What was made.
 #[derive(Clone, Debug, Serialize)]
-struct Made<'a> {
+pub(crate) struct Made {
     /// Disk image for UEFI firmware.
-    image: &'a Path,
+    image: PathBuf,
     /// Folder with the files for GRUB.
-    multiboot: &'a Path,
+    pub(crate) multiboot: PathBuf,
     /// Policy for `dolmen-verify`.
-    policy: &'a Path,
+    policy: PathBuf,
     /// File with the reference values.
-    reference_file: &'a Path,
+    reference_file: PathBuf,
     /// The reference values.
-    reference: &'a Reference,
+    pub(crate) reference: Reference,
 }
 
-/// Makes the image.
+/// Makes the image that the user asks for, and says what was made.
 pub(crate) fn run(options: &Options) -> Result<()> {
     if options.json {
         ui::data_only();
     }
     Manifest::check_early(&options.manifest)?;
     let artifacts = artifact::build(&setup::ensure()?)?;
-    let release = Release::load(&artifacts, &options.manifest)?;
     let image = options.output.clone().unwrap_or_else(|| artifacts.file("dolmen.img"));
-    super::write(&release.parts, &image)?;
-    let multiboot = image.with_extension("multiboot");
-    super::write_multiboot(&release.parts, &artifacts.loader_multiboot(), &multiboot)?;
-    let reference = image.with_extension("reference.json");
-    place::write(&reference, serde_json::to_string_pretty(&release.reference)?.as_bytes())?;
-    let policy = image.with_extension("policy.toml");
-    place::write(&policy, proof::policy_text(&release.reference)?.as_bytes())?;
-    let made = Made {
-        image: &image,
-        multiboot: &multiboot,
-        policy: &policy,
-        reference_file: &reference,
-        reference: &release.reference,
-    };
+    let made = make(&artifacts, &options.manifest, image)?;
     if options.json {
         println!("{}", serde_json::to_string_pretty(&made)?);
     } else {
@@ -70,8 +57,21 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn show(made: &Made<'_>) {
-    measure::show(made.reference);
+/// Makes `image`, and everything that goes beside it.
+pub(crate) fn make(artifacts: &Artifacts, manifest: &Path, image: PathBuf) -> Result<Made> {
+    let release = Release::load(artifacts, manifest)?;
+    super::write(&release.parts, &image)?;
+    let multiboot = image.with_extension("multiboot");
+    super::write_multiboot(&release.parts, &artifacts.loader_multiboot(), &multiboot)?;
+    let reference_file = image.with_extension("reference.json");
+    place::write(&reference_file, serde_json::to_string_pretty(&release.reference)?.as_bytes())?;
+    let policy = image.with_extension("policy.toml");
+    place::write(&policy, proof::policy_text(&release.reference)?.as_bytes())?;
+    Ok(Made { image, multiboot, policy, reference_file, reference: release.reference })
+}
+
+fn show(made: &Made) {
+    measure::show(&made.reference);
     ui::heading("Files");
     ui::good(&format!("{}: boots on UEFI firmware", made.image.display()));
     ui::good(&format!("{}: what GRUB boots, with an entry for its menu", made.multiboot.display()));

@@ -24,6 +24,8 @@ use crate::place;
 
 /// Guests get whole large pages.
 const LARGE_PAGE_MIB: u64 = 2;
+/// What a file packed by gzip begins with.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
 /// One MiB.
 const MIB: u64 = 1 << 20;
 
@@ -350,7 +352,9 @@ fn check_image(reader: &Reader<'_>, config: &GuestConfig, files: &[Placed]) -> R
         cmdline: config.cmdline(),
         rsdp: Gpa::new(ACPI_TABLES.start),
     };
-    let refused = |error| reader.clash(&kernel.place, &format!("the kernel cannot be loaded: {error}"));
+    // Boot loaders unpack such a file; here what is measured is what is run.
+    let hint = if bytes.starts_with(&GZIP) { " (it is packed: unpack it with gunzip first)" } else { "" };
+    let refused = |error| reader.clash(&kernel.place, &format!("the kernel cannot be loaded: {error}{hint}"));
     image::check(format, bytes.as_slice(), &boot).map(drop).map_err(refused)
 }
 

@@ -227,3 +227,13 @@ fn an_image_that_cannot_be_loaded_is_refused_where_the_kernel_is_named() {
         "dolmen.toml:4:10: guest second: the kernel cannot be loaded: not a Linux bzImage; check `format`";
     assert!(complaint.starts_with(want), "{complaint}");
 }
+
+#[test]
+fn a_packed_kernel_is_refused_with_the_advice_to_unpack_it() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("Cargo.toml"), [&[0x1f, 0x8b][..], &[0; 9000]].concat()).unwrap();
+    let text = format!("{SECOND}format = \"multiboot\"\n");
+    let complaint = Manifest::compile(&text, folder.path(), Images::Checked).map(drop).unwrap_err();
+    let complaint = complaint.in_file("dolmen.toml");
+    assert!(complaint.contains("check `format` (it is packed: unpack it with gunzip first)"), "{complaint}");
+}

@@ -35,6 +35,9 @@ pub const FS_BASE: u32 = 0xc000_0100;
 pub const GS_BASE: u32 = 0xc000_0101;
 pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
 pub const TSC_AUX: u32 = 0xc000_0103;
+/// First of four that select events and four that count them, on every processor of this vendor (APM vol. 2, 13.2.1).
+pub const PERF_LEGACY_FIRST: u32 = 0xc001_0000;
+pub const PERF_LEGACY_LAST: u32 = 0xc001_0007;
 pub const SYSCFG: u32 = 0xc001_0010;
 pub const HWCR: u32 = 0xc001_0015;
 pub const NB_CFG: u32 = 0xc001_001f;

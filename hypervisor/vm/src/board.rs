@@ -16,6 +16,7 @@ use crate::device::cmos::Cmos;
 use crate::device::io_apic::IoApic;
 use crate::device::pci::{self, Pci};
 use crate::device::power::Power;
+use crate::device::timer::{self, Timer};
 use crate::device::uart::Uart;
 use crate::layout::IO_APIC_BASE;
 use crate::pvclock::{Clock, Epoch};
@@ -54,6 +55,8 @@ pub enum Effect {
     None,
     /// A UART has bytes to send: call [`Board::send_console`].
     ConsoleOut(SerialPort),
+    /// The interval timer was programmed: call [`Board::tick`] when this time comes.
+    TickAt(Option<Tsc>),
     /// The guest resets its machine.
     Reset,
     /// The guest switches its machine off.
@@ -113,6 +116,7 @@ pub struct Board {
     uarts: [Uart; 2],
     cmos: Cmos,
     power: Power,
+    timer: Timer,
     pci: Pci,
     clock: Clock,
 }
@@ -125,6 +129,7 @@ impl Board {
             uarts: Default::default(),
             cmos: Cmos::default(),
             power: Power::default(),
+            timer: Timer::new(config.tsc_khz),
             pci: Pci::default(),
             clock: config.clock(),
             config,
@@ -180,6 +185,15 @@ impl Board {
         Some(Effect::None)
     }
 
+    /// Raises the interval timer's interrupt if it is due; answers when it is due next.
+    pub fn tick(&mut self, now: Tsc, wires: &mut Wires<'_>) -> Option<Tsc> {
+        if self.timer.tick(now) {
+            self.set_pin(timer::PIN, true, wires);
+            self.set_pin(timer::PIN, false, wires);
+        }
+        self.timer.next_tick(now)
+    }
+
     /// A processor has ended the level-triggered interrupt `vector`.
     pub fn end_of_interrupt(&mut self, vector: u8, wires: &mut Wires<'_>) {
         self.io_apic.end_of_interrupt(vector, |message| wires.send(message));
@@ -218,6 +232,7 @@ impl Board {
             Some(PortDevice::Serial(uart)) => self.read_uart(uart, port.wrapping_sub(uart.port()), wires),
             Some(PortDevice::CmosData) => self.cmos.read(self.wall_clock_seconds(now)),
             Some(PortDevice::PciData) => self.pci.read(port.wrapping_sub(pci::DATA)),
+            Some(PortDevice::Timer) => self.timer.read(port, now),
             Some(PortDevice::System) => self.power.read(port).unwrap_or(u8::MAX),
             Some(PortDevice::CmosIndex | PortDevice::PciAddress) | None => u8::MAX,
         }
@@ -230,6 +245,12 @@ impl Board {
             }
             Some(PortDevice::CmosIndex) => self.cmos.select(value),
             Some(PortDevice::CmosData) => self.cmos.write(value, self.wall_clock_seconds(now)),
+            Some(PortDevice::Timer) => {
+                self.timer.write(port, value, now);
+                if matches!(port, timer::COUNTERS | timer::COMMAND) {
+                    return Effect::TickAt(self.timer.next_tick(now));
+                }
+            }
             Some(PortDevice::System) => return self.power.write(port, value).unwrap_or(Effect::None),
             Some(PortDevice::PciAddress | PortDevice::PciData) | None => {}
         }

@@ -13,6 +13,8 @@ pub const HIGH_RAM_START: u64 = 0x1_0000_0000;
 pub const CONVENTIONAL_END: u64 = 0x9_fc00;
 /// RAM that the ACPI tables may take.
 pub const ACPI_TABLES: Range<u64> = 0xe_0000..0xf_0000;
+/// 16-bit code that answers calls of a BIOS, in the legacy area.
+pub const FIRMWARE_CALLS: u64 = 0xf_ff00;
 /// Where a processor starts after reset, in the legacy area.
 pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// I/O APIC registers.

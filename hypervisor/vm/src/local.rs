@@ -35,6 +35,8 @@ const MSR_X2APIC_LAST: u32 = 0x8ff;
 pub struct LocalDevices {
     apic: LocalApic,
     clock: PvClock,
+    /// When the board's interval timer is due, if this processor has programmed it: who does, drives it.
+    tick: Option<Tsc>,
 }
 
 impl LocalDevices {
@@ -44,7 +46,11 @@ impl LocalDevices {
         // No periodic timer ticks faster than every 200 microseconds: one that ticks faster than its interrupt
         // can be handled would leave the guest no instruction between two of the host's.
         let shortest_period = u64::from(config.tsc_khz / 5);
-        Self { apic: LocalApic::new(id, index == 0, shortest_period), clock: PvClock::new(config.clock()) }
+        Self {
+            apic: LocalApic::new(id, index == 0, shortest_period),
+            clock: PvClock::new(config.clock()),
+            tick: None,
+        }
     }
 
     /// Whether [`Self::collect`] has anything to do.
@@ -115,7 +121,21 @@ impl LocalDevices {
     /// When [`Self::advance`] must be called at the latest; `None` if no timer runs.
     #[inline]
     pub fn next_deadline(&self) -> Option<Tsc> {
-        self.apic.next_deadline()
+        match (self.apic.next_deadline(), self.tick) {
+            (Some(apic), Some(tick)) => Some(apic.min(tick)),
+            (deadline, None) | (None, deadline) => deadline,
+        }
+    }
+
+    /// When [`crate::board::Board::tick`] must be called.
+    #[inline]
+    pub const fn tick(&self) -> Option<Tsc> {
+        self.tick
+    }
+
+    /// From now on this processor drives the board's interval timer, which is due at this time.
+    pub const fn set_tick(&mut self, at: Option<Tsc>) {
+        self.tick = at;
     }
 
     /// Lets a timer that is due at `now` fire.

@@ -77,6 +77,8 @@ pub enum MsrRule {
     Device,
     /// Reads this, and takes only this.
     Constant(u64),
+    /// Reads this; a write is dropped.
+    Fixed(u64),
     /// Not there: #GP.
     Absent,
 }
@@ -115,6 +117,9 @@ const HWCR_TSC_CONSTANT: u64 = 1 << 24;
 /// NB_CFG.EnableCf8ExtCfg: kernels set it on every processor, unless it is set.
 const NB_CFG_EXTENDED: u64 = 1 << 46;
 
+/// MTRRs are on, and the default type is write-back (APM vol. 2, 7.7.2).
+const MTRR_ALL_WRITE_BACK: u64 = 1 << 11 | 6;
+
 /// Registers that the guest has itself, without an exit: the processor switches them by VMLOAD and VMSAVE
 /// (APM vol. 2, 15.5.2).
 pub const DIRECT_MSRS: [u32; 10] = [
@@ -148,6 +153,13 @@ pub const fn msr_rule(index: u32) -> MsrRule {
         msr::MCG_CAP | msr::MCG_STATUS => MsrRule::Constant(0),
         // Kernels read these without looking at CPUID first.
         msr::PATCH_LEVEL | msr::SYSCFG => MsrRule::Constant(0),
+        // The counters of before CPUID told of any: kernels and test programs reset them without asking (APM vol. 2,
+        // 13.2.1). They stand still, as ones do whose events never happen; RDPMC stays a fault.
+        msr::PERF_LEGACY_FIRST..=msr::PERF_LEGACY_LAST => MsrRule::Fixed(0),
+        // No range has a memory type of its own, and the rest is write-back whatever is written: a guest's memory is the
+        // host's, and CPUID tells of no such registers. Xen reads and writes them without asking it.
+        msr::MTRR_CAP => MsrRule::Constant(0),
+        msr::MTRR_DEF_TYPE => MsrRule::Fixed(MTRR_ALL_WRITE_BACK),
         _ => MsrRule::Absent,
     }
 }
@@ -251,8 +263,8 @@ mod tests {
             msr::TSC_ADJUST,
             msr::SPEC_CTRL,
             msr::PRED_CMD,
-            msr::MTRR_CAP,
-            msr::MTRR_DEF_TYPE,
+            0x200, // variable and fixed MTRRs: MTRR_CAP says that there are none
+            0x250,
             msr::MCG_CTL,
             msr::MISC_ENABLE,
             msr::DEBUG_CTL,
@@ -263,6 +275,19 @@ mod tests {
             0x570,       // Intel PT
             0xffff_ffff,
         ] {
+            assert_eq!(msr_rule(index), MsrRule::Absent, "{index:#x}");
+        }
+    }
+
+    #[test]
+    fn of_the_performance_counters_only_the_oldest_exist() {
+        for index in 0xc001_0000..=0xc001_0007 {
+            assert_eq!(msr_rule(index), MsrRule::Fixed(0), "{index:#x}");
+        }
+        // The next registers, six core counters, and those of cache and northbridge, which CPUID would tell of.
+        for index in
+            [0xc001_0008, 0xc001_0200, 0xc001_020b, 0xc001_0230, 0xc001_0240, 0xc000_0300, 0xc000_0301]
+        {
             assert_eq!(msr_rule(index), MsrRule::Absent, "{index:#x}");
         }
     }

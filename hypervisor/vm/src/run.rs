@@ -262,7 +262,21 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
         // What interrupted may have been the deadline itself, which has passed or still stands.
         self.deadline = None;
         self.attends = true;
+        self.tick();
         if may_go_on { Ok(()) } else { Err(Turn::SliceOver) }
+    }
+
+    /// Raises the interval timer's interrupt, if it is due and this processor drives it. Its time is a deadline of
+    /// this processor, which ends in an interrupt of the host, so that nothing need ask at every entry.
+    fn tick(&mut self) {
+        let Some(at) = self.vcpu.devices.tick() else { return };
+        let now = self.host.now();
+        if now >= at {
+            let mut wires = self.guest.bus().wires();
+            let next = self.guest.board().tick(now, &mut wires);
+            self.wake_others(wires.woken());
+            self.vcpu.devices.set_tick(next);
+        }
     }
 
     /// HLT: steps over it, then waits for what wakes the processor.
@@ -282,6 +296,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
     fn wake(&mut self) -> Step {
         // Before the mail is taken: whoever finds all asleep and no mail must be right.
         self.guest.wake_up(self.vcpu.index());
+        self.tick();
         self.take_mail()?;
         let devices = &mut self.vcpu.devices;
         devices.advance(self.host.now());
@@ -368,6 +383,11 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
                 let (host, mut wires) = (&mut *self.host, self.guest.bus().wires());
                 self.guest.board().send_console(port, |byte| host.console_out(port, byte), &mut wires);
                 self.wake_others(wires.woken());
+                Ok(())
+            }
+            Effect::TickAt(at) => {
+                self.attends = true;
+                self.vcpu.devices.set_tick(at);
                 Ok(())
             }
             Effect::Reset => Err(Turn::Stopped(StopReason::Reset)),

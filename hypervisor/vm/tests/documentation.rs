@@ -151,6 +151,9 @@ fn msrs() -> String {
         Some((_, name)) => *name,
         None if (msr::X2APIC_FIRST..=msr::X2APIC_LAST).contains(&index) => "x2APIC",
         None if index == msr::NB_CFG => "NB_CFG",
+        None if index == msr::MTRR_CAP => "MTRR_CAP",
+        None if index == msr::MTRR_DEF_TYPE => "MTRR_DEF_TYPE",
+        None if (msr::PERF_LEGACY_FIRST..=msr::PERF_LEGACY_LAST).contains(&index) => "performance counters",
         None => panic!("{index:#x} has no name"),
     };
     let rule = |index: u32| {
@@ -163,6 +166,7 @@ fn msrs() -> String {
             MsrRule::Device if index == msr::TSC => "the time; a write is dropped".to_owned(),
             MsrRule::Device => "local APIC or clock of the virtual processor".to_owned(),
             MsrRule::Constant(value) => format!("reads `{value:x}` and takes nothing else"),
+            MsrRule::Fixed(value) => format!("reads `{value:x}`; a write is dropped"),
         };
         Some(format!("{} | {rule}", name(index)))
     };
@@ -183,8 +187,12 @@ fn ports() -> String {
             PortDevice::CmosData => "CMOS memory and clock",
             PortDevice::PciAddress => "PCI configuration address, double words only",
             PortDevice::PciData => "PCI configuration data: a host bridge and nothing else",
+            PortDevice::Timer => match port {
+                0x40..=0x42 => "counts of the interval timer (8254); the first channel is interrupt 0",
+                0x43 => "modes of the interval timer",
+                _ => "gate and output of the timer's third channel; memory refresh toggle; no NMI source",
+            },
             PortDevice::System => match port {
-                0x61 => "memory refresh toggle; no NMI source",
                 0x64 => "reset by the keyboard controller's command FEh; reads ones",
                 0x92 => "A20 is open; reset by bit 0",
                 0xcf9 => "reset control, which is the ACPI reset register",
@@ -247,6 +255,10 @@ fn memory() -> String {
     for (at, what) in [
         ("0".to_owned(), "RAM, up to 3 GiB"),
         (format!("{:x}", layout::ACPI_TABLES.start), "ACPI tables, in RAM that the memory map keeps back"),
+        (
+            format!("{:x}", layout::FIRMWARE_CALLS),
+            "16-bit code for calls of a BIOS that is not there (Multiboot)",
+        ),
         (format!("{:x}", layout::RESET_VECTOR), "16-bit code that resets the machine"),
         (format!("{:x}", layout::IO_APIC_BASE), "I/O APIC with 24 pins, one page"),
         (

@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("pat_is_the_guests_and_checked", pat),
     ("efer_hides_svm_and_refuses_it", efer),
     ("unknown_msrs_fault_on_read_and_write", unknown_msrs),
+    ("mtrrs_and_the_oldest_performance_counters_stand_still", fixed_registers),
     ("the_tsc_register_reads_the_counter", tsc),
     ("reserved_cr3_bits_fault_and_the_guest_lives", bad_cr3),
     ("reserved_cr4_bits_fault_and_the_guest_lives", bad_cr4),
@@ -68,7 +69,7 @@ fn unknown_msrs() -> Verdict {
         msr::IGNNE,
         msr::FEATURE_CONTROL,
         msr::SPEC_CTRL,
-        msr::MTRR_DEF_TYPE,
+        0x200, // a variable MTRR
         msr::DEBUG_CTL,
         0x570, // Intel PT
         0x1234_5678,
@@ -76,6 +77,18 @@ fn unknown_msrs() -> Verdict {
     ] {
         check(cpu::read_msr(register).is_err_and(|fault| fault.is(GP)), "a read is answered")?;
         check(cpu::write_msr(register, 0).is_err_and(|fault| fault.is(GP)), "a write is taken")?;
+    }
+    Ok(())
+}
+
+fn fixed_registers() -> Verdict {
+    check(cpu::read_msr(msr::MTRR_CAP) == Ok(0), "there are MTRRs")?;
+    check(cpu::write_msr(msr::MTRR_DEF_TYPE, 0).is_ok(), "a write faults")?;
+    check(cpu::read_msr(msr::MTRR_DEF_TYPE) == Ok(0x806), "memory is not write-back")?;
+    for register in msr::PERF_LEGACY_FIRST..=msr::PERF_LEGACY_LAST {
+        check(cpu::read_msr(register) == Ok(0), "not zero")?;
+        check(cpu::write_msr(register, 0x0043_0076).is_ok(), "a write faults")?;
+        check(cpu::read_msr(register) == Ok(0), "a value stays")?;
     }
     Ok(())
 }

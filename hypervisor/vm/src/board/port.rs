@@ -1,7 +1,7 @@
 //! Which port belongs to what.
 
 use super::{SerialPort, UART_PORTS};
-use crate::device::{cmos, pci, power};
+use crate::device::{cmos, pci, power, timer};
 
 /// What answers at a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub enum PortDevice {
     PciAddress,
     /// The PCI configuration register.
     PciData,
+    /// The interval timer.
+    Timer,
     /// Reset, power-off and the system ports that software expects.
     System,
 }
@@ -30,8 +32,8 @@ impl PortDevice {
             cmos::DATA => Self::CmosData,
             pci::ADDRESS => Self::PciAddress,
             pci::DATA..=pci::LAST_DATA => Self::PciData,
-            power::NMI_STATUS
-            | power::KEYBOARD_COMMAND
+            timer::COUNTERS..=timer::COMMAND | timer::SYSTEM_CONTROL_B => Self::Timer,
+            power::KEYBOARD_COMMAND
             | power::SYSTEM_CONTROL
             | power::RESET_CONTROL
             | power::SLEEP_CONTROL

@@ -6,4 +6,5 @@ pub mod io_apic;
 pub mod local_apic;
 pub mod pci;
 pub mod power;
+pub mod timer;
 pub mod uart;

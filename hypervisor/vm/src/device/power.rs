@@ -18,8 +18,6 @@ pub const SOFT_OFF_TYPE: u8 = 5;
 
 const SLEEP_ENABLE: u8 = 1 << 5;
 const RESET_NOW: u8 = 1 << 2;
-/// NMI status of PCs, with the memory refresh toggle.
-pub const NMI_STATUS: u16 = 0x61;
 /// Command port of the keyboard controller.
 pub const KEYBOARD_COMMAND: u16 = 0x64;
 const KEYBOARD_RESET: u8 = 0xfe;
@@ -28,28 +26,20 @@ pub const SYSTEM_CONTROL: u16 = 0x92;
 /// Fast A20 gate: always open.
 const SYSTEM_A20: u8 = 1 << 1;
 const SYSTEM_RESET: u8 = 1 << 0;
-/// Memory refresh toggle, which old software counts to wait, and the output of timer 2.
-const NMI_REFRESH: u8 = 1 << 4;
-const NMI_TIMER_2: u8 = 1 << 5;
 
 /// System ports.
 #[derive(Debug, Default)]
 pub struct Power {
-    refresh: bool,
     reset_control: u8,
 }
 
 impl Power {
     /// Reads `port`; `None` if it is no port of this device.
-    pub fn read(&mut self, port: u16) -> Option<u8> {
+    pub const fn read(&self, port: u16) -> Option<u8> {
         match port {
             SLEEP_CONTROL | SLEEP_STATUS => Some(0),
             RESET_CONTROL => Some(self.reset_control),
             SYSTEM_CONTROL => Some(SYSTEM_A20),
-            NMI_STATUS => {
-                self.refresh = !self.refresh;
-                Some(if self.refresh { NMI_TIMER_2 | NMI_REFRESH } else { NMI_TIMER_2 })
-            }
             _ => None,
         }
     }
@@ -67,7 +57,7 @@ impl Power {
             }
             SYSTEM_CONTROL if value & SYSTEM_RESET != 0 => Effect::Reset,
             KEYBOARD_COMMAND if value == KEYBOARD_RESET => Effect::Reset,
-            SLEEP_CONTROL | SLEEP_STATUS | SYSTEM_CONTROL | KEYBOARD_COMMAND | NMI_STATUS => Effect::None,
+            SLEEP_CONTROL | SLEEP_STATUS | SYSTEM_CONTROL | KEYBOARD_COMMAND => Effect::None,
             _ => return None,
         };
         Some(effect)
@@ -96,13 +86,6 @@ mod tests {
         ] {
             assert_eq!(Power::default().write(port, value), effect, "{port:#x} <- {value:#x}");
         }
-    }
-
-    #[test]
-    fn no_nmi_source_is_reported_and_the_refresh_bit_toggles() {
-        let mut power = Power::default();
-        let (first, second) = (power.read(NMI_STATUS).unwrap(), power.read(NMI_STATUS).unwrap());
-        assert_eq!((first ^ second, first & 0xc0), (NMI_REFRESH, 0));
     }
 
     #[test]

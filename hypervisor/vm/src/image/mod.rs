@@ -5,6 +5,7 @@
 //! none of which overlaps another or leaves RAM, and the processor's first state. RAM must be zero before.
 //! [`check`] does the same without a guest, for building.
 
+mod bios;
 mod elf;
 mod linux;
 mod multiboot;
@@ -187,18 +188,21 @@ impl fmt::Display for ImageError {
             Self::OutsideRam { start, length } => write!(
                 f,
                 "needs {length:#x} bytes at {start:#x}, which is not RAM of the guest from 1 MiB to 3 GiB; \
-                 raise `memory` or link the kernel elsewhere"
+                 raise `memory_mib` or link the kernel elsewhere"
             ),
             Self::Overlap { start } => write!(f, "two parts overlap at {start:#x}"),
             Self::NoRoom(length) => {
-                write!(f, "no room for an initial RAM disk or module of {length:#x} bytes; raise `memory`")
+                write!(
+                    f,
+                    "no room for an initial RAM disk or module of {length:#x} bytes; raise `memory_mib`"
+                )
             }
             Self::CmdlineTooLong { length, limit } => {
                 write!(f, "the command line has {length} bytes, the kernel takes {limit}")
             }
             Self::TextTooLong(length) => write!(f, "a module's text has {length} bytes"),
             Self::TooManyFiles => f.write_str("more components than this format takes"),
-            Self::NoLowRam => f.write_str("too little RAM for the boot protocol; raise `memory`"),
+            Self::NoLowRam => f.write_str("too little RAM for the boot protocol; raise `memory_mib`"),
         }
     }
 }

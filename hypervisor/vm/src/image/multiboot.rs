@@ -8,7 +8,7 @@ use super::elf::{Class, Elf};
 use super::place::{
     self, BOOT_INFO, CMDLINE, CMDLINE_LIMIT, Copy, LOADER_NAME, MEMORY_MAP, MODULES, Placement,
 };
-use super::{Boot, Format, ImageError, ImageSource, pvh};
+use super::{Boot, Format, ImageError, ImageSource, bios, pvh};
 use crate::backend::{StartMode, StartState};
 use crate::layout::CONVENTIONAL_END;
 
@@ -95,6 +95,7 @@ pub(super) fn load(
         pvh::load_segments(image, &elf, entry, boot.kernel, placement)?;
         entry
     };
+    bios::write(memory)?;
     place::write_cmdline(boot, CMDLINE_LIMIT, memory)?;
     write_information(boot, placement, memory)?;
     let gprs = Gprs { rax: LOADER_MAGIC, rbx: BOOT_INFO, ..Gprs::default() };

@@ -104,6 +104,33 @@ fn the_reset_vector_of_every_guest_resets() {
 }
 
 #[test]
+fn a_multiboot_guest_that_calls_a_bios_is_told_that_there_is_none() {
+    let mut ram = ram();
+    load(Format::Multiboot, &multiboot_elf()[..], &boot(&[], b""), &mut ram).unwrap();
+    for number in 0..256 {
+        let vector = ram.u32(4 * number);
+        let code = ((vector >> 16) * 16 + (vector & 0xffff)) as usize;
+        if number == 0x12 {
+            assert_eq!(ram.bytes(code, 4), [0xb8, 0x7f, 0x02, 0xcf], "639 KiB");
+        } else {
+            assert_eq!(ram.bytes(code + 3, 4), [0x80, 0x4e, 0x06, 0x01], "carry in the flags of {number:#x}");
+            assert_eq!(ram.bytes(code + 10, 1), [0xcf], "interrupt {number:#x} returns");
+        }
+    }
+    assert_eq!((ram.u32(0x40e) & 0xffff, ram.u32(0x413) & 0xffff), (0x9fc0, 639));
+    assert_eq!((ram.bytes(0x400, 2), ram.bytes(0x9_fc00, 1)), (&[0xf8, 0x03][..], &[1][..]));
+}
+
+#[test]
+fn no_format_but_multiboot_promises_a_bios() {
+    for (format, image) in [(Format::Linux, bzimage()), (Format::Pvh, pvh_elf())] {
+        let mut ram = ram();
+        load(format, &image[..], &boot(&[], b""), &mut ram).unwrap();
+        assert_eq!(ram.bytes(0, 0x500), [0; 0x500]);
+    }
+}
+
+#[test]
 fn the_zero_page_maps_memory_without_the_legacy_hole() {
     let mut ram = ram();
     let plan = load(Format::Linux, &bzimage()[..], &boot(&[], b""), &mut ram).unwrap();

@@ -22,7 +22,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
             MsrRule::Efer => Some(self.vcpu.backend.read(Register::Efer)),
             MsrRule::Pat => Some(self.vcpu.backend.read(Register::Pat)),
             MsrRule::TscAux => Some(self.vcpu.backend.read(Register::TscAux)),
-            MsrRule::Constant(value) => Some(value),
+            MsrRule::Constant(value) | MsrRule::Fixed(value) => Some(value),
             MsrRule::Absent => None,
             MsrRule::Device => {
                 let answer = self.vcpu.devices.msr_read(index, self.host.now());
@@ -60,6 +60,7 @@ impl<B: Backend, M: GuestMemory, H: Host> Running<'_, B, M, H> {
                 valid
             }
             MsrRule::Constant(constant) => value == constant,
+            MsrRule::Fixed(_) => true,
             MsrRule::Absent => false,
             MsrRule::Device => {
                 self.attends = true;

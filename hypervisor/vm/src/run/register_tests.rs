@@ -26,6 +26,8 @@ fn msrs_follow_their_rules() {
         (msr::TSC_AUX, Some(0)),
         (msr::HWCR, Some(1 << 24)),
         (msr::PATCH_LEVEL, Some(0)),
+        (msr::PERF_LEGACY_FIRST, Some(0)),
+        (msr::MTRR_DEF_TYPE, Some(0x806)),
         (msr::TSC, Some(0)),
         (msr::VM_HSAVE_PA, None),
         (0x1234_5678, None),
@@ -47,6 +49,15 @@ fn write_msr(scene: &mut Scene, index: u32, value: u64) -> bool {
     let taken = scene.vcpu.backend.skipped == [2];
     assert_eq!(taken, scene.vcpu.backend.delivered != [GP], "{index:#x} {value:#x}");
     taken
+}
+
+#[test]
+fn registers_without_effect_take_any_value() {
+    for value in [0, 0x0053_0076, u64::MAX] {
+        assert!(write_msr(&mut Scene::new(WRMSR), msr::PERF_LEGACY_LAST, value), "{value:#x}");
+        assert!(write_msr(&mut Scene::new(WRMSR), msr::MTRR_DEF_TYPE, value), "{value:#x}");
+        assert_eq!(write_msr(&mut Scene::new(WRMSR), msr::MTRR_CAP, value), value == 0, "{value:#x}");
+    }
 }
 
 #[test]

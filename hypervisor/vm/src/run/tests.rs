@@ -60,6 +60,61 @@ fn a_halted_guest_wakes_with_its_timer() {
     assert!(scene.world.deadlines.iter().any(Option::is_some), "the host knew when");
 }
 
+/// A guest that has the interval timer tick every 10 ms as interrupt 30h.
+fn ticking() -> Scene {
+    let mut scene = Scene::new(&[0xf4]);
+    scene.enable_apic();
+    scene.vcpu.backend.length = Some(1);
+    for (register, value) in [(0x11, 0), (0x10, 0x30)] {
+        let mut wires = scene.guest.bus().wires();
+        for (offset, value) in [(0, register), (0x10, value)] {
+            let at = Gpa::new(crate::layout::IO_APIC_BASE + offset);
+            assert!(scene.guest.board().mmio_write(at, 4, value, &mut wires).is_some());
+        }
+    }
+    for (port, byte) in [(0x43, 0x34), (0x40, 0x9c), (0x40, 0x2e)] {
+        scene.vcpu.backend.gprs.rax = byte;
+        let access = PortAccess { port, width: Width::Byte, direction: Direction::Out, string: false };
+        scene.exits(&[VmExit::Port(access)]);
+    }
+    scene
+}
+
+#[test]
+fn the_interval_timer_wakes_the_processor_that_programmed_it() {
+    let mut scene = ticking();
+    scene.exits(&[VmExit::Halt, VmExit::Pause]);
+    assert_eq!(scene.vcpu.backend.delivered, [Event::Interrupt(0x30)]);
+    assert_eq!(scene.world.waits, 11, "10 ms and less than a millisecond more");
+}
+
+#[test]
+fn the_host_hears_of_the_interval_timer_before_the_next_entry() {
+    let mut scene = ticking();
+    let access = |port| {
+        VmExit::Port(PortAccess { port, width: Width::Byte, direction: Direction::Out, string: false })
+    };
+    let before = scene.world.deadlines.len();
+    // The same count anew, a while later, in one turn.
+    scene.world.now += 1_000_000;
+    scene.vcpu.backend.gprs.rax = 0x34;
+    scene.exits(&[access(0x43), access(0x40), access(0x40), VmExit::Pause]);
+    let due = scene.vcpu.devices.next_deadline();
+    assert!(due.is_some() && scene.world.deadlines[before..].contains(&due), "the host was not told");
+}
+
+#[test]
+fn the_interval_timer_ticks_a_running_guest_by_the_hosts_interrupt() {
+    let mut scene = ticking();
+    let due = scene.vcpu.devices.next_deadline().unwrap();
+    scene.exits(&[VmExit::HostInterrupt, VmExit::Pause]);
+    assert_eq!((scene.world.deadlines.last(), scene.vcpu.backend.delivered.len()), (Some(&Some(due)), 0));
+    scene.world.now = due;
+    scene.exits(&[VmExit::HostInterrupt, VmExit::Pause]);
+    assert_eq!(scene.vcpu.backend.delivered, [Event::Interrupt(0x30)]);
+    assert!(scene.vcpu.devices.next_deadline().unwrap() > due);
+}
+
 #[test]
 fn a_guest_that_nothing_can_wake_stops() {
     let mut scene = Scene::new(HLT);
