@@ -41,12 +41,17 @@ impl Town {
         let lab = scene.lab("bios")?.with_cpus(cpus);
         let mut machine = lab.boot("town", &release.parts)?;
         lab::measured(&mut machine)?;
-        let (mut team, spare) = (machine.log.guest("team")?, machine.log.guest("spare")?);
+        let (team, spare) = (machine.log.guest("team")?, machine.log.guest("spare")?);
         let office = machine.log.guest("office")?;
         let console = machine.console.take().context("no console")?;
         let (warden, office) = (Shell::wait(console, GUEST)?, Some(Shell::wait(office, GUEST)?));
-        is_alive(&mut team)?;
         Ok(Self { machine, warden, office, team, spare })
+    }
+
+    /// Starts the small one of four processors, which keeps them all awake.
+    fn start_team(&mut self) -> Result<()> {
+        self.says("dolmen start team", "team runs")?;
+        is_alive(&mut self.team)
     }
 
     /// A command of the warden's that must fail so.
@@ -98,6 +103,7 @@ fn is_refused(answer: &Answer, command: &str, want: &str) -> Result<()> {
 
 fn from_a_shell(scene: &Scene<'_>) -> Result<()> {
     let mut town = Town::open(scene, 2)?;
+    town.start_team()?;
     list(&mut town, scene)?;
     watch(&mut town, scene)?;
     for command in ["dolmen ps", "dolmen top", "dolmen stop warden", "dolmen reset team"] {
@@ -206,10 +212,6 @@ fn on_four(scene: &Scene<'_>) -> Result<()> {
 /// Guests of four processors, at work on all of them, are reset, stopped and started.
 fn restart(scene: &Scene<'_>, cpus: u32) -> Result<()> {
     let mut town = Town::open(scene, cpus)?;
-    for _ in 0..5 {
-        town.says("dolmen reset team", "team runs")?;
-        is_alive(&mut town.team)?;
-    }
     let mut office = town.office.take().context("no shell")?.leave(BUSY)?;
     let (reset, stop_and_start) = ("dolmen reset office", "dolmen stop office && dolmen start office");
     for (command, want) in
@@ -221,10 +223,14 @@ fn restart(scene: &Scene<'_>, cpus: u32) -> Result<()> {
         super::linux::look(&mut shell)?;
         office = shell.leave(BUSY)?;
     }
+    town.start_team()?;
+    for _ in 0..5 {
+        town.says("dolmen reset team", "team runs")?;
+        is_alive(&mut town.team)?;
+    }
     for _ in 0..3 {
         town.says("dolmen stop team", "team is stopped, its memory wiped")?;
-        town.says("dolmen start team", "team runs")?;
-        is_alive(&mut town.team)?;
+        town.start_team()?;
     }
     let team = town.told("team")?;
     ensure!(team.get("starts").is_some_and(|starts| *starts == 9), "JSON says {team}");
@@ -251,7 +257,7 @@ fn release(scene: &Scene<'_>) -> Result<Release> {
     let text = [
         linux("warden", "vcpus = 2\nconsoles = [\"com2\"]\nhypercalls = [\"manage\"]"),
         linux("office", "vcpus = 4\nconsoles = [\"multiplexed\"]\nhypercalls = [\"random\"]"),
-        small("team", "vcpus = 4"),
+        small("team", "vcpus = 4\nstart = \"on-demand\""),
         small("spare", "vcpus = 2\nstart = \"on-demand\""),
     ];
     super::release(scene.bench, &scene.folder, &text.concat())
