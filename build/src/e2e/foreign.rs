@@ -69,7 +69,7 @@ fn xen(scene: &Scene<'_>) -> Result<()> {
         "Multiboot-e820 RAM map:",
         "[0000000000100000, 000000002fffffff] (usable)",
         "Brought up 2 CPUs",
-        "*** Building a PV Dom0 ***",
+        "Dom0 kernel: 64-bit",
         "Linux version 6.12",
         "Run /bin/sh as init process",
         "# ",
