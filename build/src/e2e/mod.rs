@@ -10,6 +10,7 @@ mod linux;
 mod locality;
 mod many;
 mod noise;
+mod slow;
 mod trust;
 
 use std::path::{Path, PathBuf};
@@ -89,6 +90,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Tally> {
         trust::CASES,
         image::CASES,
         noise::CASES,
+        slow::CASES,
         life::CASES,
     ];
     let cases: Vec<Case> = all.into_iter().flatten().filter(chosen).copied().collect();
