@@ -9,6 +9,8 @@ mod call;
 mod code;
 mod control;
 mod device;
+mod legacy;
+mod mode;
 mod model;
 mod neighbour;
 mod oracle;
@@ -18,6 +20,7 @@ mod sandbox;
 mod start;
 mod storm;
 mod table;
+mod task;
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -40,6 +43,10 @@ const LASTING: &[Kind] = &[
     ("storm", storm::everything),
     ("apic", apic::registers),
     ("call", call::every),
+    ("mode", mode::exits),
+    ("switch", task::switches),
+    ("map", task::ports),
+    ("virtual", task::virtual_8086),
     ("start", start::messages),
     ("race", start::races),
 ];
@@ -49,6 +56,7 @@ const DEADLY: &[Kind] = &[
     ("code", code::kernel),
     ("access", device::every_form),
     ("walk", table::outside),
+    ("tasks", task::garbage),
     ("attributes", code::impossible_segment),
     ("stack", code::no_stack),
 ];

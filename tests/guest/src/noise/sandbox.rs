@@ -21,7 +21,7 @@ const POINTERS: u64 = SMALL + 0x2000;
 pub(super) const ROOT: u64 = SMALL + 0x3000;
 /// The RAM that the test's manifest gives this guest ends here.
 pub(super) const RAM_END: u64 = 64 << 20;
-const STACKS: u64 = 0x160_0000;
+pub(super) const STACKS: u64 = 0x160_0000;
 
 const PRESENT: u64 = 1;
 const WRITABLE: u64 = 2;
@@ -246,7 +246,7 @@ struct Tables {
     idt: [[u64; 2]; 256],
 }
 
-struct Shared<T>(core::cell::UnsafeCell<T>);
+pub(super) struct Shared<T>(pub(super) core::cell::UnsafeCell<T>);
 // SAFETY: one processor; `prepare` writes the tables before anything reads them, and handlers write what the
 // code that they interrupted does not look at before it is back.
 unsafe impl<T> Sync for Shared<T> {}
