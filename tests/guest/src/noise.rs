@@ -17,6 +17,7 @@ mod oracle;
 mod port;
 mod random;
 mod sandbox;
+mod segment;
 mod start;
 mod storm;
 mod table;
@@ -38,6 +39,8 @@ const LASTING: &[Kind] = &[
     ("string", port::strings),
     ("control", control::registers),
     ("code-user", code::user),
+    ("descriptor", segment::descriptors),
+    ("entry", segment::entries),
     ("device", oracle::compare),
     ("table", table::leaves),
     ("storm", storm::everything),

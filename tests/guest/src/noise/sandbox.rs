@@ -42,6 +42,7 @@ pub(super) struct State {
 }
 
 /// Places in [`State::registers`].
+pub(super) const R11: usize = 4;
 pub(super) const RDI: usize = 9;
 pub(super) const RSI: usize = 10;
 pub(super) const RDX: usize = 11;
@@ -365,6 +366,20 @@ pub(super) fn load_tables() {
     }
 }
 
+/// A descriptor of the sandbox's, by its place in the table.
+pub(super) fn descriptor(index: usize) -> u64 {
+    // SAFETY: nobody has a reference that writes.
+    let tables = unsafe { &*TABLES.0.get() };
+    tables.gdt.get(index).copied().unwrap_or(0)
+}
+
+/// Loads another table of descriptors; the segments in use stay what they are.
+pub(super) fn load_global(base: u64, limit: u16) {
+    let pointer = TablePointer { limit, base };
+    // SAFETY: no segment is loaded before the caller's code loads one.
+    unsafe { asm!("lgdt [{}]", in(reg) &raw const pointer, options(nostack)) };
+}
+
 /// Runs `code` at its place. Answers the vector of what ended it.
 pub(super) fn run(state: &State, steps: u64) -> u64 {
     let mut state = *state;
@@ -436,6 +451,10 @@ pub(super) fn read64(at: u64) -> u64 {
 pub(super) fn write64(at: u64, value: u64) {
     // SAFETY: as for `read64`.
     unsafe { asm!("mov [{}], {}", in(reg) at, in(reg) value, options(nostack)) };
+}
+
+pub(super) fn write32(at: u64, value: u32) {
+    cpu::write32(at, value);
 }
 
 fn write8(at: u64, value: u8) {
