@@ -9,6 +9,7 @@ mod call;
 mod code;
 mod control;
 mod device;
+mod doom;
 mod legacy;
 mod mode;
 mod model;
@@ -19,6 +20,7 @@ mod random;
 mod sandbox;
 mod segment;
 mod start;
+mod step;
 mod storm;
 mod table;
 mod task;
@@ -46,12 +48,15 @@ const LASTING: &[Kind] = &[
     ("storm", storm::everything),
     ("apic", apic::registers),
     ("call", call::every),
+    ("step", step::everything),
+    ("gate", doom::double_faults),
     ("mode", mode::exits),
     ("switch", task::switches),
     ("map", task::ports),
     ("virtual", task::virtual_8086),
     ("start", start::messages),
     ("race", start::races),
+    ("remap", start::remaps),
 ];
 
 /// Kinds that may end in a stop of the guest.
@@ -62,6 +67,7 @@ const DEADLY: &[Kind] = &[
     ("tasks", task::garbage),
     ("attributes", code::impossible_segment),
     ("stack", code::no_stack),
+    ("doom", doom::end),
 ];
 
 /// Does what the command line says, if it asks for noise.

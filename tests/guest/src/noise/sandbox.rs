@@ -366,6 +366,15 @@ pub(super) fn load_tables() {
     }
 }
 
+/// Whether an event of this vector finds a gate.
+pub(super) fn set_gate_present(vector: usize, is_present: bool) {
+    // SAFETY: nobody else has a reference: `prepare` is done with its own.
+    let tables = unsafe { &mut *TABLES.0.get() };
+    if let Some(gate) = tables.idt.get_mut(vector) {
+        gate[0] = gate[0] & !(1 << 47) | u64::from(is_present) << 47;
+    }
+}
+
 /// A descriptor of the sandbox's, by its place in the table.
 pub(super) fn descriptor(index: usize) -> u64 {
     // SAFETY: nobody has a reference that writes.

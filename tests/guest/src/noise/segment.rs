@@ -55,7 +55,7 @@ const CODES: &[&[u8]] = &[
 
 /// Selectors and descriptors of any kind, used in every size of code.
 pub(super) fn descriptors(random: &mut Random) -> u64 {
-    const TRIES: u64 = 30_000;
+    const TRIES: u64 = 8_000;
     sandbox::map_devices(false);
     super::storm::start_ticking();
     for _ in 0..TRIES {
@@ -190,7 +190,7 @@ fn frame(random: &mut Random, state: &mut State) {
 
 /// SYSCALL, SYSENTER and their returns, with registers that lead anywhere.
 pub(super) fn entries(random: &mut Random) -> u64 {
-    const TRIES: u64 = 20_000;
+    const TRIES: u64 = 8_000;
     const CODES: &[&[u8]] =
         &[&[0x0f, 0x05], &[0x0f, 0x34], &[0x0f, 0x07], &[0x48, 0x0f, 0x07], &[0x0f, 0x35]];
     let registers = [
