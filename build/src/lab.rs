@@ -34,6 +34,7 @@ pub(crate) struct Lab<'a> {
     profile: Profile,
     folder: PathBuf,
     record: Record,
+    can_slow_tpm: bool,
 }
 
 impl<'a> Lab<'a> {
@@ -53,12 +54,25 @@ impl<'a> Lab<'a> {
         if profile.tpm.is_some() {
             swtpm::manufacture(&folder.join("tpm"), banks)?;
         }
-        Ok(Self { tools, artifacts, profile, folder: folder.to_owned(), record: Record::default() })
+        Ok(Self {
+            tools,
+            artifacts,
+            profile,
+            folder: folder.to_owned(),
+            record: Record::default(),
+            can_slow_tpm: false,
+        })
     }
 
     /// The same machine with a TPM that records every command.
     pub(crate) fn recording(mut self) -> Self {
         self.record = Record::Commands;
+        self
+    }
+
+    /// The same machine with a TPM that can be made slow.
+    pub(crate) const fn with_slow_tpm(mut self) -> Self {
+        self.can_slow_tpm = true;
         self
     }
 
@@ -117,6 +131,7 @@ impl<'a> Lab<'a> {
             more,
             console: ConsoleTo::Harness,
             record: self.record,
+            can_slow_tpm: self.can_slow_tpm,
         })
     }
 

@@ -370,6 +370,10 @@ static const struct {
     const char *name;
     void (*run)(void);
 } cases[] = {
+    { "task", case_task },
+    { "reserved", case_reserved },
+    { "shadow", case_shadow },
+    { "combined", case_combined },
     { "faults", case_faults },
     { "absent", case_absent },
     { "vm-cr", case_vm_cr },

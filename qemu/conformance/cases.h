@@ -18,4 +18,10 @@ void case_state(void);
 void case_long_mode(void);
 void case_strict(void);
 
+/* cases_svm.c */
+void case_task(void);
+void case_reserved(void);
+void case_shadow(void);
+void case_combined(void);
+
 #endif

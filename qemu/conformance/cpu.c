@@ -140,6 +140,11 @@ uint32_t vmcb_field(struct vmcb *vmcb, uint32_t offset)
     return vmcb->word[offset / 4];
 }
 
+void set_vmcb_field(struct vmcb *vmcb, uint32_t offset, uint32_t value)
+{
+    vmcb->word[offset / 4] = value;
+}
+
 /* Returns the exit code; leaves GIF clear, as #VMEXIT does. */
 uint32_t run_guest(struct vmcb *vmcb)
 {

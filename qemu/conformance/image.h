@@ -83,6 +83,7 @@ struct vmcb *new_guest(void (*entry)(void), unsigned cpl);
 uint32_t run_guest(struct vmcb *vmcb);
 void intercept(struct vmcb *vmcb, uint32_t offset, uint32_t bit);
 uint32_t vmcb_field(struct vmcb *vmcb, uint32_t offset);
+void set_vmcb_field(struct vmcb *vmcb, uint32_t offset, uint32_t value);
 #define INTERCEPT_EXCEPTIONS 0x08
 #define INTERCEPT_3 0x0c
 #define INTERCEPT_4 0x10

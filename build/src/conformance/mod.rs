@@ -83,6 +83,7 @@ impl Bench<'_> {
             more: &[],
             console: ConsoleTo::Harness,
             record: Record::default(),
+            can_slow_tpm: false,
         })?;
         if case.kill_tpm {
             machine.log.wait_for(KILL, LIMIT)?;

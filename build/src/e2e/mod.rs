@@ -15,6 +15,7 @@ mod manage;
 mod many;
 mod noise;
 mod share;
+mod slow;
 mod trust;
 
 use std::path::{Path, PathBuf};
@@ -102,6 +103,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Tally> {
         grub::CASES,
         foreign::CASES,
         noise::CASES,
+        slow::CASES,
         life::CASES,
     ];
     let cases: Vec<Case> = all.into_iter().flatten().filter(chosen).copied().collect();

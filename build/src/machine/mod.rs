@@ -5,6 +5,7 @@ pub(crate) mod debugger;
 pub(crate) mod profile;
 pub(crate) mod relay;
 pub(crate) mod shell;
+pub(crate) mod slow;
 pub(crate) mod stream;
 pub(crate) mod swtpm;
 pub(crate) mod terminal;
@@ -22,6 +23,7 @@ use tempfile::TempDir;
 use crate::manifest::CompiledGuest;
 use crate::place;
 use profile::{Firmware, Profile};
+use slow::SlowTpm;
 use stream::{Port, Stream};
 use swtpm::{Record, Swtpm};
 
@@ -74,6 +76,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) console: ConsoleTo,
     /// What the TPM's log holds.
     pub(crate) record: Record,
+    /// Whether the TPM can be made slow.
+    pub(crate) can_slow_tpm: bool,
 }
 
 /// A machine that is switched on. Dropping it switches it off.
@@ -81,6 +85,7 @@ pub(crate) struct Setting<'a> {
 pub(crate) struct Machine {
     qemu: Child,
     tpm: Option<Swtpm>,
+    slow: Option<SlowTpm>,
     /// The first serial port: the hypervisor's log.
     pub(crate) log: Stream,
     /// The second serial port: the guest's console, if it is ours.
@@ -98,12 +103,17 @@ impl Machine {
             Some(_) => Some(power_tpm(setting, &sockets)?),
             None => None,
         };
+        let slow = match &tpm {
+            Some(tpm) if setting.can_slow_tpm => Some(SlowTpm::before(tpm.control())?),
+            Some(_) | None => None,
+        };
+        let control = slow.as_ref().map(SlowTpm::control).or(tpm.as_ref().map(Swtpm::control));
         let log = Port::open(&sockets.path().join("com1"))?;
         let console = match setting.console {
             ConsoleTo::Harness => Some(Port::open(&sockets.path().join("com2"))?),
             ConsoleTo::Terminal => None,
         };
-        let mut command = command(setting, tpm.as_ref(), &log, console.as_ref())?;
+        let mut command = command(setting, control, &log, console.as_ref())?;
         let mut qemu = command
             .spawn()
             .with_context(|| format!("cannot start the emulator {}", setting.qemu.display()))?;
@@ -116,7 +126,7 @@ impl Machine {
                 return Err(error.context(format!("the emulator did not start: {}", said.trim())));
             }
         };
-        Ok(Self { qemu, tpm, log, console, _sockets: sockets })
+        Ok(Self { qemu, tpm, slow, log, console, _sockets: sockets })
     }
 
     /// The console of a guest, wherever the manifest has put it. A port of its own is given away once.
@@ -159,6 +169,11 @@ impl Machine {
     /// Makes the TPM stand still in the middle of what it does, or go on.
     pub(crate) fn hold_tpm(&self, is_held: bool) -> Result<()> {
         self.tpm.as_ref().context("this machine has no TPM")?.hold(is_held)
+    }
+
+    /// The TPM, to be made slow; of machines that were set so.
+    pub(crate) fn slow_tpm(&self) -> Result<&SlowTpm> {
+        self.slow.as_ref().context("this machine's TPM cannot be made slow")
     }
 
     /// Takes the TPM's power away under the running machine.
@@ -216,12 +231,7 @@ fn connect(setting: &Setting<'_>, log: Port, console: Option<Port>) -> Result<(S
     Ok((log, console))
 }
 
-fn command(
-    setting: &Setting<'_>,
-    tpm: Option<&Swtpm>,
-    log: &Port,
-    console: Option<&Port>,
-) -> Result<Command> {
+fn command(setting: &Setting<'_>, tpm: Option<&Path>, log: &Port, console: Option<&Port>) -> Result<Command> {
     let profile = setting.profile;
     let mut command = child::bound_to_us(setting.qemu);
     command
@@ -237,7 +247,7 @@ fn command(
     }
     if let (Some(interface), Some(tpm)) = (profile.tpm, tpm) {
         command
-            .args(["-chardev", &format!("socket,id=tpm,path={}", tpm.control().display())])
+            .args(["-chardev", &format!("socket,id=tpm,path={}", tpm.display())])
             .args(["-tpmdev", "emulator,id=tpm0,chardev=tpm"])
             .args(["-device", &format!("{},tpmdev=tpm0", interface.device())]);
     }

@@ -16,8 +16,16 @@ use crate::ui;
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// Kinds that may end in the guest's stop, and seeds: each is a launch of its own.
-const DEADLY: &[(&str, u32)] =
-    &[("code", 1), ("code", 2), ("access", 1), ("walk", 1), ("attributes", 1), ("stack", 1)];
+const DEADLY: &[(&str, u32)] = &[
+    ("code", 1),
+    ("code", 2),
+    ("access", 1),
+    ("walk", 1),
+    ("tasks", 1),
+    ("tasks", 2),
+    ("attributes", 1),
+    ("stack", 1),
+];
 
 /// What a stop of the hypervisor for its own sake says.
 const OWN_FAULT: &str = "please report it";
@@ -25,7 +33,12 @@ const OWN_FAULT: &str = "please report it";
 /// All kinds that last in one machine, then each kind that does not.
 pub(super) fn jobs<'a>(bench: &'a Bench, folder: &Path, kernel: &'a Path) -> Vec<Job<'a>> {
     let kinds = std::iter::once(("all", 1)).chain(DEADLY.iter().copied());
-    let chosen = kinds.filter(|(name, _)| bench.is_chosen(&format!("noise_{name}")));
+    let chosen: Vec<(&str, u32)> =
+        kinds.filter(|(name, _)| bench.is_chosen(&format!("noise_{name}"))).collect();
+    // A kind that is part of `all` can be had alone by its whole name.
+    let alone = bench.only.as_deref().and_then(|only| only.strip_prefix("noise_"));
+    let alone = alone.filter(|_| chosen.is_empty()).map(|name| (name, 1));
+    let chosen = chosen.into_iter().chain(alone);
     let jobs = chosen.map(|(name, seed)| {
         let folder = folder.join(format!("noise-{name}-{seed}"));
         Job::new(format!("noise: {name}, seed {seed}"), 1, move || {

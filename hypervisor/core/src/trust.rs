@@ -87,7 +87,8 @@ impl TpmDesk {
         Self { tpm, trust, quote: QuoteJob::new(), reseed: ReseedJob::new(), desk: QuoteDesk::new() }
     }
 
-    /// Moves the reseed on, if one is due. Called on the way round the exit loop.
+    /// Moves on what is under way at the TPM: a reseed that is due, and the quotes of guests that may be busy or
+    /// asleep meanwhile. Called on the way round the exit loop.
     pub(crate) fn work(&mut self) {
         let entropy = if self.trust.drbg.wants_reseed() { Some(processor_entropy()) } else { None };
         let entropy: &[u8] = entropy.as_ref().map_or(&[], |seed| seed.expose());
@@ -96,6 +97,9 @@ impl TpmDesk {
             ReseedPoll::Failed(error) => {
                 log::warn!(target: "serve", "no fresh seed from the TPM: {error:?}");
             }
+        }
+        if self.desk.is_busy() {
+            QuoteDesk::pump(self);
         }
     }
 }

@@ -9,15 +9,21 @@ mod call;
 mod code;
 mod control;
 mod device;
+mod doom;
+mod legacy;
+mod mode;
 mod model;
 mod neighbour;
 mod oracle;
 mod port;
 mod random;
 mod sandbox;
+mod segment;
 mod start;
+mod step;
 mod storm;
 mod table;
+mod task;
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -35,13 +41,22 @@ const LASTING: &[Kind] = &[
     ("string", port::strings),
     ("control", control::registers),
     ("code-user", code::user),
+    ("descriptor", segment::descriptors),
+    ("entry", segment::entries),
     ("device", oracle::compare),
     ("table", table::leaves),
     ("storm", storm::everything),
     ("apic", apic::registers),
     ("call", call::every),
+    ("step", step::everything),
+    ("gate", doom::double_faults),
+    ("mode", mode::exits),
+    ("switch", task::switches),
+    ("map", task::ports),
+    ("virtual", task::virtual_8086),
     ("start", start::messages),
     ("race", start::races),
+    ("remap", start::remaps),
 ];
 
 /// Kinds that may end in a stop of the guest.
@@ -49,8 +64,10 @@ const DEADLY: &[Kind] = &[
     ("code", code::kernel),
     ("access", device::every_form),
     ("walk", table::outside),
+    ("tasks", task::garbage),
     ("attributes", code::impossible_segment),
     ("stack", code::no_stack),
+    ("doom", doom::end),
 ];
 
 /// Does what the command line says, if it asks for noise.

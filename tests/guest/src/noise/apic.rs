@@ -91,7 +91,7 @@ fn drain() {
 }
 
 /// Masks every pin.
-fn quiet_io() {
+pub(super) fn quiet_io() {
     for pin in 0..24 {
         cpu::write32(IO_PAGE, 0x10 + pin * 2);
         cpu::write32(IO_PAGE + 0x10, 0x1_0000);

@@ -88,8 +88,7 @@ fn several(random: &mut Random, modes: &[Mode], tries: u64) -> u64 {
     sandbox::map_devices(false);
     super::storm::start_ticking();
     for _ in 0..tries {
-        let mut code = instructions(random);
-        spare_the_emulator(&mut code);
+        let code = instructions(random);
         // At the end of the page, some of them reach into the next one, which is not there or something else.
         let at =
             if random.one_in(3) { CODE + 0x1000 - 1 - random.below(15) } else { CODE + random.below(16) };
@@ -123,16 +122,6 @@ fn instructions(random: &mut Random) -> [u8; 15] {
         length += 1;
     }
     code
-}
-
-/// QEMU 7.2 takes LTR of a null selector, which the bare machine refuses by #GP, and gives up ("invalid tss") at
-/// the next interrupt that changes stacks: the emulator's end, not the guest's. LTR becomes LLDT.
-fn spare_the_emulator(code: &mut [u8; 15]) {
-    for at in 2..code.len() {
-        if code[at - 2] == 0x0f && code[at - 1] == 0 && code[at] & 0x38 == 0x18 {
-            code[at] ^= 8;
-        }
-    }
 }
 
 /// The page behind the code: missing, RAM, an entry with reserved bits, and for the kernel a device or a hole.

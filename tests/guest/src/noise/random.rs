@@ -1,12 +1,17 @@
 //! Numbers that look random and follow from a seed.
 
 /// The generator: xorshift64*.
-pub(super) struct Random(u64);
+pub(super) struct Random(u64, u64);
 
 impl Random {
     pub(super) const fn new(seed: u64) -> Self {
         // Zero is the one state that the generator never leaves.
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, seed)
+    }
+
+    /// What it follows from.
+    pub(super) const fn seed(&self) -> u64 {
+        self.1
     }
 
     pub(super) const fn next(&mut self) -> u64 {

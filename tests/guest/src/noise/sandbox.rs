@@ -21,7 +21,7 @@ const POINTERS: u64 = SMALL + 0x2000;
 pub(super) const ROOT: u64 = SMALL + 0x3000;
 /// The RAM that the test's manifest gives this guest ends here.
 pub(super) const RAM_END: u64 = 64 << 20;
-const STACKS: u64 = 0x160_0000;
+pub(super) const STACKS: u64 = 0x160_0000;
 
 const PRESENT: u64 = 1;
 const WRITABLE: u64 = 2;
@@ -42,6 +42,7 @@ pub(super) struct State {
 }
 
 /// Places in [`State::registers`].
+pub(super) const R11: usize = 4;
 pub(super) const RDI: usize = 9;
 pub(super) const RSI: usize = 10;
 pub(super) const RDX: usize = 11;
@@ -246,7 +247,7 @@ struct Tables {
     idt: [[u64; 2]; 256],
 }
 
-struct Shared<T>(core::cell::UnsafeCell<T>);
+pub(super) struct Shared<T>(pub(super) core::cell::UnsafeCell<T>);
 // SAFETY: one processor; `prepare` writes the tables before anything reads them, and handlers write what the
 // code that they interrupted does not look at before it is back.
 unsafe impl<T> Sync for Shared<T> {}
@@ -365,6 +366,29 @@ pub(super) fn load_tables() {
     }
 }
 
+/// Whether an event of this vector finds a gate.
+pub(super) fn set_gate_present(vector: usize, is_present: bool) {
+    // SAFETY: nobody else has a reference: `prepare` is done with its own.
+    let tables = unsafe { &mut *TABLES.0.get() };
+    if let Some(gate) = tables.idt.get_mut(vector) {
+        gate[0] = gate[0] & !(1 << 47) | u64::from(is_present) << 47;
+    }
+}
+
+/// A descriptor of the sandbox's, by its place in the table.
+pub(super) fn descriptor(index: usize) -> u64 {
+    // SAFETY: nobody has a reference that writes.
+    let tables = unsafe { &*TABLES.0.get() };
+    tables.gdt.get(index).copied().unwrap_or(0)
+}
+
+/// Loads another table of descriptors; the segments in use stay what they are.
+pub(super) fn load_global(base: u64, limit: u16) {
+    let pointer = TablePointer { limit, base };
+    // SAFETY: no segment is loaded before the caller's code loads one.
+    unsafe { asm!("lgdt [{}]", in(reg) &raw const pointer, options(nostack)) };
+}
+
 /// Runs `code` at its place. Answers the vector of what ended it.
 pub(super) fn run(state: &State, steps: u64) -> u64 {
     let mut state = *state;
@@ -436,6 +460,10 @@ pub(super) fn read64(at: u64) -> u64 {
 pub(super) fn write64(at: u64, value: u64) {
     // SAFETY: as for `read64`.
     unsafe { asm!("mov [{}], {}", in(reg) at, in(reg) value, options(nostack)) };
+}
+
+pub(super) fn write32(at: u64, value: u32) {
+    cpu::write32(at, value);
 }
 
 fn write8(at: u64, value: u8) {

@@ -1,0 +1,129 @@
+/*
+ * Conformance cases of what hypervisors need of a processor: the task register,
+ * reserved bits of control registers, the interrupt shadow
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "cases.h"
+
+#define GP 13
+#define EXIT_VINTR 0x64
+#define EXIT_VMMCALL 0x81
+#define INTERCEPT_VINTR 4
+#define VMCB_VIRTUAL_INTERRUPT 0x60
+#define VMCB_INTERRUPT_STATE 0x68
+#define VMCB_INJECTION 0xa8
+#define VMCB_GDTR_LIMIT 0x464
+#define VMCB_GDTR_BASE 0x468
+#define VMCB_IDTR_LIMIT 0x484
+#define VMCB_IDTR_BASE 0x488
+#define VMCB_EFLAGS 0x570
+/* a virtual interrupt of the highest priority, which ignores the TPR */
+#define PENDING 0x011f0100
+/* valid, an exception, with an error code */
+#define INJECTED_GP (0x80000b00 | GP)
+
+void guest_nops(void);
+void guest_writes_cr4(void);
+void guest_double_fault(void);
+
+asm(".text\n"
+    "guest_nops:\n"
+    "        nop\n"
+    "        nop\n"
+    "        vmmcall\n"
+    "guest_writes_cr4:\n"
+    "        movl $0x80000000, %eax\n"
+    "        movl %eax, %cr4\n"
+    "        vmmcall\n"
+    "guest_double_fault:\n"
+    "        vmmcall\n");
+
+static void load_task(uint32_t selector)
+{
+    asm volatile("ltr %w0" : : "r"(selector));
+}
+
+static void write_cr4(uint32_t value)
+{
+    asm volatile("mov %0, %%cr4" : : "r"(value));
+}
+
+static uint32_t task_register(void)
+{
+    uint32_t selector;
+
+    asm volatile("str %0" : "=r"(selector));
+    return selector & 0xffff;
+}
+
+void case_task(void)
+{
+    check_equal("LTR of a null selector gives #GP", try_call(load_task, 0), GP);
+    check_equal("with error code 0", last_error, 0);
+    check_equal("whatever its privilege", try_call(load_task, 3), GP);
+    check_equal("and loads nothing", task_register(), 0x30);
+}
+
+void case_reserved(void)
+{
+    struct vmcb *guest;
+
+    check_equal("a reserved bit of CR4 gives #GP",
+                try_call(write_cr4, 0x80000000), GP);
+    check_equal("with error code 0", last_error, 0);
+
+    guest = new_guest(guest_writes_cr4, 0);
+    intercept(guest, INTERCEPT_EXCEPTIONS, GP);
+    check_equal("in a guest too", run_guest(guest), 0x40 + GP);
+    check_equal("at the instruction", vmcb_field(guest, VMCB_RIP),
+                (uint32_t)guest_writes_cr4 + 5);
+}
+
+/* A guest with interrupts on and one pending; where its window opens. */
+static uint32_t window(uint32_t state)
+{
+    struct vmcb *guest = new_guest(guest_nops, 0);
+
+    intercept(guest, INTERCEPT_3, INTERCEPT_VINTR);
+    set_vmcb_field(guest, VMCB_VIRTUAL_INTERRUPT, PENDING);
+    set_vmcb_field(guest, VMCB_INTERRUPT_STATE, state);
+    set_vmcb_field(guest, VMCB_EFLAGS, 0x202);
+    check_equal("the window exits", run_guest(guest), EXIT_VINTR);
+    return vmcb_field(guest, VMCB_RIP) - (uint32_t)guest_nops;
+}
+
+void case_shadow(void)
+{
+    check_equal("without a shadow, before the first instruction", window(0), 0);
+    check_equal("with one, after it", window(1), 1);
+    check_equal("and it is gone", window(0), 0);
+}
+
+/* A guest of which a #GP finds no gate, but #NP and #DF do. */
+void case_combined(void)
+{
+    static uint64_t gates[32];
+    struct {
+        uint16_t limit;
+        uint32_t base;
+    } __attribute__((packed)) gdt;
+    struct vmcb *guest = new_guest(guest_nops, 0);
+    uint32_t i, to;
+
+    for (i = 0; i < 32; i++) {
+        to = i == 8 ? (uint32_t)guest_double_fault : (uint32_t)guest_nops;
+        gates[i] = ((uint64_t)((to & 0xffff0000) | 0x8e00) << 32) |
+                   (0x08 << 16) | (to & 0xffff);
+    }
+    gates[GP] = 0;
+    asm volatile("sgdt %0" : "=m"(gdt));
+    set_vmcb_field(guest, VMCB_GDTR_LIMIT, gdt.limit);
+    set_vmcb_field(guest, VMCB_GDTR_BASE, gdt.base);
+    set_vmcb_field(guest, VMCB_IDTR_LIMIT, sizeof(gates) - 1);
+    set_vmcb_field(guest, VMCB_IDTR_BASE, (uint32_t)gates);
+    set_vmcb_field(guest, VMCB_INJECTION, INJECTED_GP);
+    check_equal("the guest goes on", run_guest(guest), EXIT_VMMCALL);
+    check_equal("at the handler of #DF", vmcb_field(guest, VMCB_RIP),
+                (uint32_t)guest_double_fault);
+}
