@@ -24,6 +24,7 @@ mod serve;
 mod shield;
 mod stop;
 mod trust;
+mod vendor;
 mod virtualise;
 
 use core::convert::Infallible;
@@ -50,6 +51,5 @@ fn boot(entered: Entered) -> Result<Infallible, Reason> {
     let launched = launch::verify(entered)?;
     let shielded = shield::take_over(launched)?;
     let measured = measure::guests(shielded)?;
-    let guests = virtualise::build(measured)?;
-    serve::for_ever(guests)
+    vendor::run(measured)
 }

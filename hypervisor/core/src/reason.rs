@@ -4,8 +4,8 @@ use core::fmt;
 
 use dolmen_abi::{NAME_BYTES, StopCause};
 use dolmen_machine::cpus::StartError;
+use dolmen_machine::extension::ExtensionError;
 use dolmen_machine::own::MachineError;
-use dolmen_machine::svm::SvmError;
 use dolmen_tpm::{KeyError, TpmError, TransportError};
 use dolmen_vm::image::ImageError;
 use dolmen_vm::manifest::ManifestError;
@@ -41,8 +41,10 @@ pub(crate) enum Reason {
     Components,
     /// A guest's image cannot be loaded.
     Image(ImageError),
+    /// Nobody knows who made the processor.
+    Vendor,
     /// The processor lacks what virtualisation needs.
-    Svm(SvmError),
+    Extension(ExtensionError),
     /// A guest ended that the machine does not outlive, or the last one.
     GuestEnded {
         /// Its padded name.
@@ -82,7 +84,10 @@ impl fmt::Display for Reason {
                 write!(f, "the staged files are not those of the manifest; check the loader's configuration")
             }
             Self::Image(error) => write!(f, "the guest's image cannot be loaded: {error}"),
-            Self::Svm(error) => write!(f, "the processor cannot run guests: {error:?}"),
+            Self::Extension(error) => write!(f, "the processor cannot run guests: {error}"),
+            Self::Vendor => {
+                f.write_str("the processor is of a maker that Dolmen does not know; use one of AMD's")
+            }
             Self::GuestEnded { name, cause } => {
                 let name = core::str::from_utf8(name).unwrap_or_default().trim_end_matches('\0');
                 match *cause {
@@ -121,7 +126,7 @@ fn cpu(f: &mut fmt::Formatter<'_>, error: StartError) -> fmt::Result {
                 "the processor with APIC ID {id} routes memory in another way than the first; update the firmware"
             )
         }
-        StartError::Svm(id) => {
+        StartError::Extension(id) => {
             write!(
                 f,
                 "the processor with APIC ID {id} cannot run guests as the first one can; update the firmware"

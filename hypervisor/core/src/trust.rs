@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 
 use dolmen_abi::LaunchFacts;
 use dolmen_drtm::Algorithm;
+use dolmen_machine::extension::Extension;
 use dolmen_machine::{cpu, cpus};
 use dolmen_tpm::Secret;
 use dolmen_tpm::drbg::Drbg;
@@ -108,18 +109,18 @@ pub(crate) struct Published {
 }
 
 /// One call's way to what all guests share: the desk's lock is held for each step at it, and not for the call.
-pub(crate) struct Door {
-    fleet: &'static Fleet,
-    guests: Lives,
+pub(crate) struct Door<E: Extension> {
+    fleet: &'static Fleet<E>,
+    guests: Lives<E>,
 }
 
-impl Door {
-    pub(crate) const fn new(fleet: &'static Fleet) -> Self {
+impl<E: Extension> Door<E> {
+    pub(crate) const fn new(fleet: &'static Fleet<E>) -> Self {
         Self { fleet, guests: Lives(fleet) }
     }
 }
 
-impl Platform for Door {
+impl<E: Extension> Platform for Door<E> {
     type Tpm = TpmDesk;
 
     fn with_tpm<R>(&mut self, work: impl FnOnce(&mut TpmDesk) -> R) -> R {

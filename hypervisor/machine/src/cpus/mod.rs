@@ -1,7 +1,7 @@
 //! The processors: which one this is, and what each has for itself.
 //!
 //! Every processor has a [`Block`]; its GS base leads there from the first instruction of the core on that
-//! processor, and the world switch brings it back, since VMLOAD of the host's control block does.
+//! processor, and the world switch brings it back, since the host's control block has it.
 #![expect(unsafe_code, reason = "the block is found through a segment base")]
 // UNSAFETY: the blocks are statics, reached by `&` only; the one part that is not atomic is written by one
 // processor before the other one, or anybody, looks.
@@ -23,7 +23,7 @@ pub use call::{
     Silent, WayOut, claim_way_out, flush_everywhere, flush_generation, kick, park, park_others, relax,
 };
 pub(crate) use call::{is_left_by_another, serve};
-pub use start::{StartError, StartedCpu};
+pub use start::{StartError, StartSlot, StartedCpu};
 
 /// What one processor has for itself.
 #[repr(C)]
