@@ -20,11 +20,12 @@ use dolmen_vm::service::Service;
 use dolmen_vm::vcpu::Vcpu;
 
 use crate::console::Outlet;
+use crate::door::Published;
 use crate::lifecycle::{Life, PIECE};
 use crate::lock::Mutex;
 use crate::measure::MeasuredGuest;
 use crate::stop::Reason;
-use crate::trust::{Published, TpmDesk};
+use crate::trust::TpmDesk;
 
 /// One guest.
 pub(crate) struct Tenant {

@@ -10,6 +10,7 @@ extern crate alloc;
 
 mod console;
 mod cpus;
+mod door;
 mod fleet;
 mod host;
 mod launch;
@@ -18,11 +19,15 @@ mod load;
 mod lock;
 mod measure;
 mod reason;
+#[cfg_attr(feature = "unmeasured", path = "unmeasured/record.rs")]
+mod record;
 #[cfg(feature = "self-check")]
 mod self_check;
 mod serve;
+#[cfg_attr(feature = "unmeasured", path = "unmeasured/shield.rs")]
 mod shield;
 mod stop;
+#[cfg_attr(feature = "unmeasured", path = "unmeasured/trust.rs")]
 mod trust;
 mod vendor;
 mod virtualise;

@@ -6,6 +6,7 @@ use dolmen_abi::{NAME_BYTES, StopCause};
 use dolmen_machine::cpus::StartError;
 use dolmen_machine::extension::ExtensionError;
 use dolmen_machine::own::MachineError;
+#[cfg(not(feature = "unmeasured"))]
 use dolmen_tpm::{KeyError, TpmError, TransportError};
 use dolmen_vm::image::ImageError;
 use dolmen_vm::manifest::ManifestError;
@@ -22,16 +23,21 @@ pub(crate) enum Reason {
     /// A processor does not work as the first one does.
     Cpu(StartError),
     /// An IOMMU no longer refuses every device.
+    #[cfg(not(feature = "unmeasured"))]
     Iommu(&'static str),
     /// The region is too small.
     OutOfMemory(&'static str),
     /// The TPM answered with an error, or with nonsense.
+    #[cfg(not(feature = "unmeasured"))]
     Tpm(TpmError),
     /// The TPM did not give the keys.
+    #[cfg(not(feature = "unmeasured"))]
     Keys(KeyError),
     /// A PCR does not hold what was extended into it.
+    #[cfg(not(feature = "unmeasured"))]
     Pcr(u8),
     /// An active PCR bank is not covered.
+    #[cfg(not(feature = "unmeasured"))]
     Bank(u16),
     /// The manifest is none.
     Manifest(ManifestError),
@@ -68,13 +74,18 @@ impl fmt::Display for Reason {
                 write!(f, "the list of processors names APIC ID {id} twice; update loader and firmware")
             }
             Self::Cpu(error) => cpu(f, *error),
+            #[cfg(not(feature = "unmeasured"))]
             Self::Iommu(what) => write!(f, "DMA is no longer refused: {what}; report it"),
             Self::OutOfMemory(what) => write!(f, "no memory for {what}; give the loader a larger region_mib"),
+            #[cfg(not(feature = "unmeasured"))]
             Self::Tpm(error) => write!(f, "the TPM failed: {error:?}; power the machine off and on"),
+            #[cfg(not(feature = "unmeasured"))]
             Self::Keys(error) => write!(f, "no keys from the TPM: {error:?}; see docs/tpm.md"),
+            #[cfg(not(feature = "unmeasured"))]
             Self::Pcr(pcr) => {
                 write!(f, "PCR {pcr} does not hold what was measured; something else extends it")
             }
+            #[cfg(not(feature = "unmeasured"))]
             Self::Bank(bank) => write!(f, "the active PCR bank {bank:#x} would not be extended"),
             Self::Manifest(error) => write!(f, "the manifest is not one: {error}; build it with xtask"),
             Self::Unsupported(what) => {
@@ -147,18 +158,21 @@ impl From<MachineError> for Reason {
     }
 }
 
+#[cfg(not(feature = "unmeasured"))]
 impl From<TpmError> for Reason {
     fn from(error: TpmError) -> Self {
         Self::Tpm(error)
     }
 }
 
+#[cfg(not(feature = "unmeasured"))]
 impl From<TransportError> for Reason {
     fn from(error: TransportError) -> Self {
         Self::Tpm(TpmError::Transport(error))
     }
 }
 
+#[cfg(not(feature = "unmeasured"))]
 impl From<KeyError> for Reason {
     fn from(error: KeyError) -> Self {
         Self::Keys(error)

@@ -19,11 +19,11 @@ use dolmen_vm::service::{CallArgs, CallResult};
 use dolmen_vm::vcpu::{Turn, Vcpu};
 
 use crate::console;
+use crate::door::Door;
 use crate::fleet::{Fleet, Task, Tenant};
 use crate::lifecycle;
 use crate::lock::MutexGuard;
 use crate::stop::Reason;
-use crate::trust::Door;
 use crate::vendor::Home;
 use crate::virtualise::Virtualising;
 

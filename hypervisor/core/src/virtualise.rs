@@ -71,7 +71,7 @@ pub(crate) fn build<E: Home>(measured: Measured) -> Result<Virtualising<E>, Reas
     }
     let Builder { scheduler, tenants, tasks, files, .. } = builder;
     let published = trust.publish(event_log);
-    let desk = Box::new(TpmDesk::new(host.tpm, trust));
+    let desk = Box::new(TpmDesk::new(host.meter, trust));
     let fleet: &'static Fleet<E> =
         Box::leak(Box::new(Fleet::new(host.clock, tenants, tasks, scheduler, (desk, published), files)));
     console::share(lines);

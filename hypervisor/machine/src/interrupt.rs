@@ -163,6 +163,9 @@ pub fn nmi_count() -> u64 {
 }
 
 extern "C" fn on_interrupt(frame: &Frame) {
+    if frame.vector >= 32 {
+        cpus::block(cpus::this()).count_interrupt();
+    }
     match frame.vector {
         // NMIs are not ours to use, but for the way out: counted, and the wait that they ended looks around.
         NMI => {

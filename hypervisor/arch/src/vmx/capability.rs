@@ -104,6 +104,8 @@ pub struct Capabilities {
     pub cr0: (u64, u64),
     /// CR4 bits that must be 1, and those that can be.
     pub cr4: (u64, u64),
+    /// The preemption timer counts each so manieth tick of the time-stamp counter, as a power of two.
+    pub timer_shift: u32,
     /// One identifier can be invalidated without its global translations being spared.
     pub flushes_one_vpid: bool,
     /// One guest's tables can be invalidated.
@@ -154,6 +156,7 @@ impl Capabilities {
             entry: allowed(TRUE_ENTRY),
             cr0: (registers.msr(CR0_FIXED0), registers.msr(CR0_FIXED1)),
             cr4: (registers.msr(CR4_FIXED0), registers.msr(CR4_FIXED1)),
+            timer_shift: low32(registers.msr(MISC)) & 0x1f,
             ..Self::default()
         };
         found.with_tables(|| registers.msr(EPT_VPID), registers.msr(MISC))
@@ -262,7 +265,7 @@ pub(super) mod tests {
     #[test]
     fn a_processor_that_has_everything_is_taken() {
         let found = skylake();
-        assert_eq!(found.revision, 0x2b);
+        assert_eq!((found.revision, found.timer_shift), (0x2b, 0));
         assert_eq!(found.pin, Allowed { must: 0x16, may: 0x7f });
         assert!(found.flushes_one_vpid && found.flushes_one_ept);
         assert_eq!(found.guest_cr0(), Cr0::NE);

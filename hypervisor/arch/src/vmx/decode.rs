@@ -61,7 +61,8 @@ pub fn decode(exit: &ExitInformation, gprs: &Gprs) -> VmExit {
     }
     match exit.basic() {
         ExitReason::EXCEPTION_OR_NMI => interruption(exit),
-        ExitReason::EXTERNAL_INTERRUPT => VmExit::HostInterrupt,
+        // Whatever waits for the host is looked for then.
+        ExitReason::EXTERNAL_INTERRUPT | ExitReason::PREEMPTION_TIMER => VmExit::HostInterrupt,
         ExitReason::IO_SMI | ExitReason::OTHER_SMI => VmExit::HostSmi,
         ExitReason::INIT => VmExit::HostInit,
         ExitReason::INTERRUPT_WINDOW => VmExit::InterruptWindow,
@@ -207,6 +208,7 @@ mod tests {
         let fault = |gpa, access| VmExit::NestedFault { gpa: Gpa::new(gpa), access };
         for (reason, qualification, address, want) in [
             (1, 0, 0, VmExit::HostInterrupt),
+            (52, 0, 0, VmExit::HostInterrupt),
             (3, 0, 0, VmExit::HostInit),
             (6, 0, 0, VmExit::HostSmi),
             (7, 0, 0, VmExit::InterruptWindow),

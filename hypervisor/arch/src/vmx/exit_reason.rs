@@ -37,6 +37,7 @@ impl ExitReason {
     pub const MACHINE_CHECK_AT_ENTRY: Self = Self(41);
     pub const EPT_VIOLATION: Self = Self(48);
     pub const INVEPT: Self = Self(50);
+    pub const PREEMPTION_TIMER: Self = Self(52);
     pub const INVVPID: Self = Self(53);
     pub const WBINVD: Self = Self(54);
     pub const XSETBV: Self = Self(55);

@@ -172,6 +172,16 @@ pub mod host {
     }
 }
 
+/// What is loaded at each entry where the processor has it (SDM vol. 3C, 25.4.2).
+pub mod timer {
+    use super::{Bits32, Field};
+
+    fields! {
+        /// After how long in the guest the preemption timer exits.
+        VALUE: Bits32 = 0x482e;
+    }
+}
+
 macro_rules! kept_fields {
     ($( $name:ident : $width:ident = $encoding:literal; )*) => {
         fields! { $( $name: $width = $encoding; )* }

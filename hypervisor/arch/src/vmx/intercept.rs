@@ -14,6 +14,8 @@ bitflags! {
         const NMIS = 1 << 3;
         /// The processor keeps whether the guest handles an NMI.
         const VIRTUAL_NMIS = 1 << 5;
+        /// The preemption timer runs in the guest.
+        const PREEMPTION_TIMER = 1 << 6;
         const _ = !0;
     }
 
@@ -163,7 +165,12 @@ impl Controls {
         let secondary = (want.secondary.bits(), Self::INSTRUCTIONS.bits());
         let secondary = capabilities.secondary.adjust(secondary.0, secondary.1).map_err(lack(0x48b))?;
         Ok(Self {
-            pin: Pin::from_bits_retain(capabilities.pin.adjust(want.pin.bits(), 0).map_err(lack(0x48d))?),
+            pin: Pin::from_bits_retain(
+                capabilities
+                    .pin
+                    .adjust(want.pin.bits(), Pin::PREEMPTION_TIMER.bits())
+                    .map_err(lack(0x48d))?,
+            ),
             primary: Primary::from_bits_retain(primary).difference(Self::WINDOWS),
             secondary: Secondary::from_bits_retain(secondary),
             exit: Exit::from_bits_retain(capabilities.exit.adjust(want.exit.bits(), 0).map_err(lack(0x48f))?),
@@ -183,7 +190,7 @@ mod tests {
     #[test]
     fn physical_events_and_protected_resources_exit() {
         let set = Controls::guest(&skylake()).unwrap();
-        assert!(set.pin.contains(Pin::INTERRUPTS | Pin::NMIS | Pin::VIRTUAL_NMIS));
+        assert!(set.pin.contains(Pin::INTERRUPTS | Pin::NMIS | Pin::VIRTUAL_NMIS | Pin::PREEMPTION_TIMER));
         assert!(
             set.primary.contains(Primary::PORTS | Primary::MSR_BITMAPS | Primary::HLT | Primary::SECONDARY)
         );
@@ -205,6 +212,13 @@ mod tests {
         let set = Controls::guest(&skylake()).unwrap();
         assert_eq!(set.primary.bits() & (1 << 15 | 1 << 16), 0);
         assert_eq!(set.primary.bits() & 0x0400_6172, 0x0400_6172, "what must be 1 is");
+    }
+
+    #[test]
+    fn a_processor_without_a_preemption_timer_is_taken() {
+        let mut plain = skylake();
+        plain.pin.may &= !Pin::PREEMPTION_TIMER.bits();
+        assert!(!Controls::guest(&plain).unwrap().pin.contains(Pin::PREEMPTION_TIMER));
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub(crate) struct Block {
     apic_id: AtomicU32,
     /// Up to which flush it has dropped its translations.
     flushed: AtomicU64,
+    /// Interrupts that it has taken.
+    interrupts: AtomicU64,
     tables: UnsafeCell<Tables>,
 }
 
@@ -45,6 +47,7 @@ impl Block {
             index: AtomicU32::new(0),
             apic_id: AtomicU32::new(0),
             flushed: AtomicU64::new(0),
+            interrupts: AtomicU64::new(0),
             tables: UnsafeCell::new(Tables::EMPTY),
         }
     }
@@ -52,6 +55,16 @@ impl Block {
     /// Its descriptor tables: filled once, by [`crate::segments::load`] on their own processor.
     pub(crate) const fn tables(&self) -> *mut Tables {
         self.tables.get()
+    }
+
+    /// Counts an interrupt that it takes.
+    pub(crate) fn count_interrupt(&self) {
+        self.interrupts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many interrupts it has taken.
+    pub(crate) fn interrupts(&self) -> u64 {
+        self.interrupts.load(Ordering::Relaxed)
     }
 
     /// Its address, for GS.

@@ -5,7 +5,7 @@
 use core::arch::asm;
 
 use dolmen_arch::msr::PAT_RESET;
-use dolmen_arch::vmx::field::host;
+use dolmen_arch::vmx::field::{host, timer};
 use dolmen_memory::{Hfn, Hpa};
 
 use super::frame::HostFields;
@@ -69,7 +69,13 @@ impl HostCpu for VmxCpu {
         vmx.extended.load(still_there);
         vmx.resident.load(still_there);
         self.resident = Some(whose);
-        vmx.vmcs.load(|fields| self.describe(fields));
+        let period = vmx.period();
+        vmx.vmcs.load(|fields| {
+            self.describe(fields);
+            if let Some(period) = period {
+                fields.set(timer::VALUE, period);
+            }
+        });
         if !was_here {
             // It may have been here before, and have changed its tables elsewhere.
             vmx.flush_translations();

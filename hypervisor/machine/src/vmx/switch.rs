@@ -8,6 +8,7 @@ use core::mem::offset_of;
 use dolmen_arch::Gprs;
 
 use super::frame::{HOST_RSP, VmcsFrame};
+use crate::cpus;
 use crate::segments::to_u64;
 
 /// How an entry ended.
@@ -106,6 +107,16 @@ pub(super) fn enter(gprs: &mut Gprs, guest: &mut VmcsFrame) -> Entered {
 pub(super) fn exit_address() -> u64 {
     #[expect(clippy::as_conversions, reason = "a function's address has no other way into a field")]
     to_u64(world_switch_back as *const () as usize)
+}
+
+/// Lets the host's handlers take the interrupts that wait; whether there were any.
+pub(super) fn take_interrupts() -> bool {
+    let block = cpus::block(cpus::this());
+    let before = block.interrupts();
+    // SAFETY: a virtual processor is entered after a `Window` was made, so every vector has a handler that returns.
+    // Handlers may write memory, hence no `nomem`.
+    unsafe { asm!("sti", "nop", "nop", "cli", options(nostack)) };
+    block.interrupts() != before
 }
 
 /// Lets the host's handler take the NMI that an exit has swallowed; its return ends the blocking of further ones.

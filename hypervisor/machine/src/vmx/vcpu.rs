@@ -1,8 +1,8 @@
 //! One virtual processor: its control structure and what goes on around an entry.
 
-use dolmen_arch::register::Cr0;
+use dolmen_arch::register::{Cr0, Rflags};
 use dolmen_arch::vmx::field::{exit, guest};
-use dolmen_arch::vmx::intercept::Primary;
+use dolmen_arch::vmx::intercept::{Pin, Primary};
 use dolmen_arch::vmx::{self, Capabilities, ExitInformation, ExitReason, Fields, Injection};
 use dolmen_arch::{Gprs, Vector, VmExit};
 use dolmen_memory::Hpa;
@@ -116,6 +116,15 @@ impl Vmx {
         self.told = ExitInformation::default();
     }
 
+    /// After how long in the guest the preemption timer exits, where the processor has one.
+    pub(super) fn period(&self) -> Option<u32> {
+        /// Of the time-stamp counter: a millisecond at 2 GHz.
+        const TICKS: u32 = 1 << 21;
+        let pin = Pin::from_bits_retain(self.vmcs.read(guest::PIN_CONTROLS));
+        let period = TICKS.checked_shr(self.capabilities.timer_shift).unwrap_or(0).max(1);
+        pin.contains(Pin::PREEMPTION_TIMER).then_some(period)
+    }
+
     /// Everything that no control structure holds gets its reset value; not while it is loaded.
     pub(super) fn reset_extended(&mut self) {
         assert!(!self.is_loaded, "a virtual processor is reset where it does not run");
@@ -158,6 +167,13 @@ impl Vmx {
             return VmExit::InvalidState;
         }
         self.is_unchecked = false;
+        // Some processors, emulated ones, hold physical interrupts back for as long as a guest that was entered with
+        // IF clear leaves it so: what waits is taken before the entry then, and the preemption timer ends the stretch.
+        let is_masked = self.vmcs.read(guest::RFLAGS) & Rflags::IF.bits() == 0;
+        if is_masked && switch::take_interrupts() {
+            self.told = ExitInformation::default();
+            return VmExit::HostInterrupt;
+        }
         loop {
             self.vmcs.write(guest::RSP, self.gprs.rsp);
             if switch::enter(&mut self.gprs, &mut self.vmcs) == Entered::Failed {
