@@ -43,6 +43,12 @@ const PACKAGES: &[(&str, &str)] = &[
     ("seabios", "BIOS of the emulated machine"),
     ("qemu-system-data", "option ROMs of the emulated machine"),
     ("mtools", "makes the EFI system partition"),
+    ("bochs", "the emulated machine with an Intel processor"),
+    ("bochsbios", "BIOS of the emulated machine with an Intel processor"),
+    ("vgabios", "the same machine's video BIOS, which its BIOS wants"),
+    ("grub-common", "makes CD images that GRUB boots"),
+    ("grub-pc-bin", "GRUB for BIOS machines, on those images"),
+    ("xorriso", "makes the file system of those images"),
     ("busybox-static", "user space of the demo's guest"),
 ];
 

@@ -112,6 +112,9 @@ pub enum StopReason {
 /// HWCR.TscFreqSel: the time-stamp counter runs at a constant rate. Kernels warn of firmware bugs without it.
 const HWCR_TSC_CONSTANT: u64 = 1 << 24;
 
+/// IA32_MISC_ENABLE: string instructions are fast, and nothing that CPUID shows is switched off.
+const MISC_FAST_STRINGS: u64 = 1;
+
 /// NB_CFG.EnableCf8ExtCfg: kernels set it on every processor, unless it is set.
 const NB_CFG_EXTENDED: u64 = 1 << 46;
 
@@ -148,6 +151,8 @@ pub const fn msr_rule(index: u32) -> MsrRule {
         msr::MCG_CAP | msr::MCG_STATUS => MsrRule::Constant(0),
         // Kernels read these without looking at CPUID first.
         msr::PATCH_LEVEL | msr::SYSCFG => MsrRule::Constant(0),
+        // On Intel even before they can take a fault.
+        msr::MISC_ENABLE => MsrRule::Constant(MISC_FAST_STRINGS),
         _ => MsrRule::Absent,
     }
 }
@@ -254,7 +259,6 @@ mod tests {
             msr::MTRR_CAP,
             msr::MTRR_DEF_TYPE,
             msr::MCG_CTL,
-            msr::MISC_ENABLE,
             msr::DEBUG_CTL,
             msr::XSS,
             msr::DE_CFG,

@@ -26,6 +26,7 @@ fn msrs_follow_their_rules() {
         (msr::TSC_AUX, Some(0)),
         (msr::HWCR, Some(1 << 24)),
         (msr::PATCH_LEVEL, Some(0)),
+        (msr::MISC_ENABLE, Some(1)),
         (msr::TSC, Some(0)),
         (msr::VM_HSAVE_PA, None),
         (0x1234_5678, None),
