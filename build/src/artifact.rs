@@ -64,6 +64,29 @@ pub(crate) const CORE_SELF_CHECK: Program = Program {
     output: "core-self-check.bin",
     ..CORE
 };
+/// The core of the development image, which nothing measures.
+const CORE_UNMEASURED: Program = Program {
+    features: "unmeasured",
+    what: "core of the UNMEASURED development image",
+    output: "core-unmeasured.bin",
+    ..CORE
+};
+/// The development image's first stage.
+const UNMEASURED: Program = Program {
+    what: "first stage of the UNMEASURED development image",
+    package: "dolmen-unmeasured",
+    bin: "dolmen-unmeasured",
+    built: "dolmen-unmeasured",
+    output: "unmeasured.bin",
+    ..LAUNCH
+};
+/// The loader of the development image.
+const LOADER_UNMEASURED: Program = Program {
+    features: "unmeasured",
+    what: "loader of the UNMEASURED development image",
+    output: "loader-unmeasured.elf",
+    ..LOADER_MULTIBOOT
+};
 /// The loader as a Multiboot kernel.
 pub(crate) const LOADER_MULTIBOOT: Program = Program {
     what: "loader (Multiboot)",
@@ -159,6 +182,27 @@ impl Artifacts {
 
 /// What is measured, and the loader that carries it: compared by `cargo xtask reproduce`.
 pub(crate) const REPRODUCED: [Program; 4] = [LAUNCH, CORE, LOADER_MULTIBOOT, LOADER_UEFI];
+
+/// The development image: runs guests on machines without a dynamic launch, and says UNMEASURED. Never shipped.
+#[derive(Clone, Debug)]
+pub(crate) struct Development {
+    /// The loader, a Multiboot kernel.
+    pub(crate) loader: PathBuf,
+    /// The first stage, in the launch image's place.
+    pub(crate) stage: PathBuf,
+    /// The core.
+    pub(crate) core: PathBuf,
+}
+
+/// Builds the development image.
+pub(crate) fn development(folder: &Path) -> Result<Development> {
+    let compile = |program| compile(program, &place::root(), &place::target(), folder);
+    Ok(Development {
+        loader: compile(&LOADER_UNMEASURED)?,
+        stage: compile(&UNMEASURED)?,
+        core: compile(&CORE_UNMEASURED)?,
+    })
+}
 
 /// Builds all that the machine and its guest need.
 pub(crate) fn build(tools: &Tools) -> Result<Artifacts> {

@@ -1,5 +1,6 @@
 //! The emulated computer: QEMU with a TPM, two serial ports, and a clear end.
 
+pub(crate) mod bochs;
 pub(crate) mod child;
 pub(crate) mod debugger;
 pub(crate) mod profile;

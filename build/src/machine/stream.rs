@@ -73,12 +73,7 @@ impl Port {
             }
         };
         socket.set_nonblocking(false).context("cannot read a serial port")?;
-        let file = std::fs::File::create(transcript)
-            .with_context(|| format!("cannot write {}", transcript.display()))?;
-        let shared = Arc::new(Shared::default());
-        let (reader, heard) = (socket.try_clone().context("cannot read a serial port")?, Arc::clone(&shared));
-        std::thread::spawn(move || listen(reader, file, &heard));
-        Ok(Stream { name, socket, shared, cursor: 0, guest: None })
+        Stream::over(socket, name, transcript)
     }
 }
 
@@ -110,6 +105,16 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
+    /// A port that is connected already; what it says also goes to `transcript`.
+    pub(crate) fn over(socket: UnixStream, name: &'static str, transcript: &Path) -> Result<Self> {
+        let file = std::fs::File::create(transcript)
+            .with_context(|| format!("cannot write {}", transcript.display()))?;
+        let shared = Arc::new(Shared::default());
+        let (reader, heard) = (socket.try_clone().context("cannot read a serial port")?, Arc::clone(&shared));
+        std::thread::spawn(move || listen(reader, file, &heard));
+        Ok(Self { name, socket, shared, cursor: 0, guest: None })
+    }
+
     /// One guest's part of this port, the console that guests share.
     pub(crate) fn guest(&self, name: &str) -> Result<Self> {
         self.with_guest(Some(name.to_owned()))

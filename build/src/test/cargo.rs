@@ -17,13 +17,16 @@ pub(crate) const NIGHTLY: &str = "nightly-2026-10-15";
 const MIRI: [&str; 6] =
     ["dolmen-memory", "dolmen-platform", "dolmen-drtm", "dolmen-abi", "dolmen-tpm", "dolmen-vm"];
 /// Programs that only exist on their own target.
-const BARE: [(&str, &str); 6] = [
-    ("dolmen-launch", "x86_64-unknown-none"),
-    ("dolmen-core", "x86_64-unknown-none"),
-    ("dolmen-micro-guest", "x86_64-unknown-none"),
-    ("dolmen-loader", "x86_64-unknown-none"),
-    ("dolmen-loader", "x86_64-unknown-uefi"),
-    ("dolmen-cli", "x86_64-unknown-linux-musl"),
+const BARE: [(&str, &str, &str); 9] = [
+    ("dolmen-launch", "x86_64-unknown-none", ""),
+    ("dolmen-unmeasured", "x86_64-unknown-none", ""),
+    ("dolmen-core", "x86_64-unknown-none", ""),
+    ("dolmen-core", "x86_64-unknown-none", "unmeasured"),
+    ("dolmen-micro-guest", "x86_64-unknown-none", ""),
+    ("dolmen-loader", "x86_64-unknown-none", ""),
+    ("dolmen-loader", "x86_64-unknown-none", "unmeasured"),
+    ("dolmen-loader", "x86_64-unknown-uefi", ""),
+    ("dolmen-cli", "x86_64-unknown-linux-musl", ""),
 ];
 
 fn cargo(arguments: &[&str]) -> Command {
@@ -59,11 +62,12 @@ pub(super) fn lints() -> Result<Tally> {
     let mut host = cargo(&["clippy", "--locked", "--quiet", "--all-targets"]);
     host.args(deny);
     let mut tally = succeeds("clippy for the host", host)?;
-    for (package, target) in BARE {
+    for (package, target, features) in BARE {
         let mut bare =
             cargo(&["clippy", "--locked", "--quiet", "--release", "--package", package, "--target", target]);
-        bare.args(deny);
-        tally = tally.plus(succeeds(&format!("clippy for {package} on {target}"), bare)?);
+        bare.args(["--features", features]).args(deny);
+        let with = if features.is_empty() { String::new() } else { format!(" with {features}") };
+        tally = tally.plus(succeeds(&format!("clippy for {package} on {target}{with}"), bare)?);
     }
     let mut docs = cargo(&["doc", "--locked", "--quiet", "--no-deps"]);
     docs.env("RUSTDOCFLAGS", "-D warnings");

@@ -68,15 +68,15 @@ fn own_tests(bench: &Bench, folder: &Path, kernel: &Path) -> Result<Tally> {
     let mut machine = start(bench, folder, kernel, "")?;
     machine.log.wait_for("serve: guest runs", LAUNCH)?;
     let mut console = machine.console.take().context("no console")?;
-    let tally = sum(&mut console)?;
+    let tally = sum(&mut console, LIMIT)?;
     machine.wait_off_or(LIMIT, "stop: the guest switched its machine off")?;
     Ok(tally)
 }
 
 /// Hears what a micro-guest says of its tests, up to the sum.
-pub(super) fn sum(console: &mut Stream) -> Result<Tally> {
+pub(super) fn sum(console: &mut Stream, limit: Duration) -> Result<Tally> {
     let mut tally = Tally::default();
-    let sum = console.find("the micro-guest's sum", LIMIT, |line| {
+    let sum = console.find("the micro-guest's sum", limit, |line| {
         if let Some(failure) = line.strip_prefix("FAIL ") {
             ui::bad(failure);
             tally.failed = tally.failed.saturating_add(1);

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every level of tests, one line each, one line at the end.
 
+mod bochs;
 mod cargo;
 mod fuzz;
 mod guest;
@@ -40,6 +41,9 @@ pub(crate) struct Options {
     /// Small guests, one for each kind of exit.
     #[arg(long)]
     guest: bool,
+    /// Guests on an Intel processor, by the development image.
+    #[arg(long)]
+    bochs: bool,
     /// The whole story, and attacks on it.
     #[arg(long)]
     e2e: bool,
@@ -59,6 +63,7 @@ impl Options {
             reproduce: true,
             conformance: false,
             guest: false,
+            bochs: false,
             e2e: false,
             only: None,
         }
@@ -170,6 +175,7 @@ fn levels(options: &Options) -> Vec<Level> {
         tree("reproducible build", options.reproduce, reproducible),
         machine("micro-guests", options.guest, guest::run),
         machine("SKINIT conformance", options.conformance, conformance),
+        machine("guests on Intel (Bochs)", options.bochs, bochs::run),
         machine("end to end", options.e2e, e2e::run),
     ]
 }

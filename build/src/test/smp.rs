@@ -57,7 +57,7 @@ fn run(bench: &Bench, folder: &Path, kernel: &Path, machine: &str, guests: &[Gue
 
 fn hear(machine: &mut Machine, guests: &[Guest]) -> Result<Tally> {
     let mut console = machine.console.take().context("no console")?;
-    let mut tally = sum(&mut console)?;
+    let mut tally = sum(&mut console, LIMIT)?;
     if guests.iter().any(|(.., console)| *console == "com1") {
         // The hypervisor's log shares that line, and shows whose words they are.
         let line = machine.log.find("the second guest's verdict", LIMIT, |line| {

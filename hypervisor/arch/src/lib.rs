@@ -1,7 +1,7 @@
 //! x86 registers, exits and control-block layouts, pure.
 //!
 //! What is neutral between vendors ([`VmExit`], [`Event`], [`Gprs`], [`instruction`]) stands at the root;
-//! vendor words stay inside [`svm`]. Nothing here touches hardware.
+//! vendor words stay inside [`svm`] and [`vmx`]. Nothing here touches hardware.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -20,6 +20,7 @@ pub mod msr;
 pub mod register;
 pub mod segment;
 pub mod svm;
+pub mod vmx;
 
 pub use cpu_set::{CpuId, CpuSet, MAX_CPUS, Members};
 pub use event::{Event, Vector};

@@ -4,7 +4,7 @@ use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 bitflags! {
-    /// Segment attributes in the VMCB's packed form: descriptor bits 55:52 over 47:40.
+    /// Segment attributes, packed as AMD's control block has them: descriptor bits 55:52 over 47:40.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Attributes: u16 {
         /// Type bit 0: accessed.

@@ -4,44 +4,38 @@ use alloc::boxed::Box;
 
 use dolmen_machine::cpus::{self, StartedCpu};
 use dolmen_machine::interrupt::Window;
-use dolmen_machine::svm::{SvmCpu, SvmHost};
 
 use crate::fleet::Fleet;
 use crate::host::Host;
-use crate::lock::Mutex;
 use crate::serve::Processor;
 use crate::stop::{self, Reason};
+use crate::vendor::Home;
 
-/// Enables SVM here and starts the other processors.
-pub(crate) fn start(host: &mut Host) -> Result<(&'static SvmHost, SvmCpu, Window), Reason> {
-    let (svm, cpu, window) = host.machine.enable_svm().map_err(Reason::Svm)?;
-    let svm: &'static SvmHost = Box::leak(Box::new(svm));
-    host.machine.start_cpus(svm, host.clock).map_err(Reason::Cpu)?;
+/// Enables the extension here and starts the other processors.
+pub(crate) fn start<E: Home>(host: &mut Host) -> Result<(&'static E, E::Cpu, Window), Reason> {
+    let (extension, cpu, window) = host.machine.enable::<E>().map_err(Reason::Extension)?;
+    let extension: &'static E = Box::leak(Box::new(extension));
+    host.machine.start_cpus(extension, host.clock, begin_here).map_err(Reason::Cpu)?;
     log::info!(target: "virtualise", "cpus={} left_out={}", cpus::count(), host.machine.handoff().cpus_left_out);
-    Ok((svm, cpu, window))
+    Ok((extension, cpu, window))
 }
 
-/// A processor that was started: called once by `machine` on each.
-#[expect(unsafe_code, reason = "the one name that a started processor calls")]
-#[unsafe(no_mangle)]
-fn core_cpu_main(cpu: StartedCpu) -> ! {
+/// A processor that was started: called once on each.
+fn begin_here<E: Home>(cpu: StartedCpu<E>) -> ! {
     let fleet = loop {
-        if let Some(fleet) = *FLEET.lock() {
+        if let Some(fleet) = *E::fleet().lock() {
             break fleet;
         }
         cpu.window.wait();
     };
-    match Processor::new(cpus::this(), cpu.svm, cpu.window, fleet).serve() {
+    match Processor::new(cpus::this(), cpu.cpu, cpu.window, fleet).serve() {
         Ok(never) => match never {},
         Err(reason) => stop::stop(&reason),
     }
 }
 
-/// What there is to do, once there is.
-static FLEET: Mutex<Option<&'static Fleet>> = Mutex::new(None);
-
 /// Sets the other processors to work.
-pub(crate) fn begin(fleet: &'static Fleet) {
-    *FLEET.lock() = Some(fleet);
+pub(crate) fn begin<E: Home>(fleet: &'static Fleet<E>) {
+    *E::fleet().lock() = Some(fleet);
     cpus::all().into_iter().for_each(cpus::kick);
 }

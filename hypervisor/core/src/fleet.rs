@@ -11,8 +11,8 @@ use alloc::vec::Vec;
 use dolmen_arch::{CpuId, CpuSet};
 use dolmen_machine::clock::Clock;
 use dolmen_machine::cpu;
+use dolmen_machine::extension::Extension;
 use dolmen_machine::own::{GuestRam, StagedFiles};
-use dolmen_machine::svm::Svm;
 use dolmen_vm::bus::VcpuSet;
 use dolmen_vm::guest::Guest;
 use dolmen_vm::sched::{Entity, Scheduler};
@@ -20,11 +20,12 @@ use dolmen_vm::service::Service;
 use dolmen_vm::vcpu::Vcpu;
 
 use crate::console::Outlet;
+use crate::door::Published;
 use crate::lifecycle::{Life, PIECE};
 use crate::lock::Mutex;
 use crate::measure::MeasuredGuest;
 use crate::stop::Reason;
-use crate::trust::{Published, TpmDesk};
+use crate::trust::TpmDesk;
 
 /// One guest.
 pub(crate) struct Tenant {
@@ -41,17 +42,17 @@ pub(crate) struct Tenant {
 }
 
 /// One virtual processor. Task n is the scheduler's entity n.
-pub(crate) struct Task {
+pub(crate) struct Task<E: Extension> {
     pub(crate) tenant: usize,
     pub(crate) entity: Entity,
-    pub(crate) vcpu: Mutex<Vcpu<Svm>>,
+    pub(crate) vcpu: Mutex<Vcpu<E::Vcpu>>,
 }
 
 /// All of them.
-pub(crate) struct Fleet {
+pub(crate) struct Fleet<E: Extension> {
     pub(crate) clock: Clock,
     pub(crate) tenants: Vec<Tenant>,
-    pub(crate) tasks: Vec<Task>,
+    pub(crate) tasks: Vec<Task<E>>,
     pub(crate) scheduler: Mutex<Scheduler>,
     pub(crate) desk: Mutex<Box<TpmDesk>>,
     pub(crate) published: Published,
@@ -85,12 +86,12 @@ impl Tenant {
     }
 }
 
-impl Fleet {
+impl<E: Extension> Fleet<E> {
     /// All guests, none of which runs yet.
     pub(crate) fn new(
         clock: Clock,
         tenants: Vec<Tenant>,
-        tasks: Vec<Task>,
+        tasks: Vec<Task<E>>,
         scheduler: Scheduler,
         (desk, published): (Box<TpmDesk>, Published),
         files: StagedFiles,
@@ -101,12 +102,12 @@ impl Fleet {
     }
 
     /// The virtual processor that the scheduler means.
-    pub(crate) fn task(&self, entity: Entity) -> Option<&Task> {
+    pub(crate) fn task(&self, entity: Entity) -> Option<&Task<E>> {
         self.tasks.get(entity.index())
     }
 
     /// The tasks of a guest, its first processor's first.
-    pub(crate) fn tasks_of(&self, tenant: &Tenant) -> &[Task] {
+    pub(crate) fn tasks_of(&self, tenant: &Tenant) -> &[Task<E>] {
         let end = tenant.first_task.saturating_add(tenant.tasks);
         self.tasks.get(tenant.first_task..end).unwrap_or_default()
     }

@@ -2,30 +2,22 @@
 
 use alloc::vec::Vec;
 
+use dolmen_drtm::BankSet;
 use dolmen_drtm::handoff::Extent;
-use dolmen_drtm::{BankSet, DigestSet};
 use dolmen_machine::clock::Clock;
 use dolmen_machine::own::Machine;
-use dolmen_machine::tpm_mmio::TisRegisters;
 use dolmen_memory::Hpa;
-use dolmen_tpm::tis::Tis;
 
 use crate::launch::to_usize;
+use crate::record::Meter;
 use crate::stop::Reason;
-
-/// The TPM at locality 2.
-pub(crate) type Tpm = Tis<TisRegisters>;
 
 /// What every stage after the shield works with.
 pub(crate) struct Host {
     pub(crate) machine: Machine,
     pub(crate) clock: Clock,
-    pub(crate) tpm: Tpm,
+    pub(crate) meter: Meter,
     pub(crate) banks: BankSet,
-    /// What PCR 17 holds.
-    pub(crate) pcr17: DigestSet,
-    /// What PCR 18 holds.
-    pub(crate) pcr18: DigestSet,
 }
 
 impl Host {

@@ -1,7 +1,10 @@
 //! Stage 1: what the launch image says, against what the core is.
 
+use dolmen_abi::LaunchFacts;
 use dolmen_drtm::BankSet;
-use dolmen_drtm::handoff::{CoreHandoff, MAX_COMPONENTS, MAX_CPUS, MAX_IOMMUS, MAX_RANGES, REGION_ALIGN};
+#[cfg(not(feature = "unmeasured"))]
+use dolmen_drtm::handoff::MAX_IOMMUS;
+use dolmen_drtm::handoff::{CoreHandoff, MAX_COMPONENTS, MAX_CPUS, MAX_RANGES, REGION_ALIGN};
 use dolmen_machine::entry_core;
 use dolmen_machine::own::Entered;
 
@@ -45,8 +48,30 @@ fn check(handoff: &CoreHandoff) -> Result<(), Reason> {
     ensure(to_usize(handoff.component_count) <= MAX_COMPONENTS, "too many components")?;
     ensure(to_usize(handoff.memory_count) <= MAX_RANGES, "too many memory ranges")?;
     ensure(to_usize(handoff.cpu_count) <= MAX_CPUS, "too many processors")?;
-    ensure((1..=MAX_IOMMUS).contains(&to_usize(handoff.iommu_count)), "no IOMMU")?;
+    check_kind(handoff)?;
     check_cpus(handoff)
+}
+
+/// A measured launch, of which there is no other kind here: the development image is another build.
+#[cfg(not(feature = "unmeasured"))]
+fn check_kind(handoff: &CoreHandoff) -> Result<(), Reason> {
+    if !LaunchFacts::from_bits_retain(handoff.facts).is_launched() {
+        return Err(Reason::Handoff("an UNMEASURED start, which only the development image takes"));
+    }
+    let has_iommus = (1..=MAX_IOMMUS).contains(&to_usize(handoff.iommu_count));
+    if has_iommus { Ok(()) } else { Err(Reason::Handoff("no IOMMU")) }
+}
+
+/// The development image: nothing was measured, and whoever claims that it was is not heard.
+#[cfg(feature = "unmeasured")]
+fn check_kind(handoff: &CoreHandoff) -> Result<(), Reason> {
+    let facts = LaunchFacts::from_bits_retain(handoff.facts);
+    let is_unmeasured = facts.is_consistent() && facts.contains(LaunchFacts::UNMEASURED);
+    if is_unmeasured && handoff.iommu_count == 0 {
+        log::warn!(target: "launch", "UNMEASURED development image: DMA is open, nothing is sealed, nothing is quoted");
+        return Ok(());
+    }
+    Err(Reason::Handoff("a measured launch of the UNMEASURED development image"))
 }
 
 /// The list of processors is the loader's: one that is named twice would be started twice.

@@ -10,7 +10,7 @@ use dolmen_abi::{GuestInfo, GuestState, NAME_BYTES, Status};
 use dolmen_arch::CpuSet;
 use dolmen_machine::clock::Clock;
 use dolmen_machine::cpu;
-use dolmen_machine::svm::Svm;
+use dolmen_machine::extension::Extension;
 use dolmen_vm::backend::{Backend, Register, StartState};
 use dolmen_vm::guest::ExitKind;
 use dolmen_vm::lifecycle::{
@@ -72,10 +72,10 @@ pub(crate) fn now(clock: Clock) -> Nanoseconds {
 }
 
 /// A processor of a guest says that the guest stops. Ends the machine's run if the manifest says so.
-pub(crate) fn ended(
-    fleet: &Fleet,
+pub(crate) fn ended<E: Extension>(
+    fleet: &Fleet<E>,
     tenant: &Tenant,
-    vcpu: &Vcpu<Svm>,
+    vcpu: &Vcpu<E::Vcpu>,
     reason: StopReason,
 ) -> Result<CpuSet, Reason> {
     let backend = vcpu.backend();
@@ -106,7 +106,7 @@ pub(crate) fn ended(
 }
 
 /// Does one piece of work for one guest, if there is any. Answers whether there was, and processors to kick.
-pub(crate) fn work(fleet: &Fleet) -> Result<(bool, CpuSet), Reason> {
+pub(crate) fn work<E: Extension>(fleet: &Fleet<E>) -> Result<(bool, CpuSet), Reason> {
     let Some(mut bench) = fleet.bench.try_lock() else { return Ok((false, CpuSet::EMPTY)) };
     let count = fleet.tenants.len();
     for step in 0..count {
@@ -122,7 +122,12 @@ pub(crate) fn work(fleet: &Fleet) -> Result<(bool, CpuSet), Reason> {
     Ok((false, CpuSet::EMPTY))
 }
 
-fn perform(fleet: &Fleet, tenant: &Tenant, work: &Work, piece: &mut [u8]) -> (Outcome, CpuSet) {
+fn perform<E: Extension>(
+    fleet: &Fleet<E>,
+    tenant: &Tenant,
+    work: &Work,
+    piece: &mut [u8],
+) -> (Outcome, CpuSet) {
     let outcome = match *work {
         Work::Halt => {
             let kick = fleet.halt(tenant);
@@ -154,7 +159,7 @@ fn perform(fleet: &Fleet, tenant: &Tenant, work: &Work, piece: &mut [u8]) -> (Ou
 }
 
 /// Forgets everything of the guest's last run but its memory: processors, devices, registers, quotes, keys typed.
-fn forget(fleet: &Fleet, tenant: &Tenant) {
+fn forget<E: Extension>(fleet: &Fleet<E>, tenant: &Tenant) {
     let config = *tenant.guest.board().config();
     tenant.guest.reset(config);
     for task in fleet.tasks_of(tenant) {
@@ -168,8 +173,8 @@ fn forget(fleet: &Fleet, tenant: &Tenant) {
     }
 }
 
-fn check(
-    fleet: &Fleet,
+fn check<E: Extension>(
+    fleet: &Fleet<E>,
     tenant: &Tenant,
     (component, offset, bytes): (usize, u64, u64),
     piece: &mut [u8],
@@ -190,7 +195,7 @@ fn check(
     }
 }
 
-fn fill(fleet: &Fleet, tenant: &Tenant, piece: &mut [u8]) -> Outcome {
+fn fill<E: Extension>(fleet: &Fleet<E>, tenant: &Tenant, piece: &mut [u8]) -> Outcome {
     let mut start = tenant.life.start.lock();
     let result = match &mut start.loading {
         None => Loading::begin(&fleet.files, &tenant.measured, &tenant.ram).map(|loading| {
@@ -214,7 +219,12 @@ fn fill(fleet: &Fleet, tenant: &Tenant, piece: &mut [u8]) -> Outcome {
 }
 
 /// Says how a piece went, lets the guest run if it was the last, and ends the machine's run if nobody is left.
-fn finish(fleet: &Fleet, tenant: &Tenant, work: &Work, outcome: Outcome) -> Result<CpuSet, Reason> {
+fn finish<E: Extension>(
+    fleet: &Fleet<E>,
+    tenant: &Tenant,
+    work: &Work,
+    outcome: Outcome,
+) -> Result<CpuSet, Reason> {
     let name = tenant.measured.config.name();
     let mut life = tenant.life.state.lock();
     let before = life.state();
@@ -240,9 +250,9 @@ fn finish(fleet: &Fleet, tenant: &Tenant, work: &Work, outcome: Outcome) -> Resu
 }
 
 /// All guests, for those that manage others.
-pub(crate) struct Lives(pub(crate) &'static Fleet);
+pub(crate) struct Lives<E: Extension>(pub(crate) &'static Fleet<E>);
 
-impl GuestTable for Lives {
+impl<E: Extension> GuestTable for Lives<E> {
     fn uptime_ns(&self) -> u64 {
         now(self.0.clock)
     }

@@ -10,6 +10,7 @@ extern crate alloc;
 
 mod console;
 mod cpus;
+mod door;
 mod fleet;
 mod host;
 mod launch;
@@ -18,12 +19,17 @@ mod load;
 mod lock;
 mod measure;
 mod reason;
+#[cfg_attr(feature = "unmeasured", path = "unmeasured/record.rs")]
+mod record;
 #[cfg(feature = "self-check")]
 mod self_check;
 mod serve;
+#[cfg_attr(feature = "unmeasured", path = "unmeasured/shield.rs")]
 mod shield;
 mod stop;
+#[cfg_attr(feature = "unmeasured", path = "unmeasured/trust.rs")]
 mod trust;
+mod vendor;
 mod virtualise;
 
 use core::convert::Infallible;
@@ -50,6 +56,5 @@ fn boot(entered: Entered) -> Result<Infallible, Reason> {
     let launched = launch::verify(entered)?;
     let shielded = shield::take_over(launched)?;
     let measured = measure::guests(shielded)?;
-    let guests = virtualise::build(measured)?;
-    serve::for_ever(guests)
+    vendor::run(measured)
 }

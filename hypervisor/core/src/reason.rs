@@ -4,8 +4,9 @@ use core::fmt;
 
 use dolmen_abi::{NAME_BYTES, StopCause};
 use dolmen_machine::cpus::StartError;
+use dolmen_machine::extension::ExtensionError;
 use dolmen_machine::own::MachineError;
-use dolmen_machine::svm::SvmError;
+#[cfg(not(feature = "unmeasured"))]
 use dolmen_tpm::{KeyError, TpmError, TransportError};
 use dolmen_vm::image::ImageError;
 use dolmen_vm::manifest::ManifestError;
@@ -22,16 +23,21 @@ pub(crate) enum Reason {
     /// A processor does not work as the first one does.
     Cpu(StartError),
     /// An IOMMU no longer refuses every device.
+    #[cfg(not(feature = "unmeasured"))]
     Iommu(&'static str),
     /// The region is too small.
     OutOfMemory(&'static str),
     /// The TPM answered with an error, or with nonsense.
+    #[cfg(not(feature = "unmeasured"))]
     Tpm(TpmError),
     /// The TPM did not give the keys.
+    #[cfg(not(feature = "unmeasured"))]
     Keys(KeyError),
     /// A PCR does not hold what was extended into it.
+    #[cfg(not(feature = "unmeasured"))]
     Pcr(u8),
     /// An active PCR bank is not covered.
+    #[cfg(not(feature = "unmeasured"))]
     Bank(u16),
     /// The manifest is none.
     Manifest(ManifestError),
@@ -41,8 +47,10 @@ pub(crate) enum Reason {
     Components,
     /// A guest's image cannot be loaded.
     Image(ImageError),
+    /// Nobody knows who made the processor.
+    Vendor,
     /// The processor lacks what virtualisation needs.
-    Svm(SvmError),
+    Extension(ExtensionError),
     /// A guest ended that the machine does not outlive, or the last one.
     GuestEnded {
         /// Its padded name.
@@ -66,13 +74,18 @@ impl fmt::Display for Reason {
                 write!(f, "the list of processors names APIC ID {id} twice; update loader and firmware")
             }
             Self::Cpu(error) => cpu(f, *error),
+            #[cfg(not(feature = "unmeasured"))]
             Self::Iommu(what) => write!(f, "DMA is no longer refused: {what}; report it"),
             Self::OutOfMemory(what) => write!(f, "no memory for {what}; give the loader a larger region_mib"),
+            #[cfg(not(feature = "unmeasured"))]
             Self::Tpm(error) => write!(f, "the TPM failed: {error:?}; power the machine off and on"),
+            #[cfg(not(feature = "unmeasured"))]
             Self::Keys(error) => write!(f, "no keys from the TPM: {error:?}; see docs/tpm.md"),
+            #[cfg(not(feature = "unmeasured"))]
             Self::Pcr(pcr) => {
                 write!(f, "PCR {pcr} does not hold what was measured; something else extends it")
             }
+            #[cfg(not(feature = "unmeasured"))]
             Self::Bank(bank) => write!(f, "the active PCR bank {bank:#x} would not be extended"),
             Self::Manifest(error) => write!(f, "the manifest is not one: {error}; build it with xtask"),
             Self::Unsupported(what) => {
@@ -82,7 +95,10 @@ impl fmt::Display for Reason {
                 write!(f, "the staged files are not those of the manifest; check the loader's configuration")
             }
             Self::Image(error) => write!(f, "the guest's image cannot be loaded: {error}"),
-            Self::Svm(error) => write!(f, "the processor cannot run guests: {error:?}"),
+            Self::Extension(error) => write!(f, "the processor cannot run guests: {error}"),
+            Self::Vendor => {
+                f.write_str("the processor is of a maker that Dolmen does not know; use one of AMD's")
+            }
             Self::GuestEnded { name, cause } => {
                 let name = core::str::from_utf8(name).unwrap_or_default().trim_end_matches('\0');
                 match *cause {
@@ -121,7 +137,7 @@ fn cpu(f: &mut fmt::Formatter<'_>, error: StartError) -> fmt::Result {
                 "the processor with APIC ID {id} routes memory in another way than the first; update the firmware"
             )
         }
-        StartError::Svm(id) => {
+        StartError::Extension(id) => {
             write!(
                 f,
                 "the processor with APIC ID {id} cannot run guests as the first one can; update the firmware"
@@ -142,18 +158,21 @@ impl From<MachineError> for Reason {
     }
 }
 
+#[cfg(not(feature = "unmeasured"))]
 impl From<TpmError> for Reason {
     fn from(error: TpmError) -> Self {
         Self::Tpm(error)
     }
 }
 
+#[cfg(not(feature = "unmeasured"))]
 impl From<TransportError> for Reason {
     fn from(error: TransportError) -> Self {
         Self::Tpm(TpmError::Transport(error))
     }
 }
 
+#[cfg(not(feature = "unmeasured"))]
 impl From<KeyError> for Reason {
     fn from(error: KeyError) -> Self {
         Self::Keys(error)

@@ -4,13 +4,15 @@
 //! launch facts (DEBUG) say so. A finding stops the machine. That no virtual processor is on two processors is
 //! not looked for: whoever runs one holds its lock.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use dolmen_arch::CpuId;
 use dolmen_machine::mmio::Mmio;
 use dolmen_machine::own::Machine;
-use dolmen_memory::{NestedTable, Npt, RamMap};
+use dolmen_machine::region::Region;
+use dolmen_memory::{EntryFormat, NestedTable, RamMap};
 use dolmen_platform::amdvi::{Register, control};
 
 use crate::launch::to_usize;
@@ -25,7 +27,7 @@ const LOOKS: u64 = 16;
 /// What must not change.
 struct Ground {
     machine: Machine,
-    tables: Vec<(NestedTable<Npt>, RamMap)>,
+    tables: Vec<Tables>,
     /// Registers of each IOMMU, and the device table that it must use.
     iommus: Vec<(Mmio, u64)>,
 }
@@ -34,11 +36,26 @@ static GROUND: Mutex<Option<Ground>> = Mutex::new(None);
 /// Looks at everything so far.
 static LOOKED: AtomicU64 = AtomicU64::new(0);
 /// Nested tables of the guests that are being built.
-static BUILT: Mutex<Vec<(NestedTable<Npt>, RamMap)>> = Mutex::new(Vec::new());
+static BUILT: Mutex<Vec<Tables>> = Mutex::new(Vec::new());
+
+/// The nested tables of a guest, of whichever vendor's format, and the RAM that they must map.
+type Tables = (Box<dyn Exact>, RamMap);
+
+/// Tables that can be compared with what they must map.
+trait Exact: Send {
+    /// Whether they map `ram` and nothing else.
+    fn is_exact(&self, region: &Region, ram: &RamMap) -> bool;
+}
+
+impl<F: EntryFormat + Send> Exact for NestedTable<F> {
+    fn is_exact(&self, region: &Region, ram: &RamMap) -> bool {
+        self.maps_exactly(region, ram)
+    }
+}
 
 /// Remembers a guest's nested tables and the RAM that they must map.
-pub(crate) fn remember(tables: NestedTable<Npt>, ram: RamMap) {
-    BUILT.lock().push((tables, ram));
+pub(crate) fn remember<F: EntryFormat + Send + 'static>(tables: NestedTable<F>, ram: RamMap) {
+    BUILT.lock().push((Box::new(tables), ram));
 }
 
 /// Takes the machine over, while there is still a heap.
@@ -101,7 +118,7 @@ fn look() -> Result<(), Reason> {
     let mut ground = GROUND.lock();
     let Some(ground) = ground.as_mut() else { return Ok(()) };
     for (tables, ram) in &ground.tables {
-        ensure(tables.maps_exactly(ground.machine.region(), ram), "nested tables map something else")?;
+        ensure(tables.is_exact(ground.machine.region(), ram), "nested tables map something else")?;
     }
     for (registers, device_table) in &ground.iommus {
         let is_on = registers.read64(Register::Control.offset()) & control::ENABLE != 0;

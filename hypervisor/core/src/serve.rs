@@ -7,8 +7,8 @@
 use core::convert::Infallible;
 
 use dolmen_arch::{CpuId, CpuSet};
+use dolmen_machine::extension::{Extension, HostCpu};
 use dolmen_machine::interrupt::Window;
-use dolmen_machine::svm::{Svm, SvmCpu};
 use dolmen_machine::{apic, cpu, cpus};
 use dolmen_memory::GuestMemory;
 use dolmen_vm::board::{SerialPort, Tsc};
@@ -19,11 +19,12 @@ use dolmen_vm::service::{CallArgs, CallResult};
 use dolmen_vm::vcpu::{Turn, Vcpu};
 
 use crate::console;
+use crate::door::Door;
 use crate::fleet::{Fleet, Task, Tenant};
 use crate::lifecycle;
 use crate::lock::MutexGuard;
 use crate::stop::Reason;
-use crate::trust::Door;
+use crate::vendor::Home;
 use crate::virtualise::Virtualising;
 
 /// Times a second that the physical consoles are looked at: a 16-byte FIFO at 115,200 baud fills in 1.4 ms.
@@ -31,23 +32,23 @@ const POLLS_PER_S: u64 = 1000;
 const NS_PER_MS: u64 = 1_000_000;
 
 /// Runs the guests; ends with the machine's run.
-pub(crate) fn for_ever(virtualising: Virtualising) -> Result<Infallible, Reason> {
-    let Virtualising { fleet, svm, window } = virtualising;
+pub(crate) fn for_ever<E: Home>(virtualising: Virtualising<E>) -> Result<Infallible, Reason> {
+    let Virtualising { fleet, cpu: own, window } = virtualising;
     for tenant in fleet.tenants.iter().filter(|tenant| !tenant.measured.config.starts_on_demand()) {
         tenant.life.starts_at_boot(fleet.clock);
         let _nobody_to_kick_yet = fleet.start(tenant);
         log::info!(target: "serve", "guest runs name={} tsc={}", tenant.measured.config.name(), cpu::read_tsc());
     }
     crate::cpus::begin(fleet);
-    Processor::new(CpuId::FIRST, svm, window, fleet).serve()
+    Processor::new(CpuId::FIRST, own, window, fleet).serve()
 }
 
 /// One processor of the host.
-pub(crate) struct Processor {
+pub(crate) struct Processor<E: Extension> {
     id: CpuId,
-    svm: SvmCpu,
+    cpu: E::Cpu,
     window: Window,
-    fleet: &'static Fleet,
+    fleet: &'static Fleet<E>,
     /// End of the present stretch: of the turn, or of an idle processor's rest.
     until: Option<Tsc>,
     /// Why the machine's run ends, found out in the middle of a turn.
@@ -55,20 +56,20 @@ pub(crate) struct Processor {
 }
 
 /// A virtual processor that this processor holds.
-struct Held {
-    task: &'static Task,
+struct Held<E: Extension> {
+    task: &'static Task<E>,
     tenant: &'static Tenant,
-    vcpu: MutexGuard<'static, Vcpu<Svm>>,
+    vcpu: MutexGuard<'static, Vcpu<E::Vcpu>>,
 }
 
-impl Processor {
-    pub(crate) const fn new(id: CpuId, svm: SvmCpu, window: Window, fleet: &'static Fleet) -> Self {
-        Self { id, svm, window, fleet, until: None, over: None }
+impl<E: Extension> Processor<E> {
+    pub(crate) const fn new(id: CpuId, cpu: E::Cpu, window: Window, fleet: &'static Fleet<E>) -> Self {
+        Self { id, cpu, window, fleet, until: None, over: None }
     }
 
     /// Goes round for ever, or until the machine's run ends.
     pub(crate) fn serve(&mut self) -> Result<Infallible, Reason> {
-        let mut held: Option<Held> = None;
+        let mut held: Option<Held<E>> = None;
         let mut how = GiveBack::Preempted;
         #[cfg(feature = "self-check")]
         let mut watch = crate::self_check::Watch::new(self.id);
@@ -105,20 +106,20 @@ impl Processor {
     }
 
     /// Takes a virtual processor. Whoever ran it last may still be putting it down.
-    fn pick_up(&mut self, entity: Entity) -> Option<Held> {
+    fn pick_up(&mut self, entity: Entity) -> Option<Held<E>> {
         let task = self.fleet.task(entity)?;
         let tenant = self.fleet.tenants.get(task.tenant)?;
         let mut vcpu = task.vcpu.lock();
-        self.svm.load(vcpu.backend_mut());
+        self.cpu.load(vcpu.backend_mut());
         Some(Held { task, tenant, vcpu })
     }
 
-    fn put_down(&mut self, mut held: Held) {
-        self.svm.save(held.vcpu.backend_mut());
+    fn put_down(&mut self, mut held: Held<E>) {
+        self.cpu.save(held.vcpu.backend_mut());
     }
 
     /// One turn.
-    fn run(&mut self, held: &mut Held) -> Result<GiveBack, Reason> {
+    fn run(&mut self, held: &mut Held<E>) -> Result<GiveBack, Reason> {
         let mut memory = held.tenant.ram.in_sight();
         let mut around = Around { tenant: held.tenant, deadline: None, processor: self };
         let turn = held.vcpu.run(&held.tenant.guest, &mut memory, &mut around);
@@ -206,21 +207,21 @@ impl Processor {
 }
 
 /// The world around a guest in its turn.
-struct Around<'a> {
-    processor: &'a mut Processor,
+struct Around<'a, E: Extension> {
+    processor: &'a mut Processor<E>,
     tenant: &'static Tenant,
     /// The virtual processor's own.
     deadline: Option<Tsc>,
 }
 
-impl Around<'_> {
+impl<E: Extension> Around<'_, E> {
     fn arm(&self) {
         let until = [self.deadline, self.processor.until].into_iter().flatten().min();
         self.processor.arm(until);
     }
 }
 
-impl Host for Around<'_> {
+impl<E: Extension> Host for Around<'_, E> {
     fn now(&self) -> Tsc {
         cpu::read_tsc()
     }

@@ -12,6 +12,7 @@ use dolmen_tpm::tis::{Locality, Tis};
 
 use crate::host::Host;
 use crate::launch::{Launched, to_usize};
+use crate::record::{Cap, Meter};
 use crate::stop::{self, Reason};
 
 /// Bytes of the heap, which is closed once the guests are built.
@@ -30,7 +31,7 @@ pub(crate) fn take_over(launched: Launched) -> Result<Shielded, Reason> {
     stop::remember_memory(&machine, own);
     let clock = machine.start_clock()?;
     let mut tpm = Tis::new(machine.tpm(clock)?, Locality::Two);
-    stop::remember_tpm(machine.tpm(clock)?, banks);
+    stop::remember_cap(Cap::new(machine.tpm(clock)?, banks));
     let units = machine.handoff().iommus;
     for unit in units.iter().take(to_usize(machine.handoff().iommu_count)) {
         check_refusing(&mut machine, unit)?;
@@ -40,7 +41,7 @@ pub(crate) fn take_over(launched: Launched) -> Result<Shielded, Reason> {
     log::info!(target: "shield", "own tables, dma refused iommus={} tsc_khz={} apic_khz={}",
         machine.handoff().iommu_count, clock.tsc_khz, clock.apic_khz);
     let (pcr17, pcr18) = (DigestSet::from_values(&banks, pcr17), DigestSet::from_values(&banks, pcr18));
-    Ok(Shielded(Host { machine, clock, tpm, banks, pcr17, pcr18 }))
+    Ok(Shielded(Host { machine, clock, meter: Meter { tpm, pcr17, pcr18 }, banks }))
 }
 
 /// Asks one IOMMU again: it translates by the launch image's table, and every entry still refuses.

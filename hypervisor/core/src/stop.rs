@@ -7,28 +7,23 @@
 use core::fmt;
 use core::panic::PanicInfo;
 
-use dolmen_drtm::bank::{PCR_CODE, PCR_CONFIGURATION};
-use dolmen_drtm::{BankSet, DigestSet};
 use dolmen_machine::cpu;
 use dolmen_machine::cpus::{self, WayOut};
 use dolmen_machine::interrupt::{Frame, SECURITY_EXCEPTION};
 use dolmen_machine::own::{GuestWiper, Machine, Private};
 use dolmen_machine::scrub::{self, End};
-use dolmen_machine::tpm_mmio::TisRegisters;
-use dolmen_tpm::TpmError;
-use dolmen_tpm::tis::{Locality, Tis};
 
 use crate::console::print;
 use crate::lock::Mutex;
-use crate::measure;
 pub(crate) use crate::reason::Reason;
+use crate::record::Cap;
 
 /// What the way out needs, put aside while the core boots.
-static KIT: Mutex<Kit> = Mutex::new(Kit { memory: None, tpm: None });
+static KIT: Mutex<Kit> = Mutex::new(Kit { memory: None, cap: None });
 
 struct Kit {
     memory: Option<Memory>,
-    tpm: Option<(Tis<TisRegisters>, BankSet)>,
+    cap: Option<Cap>,
 }
 
 struct Memory {
@@ -41,9 +36,9 @@ pub(crate) fn remember_memory(machine: &Machine, own: Private) {
     KIT.lock().memory = Some(Memory { guests: machine.guest_wiper(), own });
 }
 
-/// Puts a TPM driver of its own aside: the one in use may be in the middle of a command.
-pub(crate) fn remember_tpm(registers: TisRegisters, banks: BankSet) {
-    KIT.lock().tpm = Some((Tis::new(registers, Locality::Two), banks));
+/// Puts aside what the PCRs are capped with.
+pub(crate) fn remember_cap(cap: Cap) {
+    KIT.lock().cap = Some(cap);
 }
 
 /// Ends the run for `reason`: the processor halts and the console stays readable.
@@ -73,8 +68,8 @@ fn leave(how: End, why: fmt::Arguments<'_>) -> ! {
         if let Some(memory) = &kit.memory {
             memory.guests.wipe();
         }
-        match &mut kit.tpm {
-            Some((tpm, banks)) => report_cap(cap(tpm, banks)),
+        match &mut kit.cap {
+            Some(cap) => cap.put_on(),
             None => print(format_args!("stop: nothing to cap yet\n")),
         }
     }
@@ -84,26 +79,6 @@ fn leave(how: End, why: fmt::Arguments<'_>) -> ! {
         Some(memory) => unsafe { scrub::end(how, memory.own.start, memory.own.bytes) },
         None => cpu::halt_for_ever(),
     }
-}
-
-fn report_cap(result: Result<(), TpmError>) {
-    match result {
-        Ok(()) => print(format_args!("stop: memory wiped, PCR 17 and 18 capped\n")),
-        Err(error) => print(format_args!(
-            "stop: memory wiped, but PCR 17 and 18 are NOT capped: {error:?}; switch the machine off\n"
-        )),
-    }
-}
-
-/// Extends PCR 17 and 18 with the cap in every bank.
-fn cap(tpm: &mut Tis<TisRegisters>, banks: &BankSet) -> Result<(), TpmError> {
-    // Whatever command is in progress is not ours to finish.
-    tpm.seize()?;
-    tpm.relinquish()?;
-    tpm.claim()?;
-    let capped = DigestSet::capped(banks);
-    measure::extend(tpm, PCR_CODE, &capped)?;
-    measure::extend(tpm, PCR_CONFIGURATION, &capped)
 }
 
 /// An exception in the hypervisor: a defect of ours, a failing machine, or a redirected INIT.

@@ -11,13 +11,11 @@ use dolmen_tpm::keys::{self, AttestationKey, Setup};
 use dolmen_tpm::quote::{self, QuoteJob};
 use dolmen_tpm::reseed::{ReseedJob, ReseedPoll};
 use dolmen_tpm::session::HmacSession;
-use dolmen_vm::service::{
-    self, GuestTable, NoEntropy, Platform, QuoteDesk, QuotePoll, SignedQuote, TpmBusy, TpmService,
-};
+use dolmen_vm::service::{self, NoEntropy, QuoteDesk, QuotePoll, SignedQuote, TpmBusy, TpmService};
 
-use crate::fleet::Fleet;
-use crate::host::{Host, Tpm};
-use crate::lifecycle::Lives;
+use crate::door::Published;
+use crate::host::Host;
+use crate::record::{Meter, Tpm};
 use crate::stop::Reason;
 
 /// 64-bit words of the processor's randomness in one seed.
@@ -47,11 +45,11 @@ impl Trust {
 
 /// Derives the keys that belong to the PCR 17 of this launch.
 pub(crate) fn derive(host: &mut Host) -> Result<Trust, Reason> {
-    let pcr17 = host.pcr17.get(Algorithm::Sha256).and_then(|value| value.try_into().ok());
+    let pcr17 = host.meter.pcr17.get(Algorithm::Sha256).and_then(|value| value.try_into().ok());
     let pcr17 = pcr17.ok_or(Reason::Bank(Algorithm::Sha256.id()))?;
     let entropy = processor_entropy();
     let setup = Setup { pcr17, cpu_entropy: entropy.expose(), provisioned: None };
-    let keys = keys::set_up(&mut host.tpm, &setup)?;
+    let keys = keys::set_up(&mut host.meter.tpm, &setup)?;
     let public = keys.ak.public.bytes();
     let length = u16::try_from(public.len()).map_err(|_| Reason::OutOfMemory("the key's public part"))?;
     let mut ak_public = length.to_be_bytes().to_vec();
@@ -83,8 +81,14 @@ pub(crate) struct TpmDesk {
 
 impl TpmDesk {
     /// Puts the TPM behind the service.
-    pub(crate) const fn new(tpm: Tpm, trust: Trust) -> Self {
-        Self { tpm, trust, quote: QuoteJob::new(), reseed: ReseedJob::new(), desk: QuoteDesk::new() }
+    pub(crate) fn new(meter: Meter, trust: Trust) -> Self {
+        Self {
+            tpm: meter.tpm,
+            trust,
+            quote: QuoteJob::new(),
+            reseed: ReseedJob::new(),
+            desk: QuoteDesk::new(),
+        }
     }
 
     /// Moves on what is under way at the TPM: a reseed that is due, and the quotes of guests that may be busy or
@@ -101,49 +105,6 @@ impl TpmDesk {
         if self.desk.is_busy() {
             QuoteDesk::pump(self);
         }
-    }
-}
-
-/// What guests read of this launch; complete before the first of them runs.
-pub(crate) struct Published {
-    /// TPM2B_PUBLIC of the attestation key.
-    pub(crate) ak_public: Vec<u8>,
-    pub(crate) event_log: Vec<u8>,
-}
-
-/// One call's way to what all guests share: the desk's lock is held for each step at it, and not for the call.
-pub(crate) struct Door {
-    fleet: &'static Fleet,
-    guests: Lives,
-}
-
-impl Door {
-    pub(crate) const fn new(fleet: &'static Fleet) -> Self {
-        Self { fleet, guests: Lives(fleet) }
-    }
-}
-
-impl Platform for Door {
-    type Tpm = TpmDesk;
-
-    fn with_tpm<R>(&mut self, work: impl FnOnce(&mut TpmDesk) -> R) -> R {
-        work(&mut self.fleet.desk.lock())
-    }
-
-    fn ak_public(&self) -> &[u8] {
-        &self.fleet.published.ak_public
-    }
-
-    fn event_log(&self) -> &[u8] {
-        &self.fleet.published.event_log
-    }
-
-    fn uptime_ms(&self) -> u64 {
-        cpu::read_tsc().checked_div(self.fleet.clock.tsc_khz).unwrap_or_default()
-    }
-
-    fn guests(&mut self) -> &mut impl GuestTable {
-        &mut self.guests
     }
 }
 

@@ -8,12 +8,12 @@ use core::sync::atomic::AtomicUsize;
 
 use dolmen_abi::LaunchFacts;
 use dolmen_arch::CpuSet;
+use dolmen_machine::cpu::ThisCpu;
 use dolmen_machine::interrupt::Window;
 use dolmen_machine::own::{GuestRam, Machine, StagedFiles};
 use dolmen_machine::serial::Serial;
-use dolmen_machine::svm::{SvmCpu, SvmHost, ThisCpu};
 use dolmen_machine::{cpu, heap, rtc};
-use dolmen_memory::{Gpa, Hpa, NestedTable, Npt, PageSize, RamExtent, RamMap, Rights};
+use dolmen_memory::{EntryFormat, Gpa, Hpa, NestedTable, PageSize, RamExtent, RamMap, Rights};
 use dolmen_vm::board::BoardConfig;
 use dolmen_vm::console::Line;
 use dolmen_vm::cpuid::{CpuidConfig, GuestCpuid};
@@ -33,20 +33,21 @@ use crate::lock::Mutex;
 use crate::measure::{Measured, MeasuredGuest};
 use crate::stop::Reason;
 use crate::trust::{self, TpmDesk};
+use crate::vendor::Home;
 
 const NS_PER_S: u64 = 1_000_000_000;
 
 /// All guests, ready for their first instructions.
-pub(crate) struct Virtualising {
-    pub(crate) fleet: &'static Fleet,
-    pub(crate) svm: SvmCpu,
+pub(crate) struct Virtualising<E: Home> {
+    pub(crate) fleet: &'static Fleet<E>,
+    pub(crate) cpu: E::Cpu,
     pub(crate) window: Window,
 }
 
 /// Builds the measured guests.
-pub(crate) fn build(measured: Measured) -> Result<Virtualising, Reason> {
+pub(crate) fn build<E: Home>(measured: Measured) -> Result<Virtualising<E>, Reason> {
     let Measured { mut host, guests, event_log, mut trust } = measured;
-    let (svm, this_cpu, window) = cpus::start(&mut host)?;
+    let (extension, this_cpu, window) = cpus::start::<E>(&mut host)?;
     let scheduler = Scheduler::new(dolmen_machine::cpus::all(), host.clock.tsc_khz);
     let lines = console_lines(&guests);
     let mut builder = Builder {
@@ -54,7 +55,7 @@ pub(crate) fn build(measured: Measured) -> Result<Virtualising, Reason> {
         root: trust.take_root(),
         wall_clock_ns: rtc::unix_seconds().unwrap_or_default().saturating_mul(NS_PER_S),
         tsc_khz: u32::try_from(host.clock.tsc_khz).map_err(|_| Reason::Unsupported("a clock above 4 THz"))?,
-        svm,
+        extension,
         scheduler,
         tenants: Vec::new(),
         tasks: Vec::new(),
@@ -70,8 +71,8 @@ pub(crate) fn build(measured: Measured) -> Result<Virtualising, Reason> {
     }
     let Builder { scheduler, tenants, tasks, files, .. } = builder;
     let published = trust.publish(event_log);
-    let desk = Box::new(TpmDesk::new(host.tpm, trust));
-    let fleet: &'static Fleet =
+    let desk = Box::new(TpmDesk::new(host.meter, trust));
+    let fleet: &'static Fleet<E> =
         Box::leak(Box::new(Fleet::new(host.clock, tenants, tasks, scheduler, (desk, published), files)));
     console::share(lines);
     let left = host.machine.region().left();
@@ -80,7 +81,7 @@ pub(crate) fn build(measured: Measured) -> Result<Virtualising, Reason> {
     heap::close();
     log::info!(target: "virtualise", "guests built count={} vcpus={} left_kib={}",
         fleet.tenants.len(), fleet.tasks.len(), left / 1024);
-    Ok(Virtualising { fleet, svm: this_cpu, window })
+    Ok(Virtualising { fleet, cpu: this_cpu, window })
 }
 
 /// An affinity that names a processor which the machine lacks is a mistake, or another machine than was meant.
@@ -94,21 +95,21 @@ fn check_affinity(config: &GuestConfig) -> Result<(), Reason> {
 }
 
 /// What the guests are built from and into.
-struct Builder {
+struct Builder<E: Home> {
     facts: LaunchFacts,
     root: Option<Secret<[u8; 32]>>,
     wall_clock_ns: u64,
     tsc_khz: u32,
-    svm: &'static SvmHost,
+    extension: &'static E,
     scheduler: Scheduler,
     tenants: Vec<Tenant>,
-    tasks: Vec<Task>,
+    tasks: Vec<Task<E>>,
     files: StagedFiles,
     piece: Vec<u8>,
     lines: &'static [Line],
 }
 
-impl Builder {
+impl<E: Home> Builder<E> {
     fn build(&mut self, machine: &mut Machine, measured: MeasuredGuest) -> Result<(), Reason> {
         let config = &measured.config;
         let board = BoardConfig {
@@ -118,14 +119,15 @@ impl Builder {
             created_at: cpu::read_tsc(),
             second_uart: config.has_second_uart(),
         };
-        let (ram, tables) = build_memory(machine, config)?;
+        let (ram, tables) = build_memory::<E::Tables>(machine, config)?;
         let start = match config.starts_on_demand() {
             true => None,
             false => Some(load::guest(&self.files, &measured, &ram, &mut self.piece)?),
         };
         let first_task = self.tasks.len();
         for index in 0..config.vcpus {
-            let backend = self.svm.vcpu(machine.region(), tables.root(), 0).map_err(Reason::Svm)?;
+            let backend =
+                self.extension.vcpu(machine.region(), tables.root(), 0).map_err(Reason::Extension)?;
             let cpuid = GuestCpuid::new(&ThisCpu, cpuid_config(config, index, self.facts));
             let number = self.tasks.len().saturating_sub(first_task);
             let mut vcpu = Vcpu::new(number, backend, cpuid, &board);
@@ -159,7 +161,7 @@ impl Builder {
         Ok(())
     }
 
-    fn add_task(&mut self, config: &GuestConfig, vcpu: Vcpu<dolmen_machine::svm::Svm>) -> Result<(), Reason> {
+    fn add_task(&mut self, config: &GuestConfig, vcpu: Vcpu<E::Vcpu>) -> Result<(), Reason> {
         let tenant = self.tenants.len();
         let weight = u16::try_from(config.weight).ok().and_then(NonZeroU16::new).unwrap_or(NonZeroU16::MIN);
         let affinity: CpuSet = config.affinity();
@@ -172,7 +174,10 @@ impl Builder {
     }
 }
 
-fn build_memory(machine: &mut Machine, config: &GuestConfig) -> Result<(GuestRam, NestedTable<Npt>), Reason> {
+fn build_memory<F: EntryFormat>(
+    machine: &mut Machine,
+    config: &GuestConfig,
+) -> Result<(GuestRam, NestedTable<F>), Reason> {
     let layout = RamLayout::new(config.memory);
     let taken = machine.take_guest_ram(config.memory)?;
     let low_bytes = layout.low().end;
@@ -187,7 +192,7 @@ fn build_memory(machine: &mut Machine, config: &GuestConfig) -> Result<(GuestRam
     ];
     let map = RamMap::new(&extents).map_err(|_| Reason::Unsupported("an impossible amount of memory"))?;
     let no_frames = |_| Reason::OutOfMemory("nested page tables");
-    let mut tables = NestedTable::<Npt>::new(machine.region()).map_err(no_frames)?;
+    let mut tables = NestedTable::<F>::new(machine.region()).map_err(no_frames)?;
     for extent in map.extents() {
         let place = (extent.gpa, extent.hpa, extent.bytes);
         tables.map(machine.region(), place, Rights::ALL, PageSize::Size2M).map_err(no_frames)?;

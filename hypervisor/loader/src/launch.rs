@@ -3,7 +3,9 @@
 // UNSAFETY: one call, after everything that it needs was checked.
 
 use crate::check::{Machine, Missing};
-use crate::console::{fact, refuse};
+use crate::console::fact;
+#[cfg(not(feature = "unmeasured"))]
+use crate::console::refuse;
 use crate::cpus::CpuList;
 use crate::hardware::parking::{ParkError, park_others};
 use crate::hardware::physical::Memory;
@@ -84,11 +86,19 @@ pub fn probe() -> Machine {
     }
 }
 
+/// The development image takes any machine; what it lacks is said by those who need it.
+#[cfg(feature = "unmeasured")]
+pub fn is_complete(_: &Machine, _: impl FnMut(Missing)) -> bool {
+    fact(format_args!("UNMEASURED development image: this machine is not asked for SKINIT, IOMMU or TPM"));
+    true
+}
+
 fn count(units: impl Iterator<Item = pci::Iommu>) -> u32 {
     units.fold(0, |count, _| count.saturating_add(1))
 }
 
 /// Logs what the machine lacks, and shows each lack to `show`; false if something is missing.
+#[cfg(not(feature = "unmeasured"))]
 pub fn is_complete(machine: &Machine, mut show: impl FnMut(Missing)) -> bool {
     let mut count = 0u32;
     for missing in machine.missing() {
@@ -165,12 +175,7 @@ impl Launch<'_> {
             park_others()?;
             fact(format_args!("processors parked"));
         }
-        let (slb, LaunchImage { entry, measured }) = (block.base.base, image);
-        let tsc = processor::time_stamp();
-        fact(format_args!("skinit slb={slb:#x} entry={entry:#x} measured={measured:#x} tsc={tsc}"));
-        let slb = u32::try_from(slb).unwrap_or(0);
-        // SAFETY: `probe` found SKINIT; the block is filled; this program has nothing left to do.
-        unsafe { processor::skinit(slb) }
+        leave(block.base, image)
     }
 
     /// The processors that firmware names. Without its list the boot processor works alone.
@@ -243,6 +248,29 @@ impl Launch<'_> {
     fn last_file(&self) -> Extent {
         self.staged.files().last().copied().unwrap_or_default()
     }
+}
+
+/// Executes `SKINIT`.
+#[cfg(not(feature = "unmeasured"))]
+fn leave(slb: Extent, LaunchImage { entry, measured }: LaunchImage) -> ! {
+    let tsc = processor::time_stamp();
+    let slb = slb.base;
+    fact(format_args!("skinit slb={slb:#x} entry={entry:#x} measured={measured:#x} tsc={tsc}"));
+    let slb = u32::try_from(slb).unwrap_or(0);
+    // SAFETY: `probe` found SKINIT; the block is filled; this program has nothing left to do.
+    unsafe { processor::skinit(slb) }
+}
+
+/// Goes to the development image, which no processor measures. The release's launch image stops when it is entered so:
+/// PCR 17 does not hold what a launch leaves there.
+#[cfg(feature = "unmeasured")]
+fn leave(block: Extent, LaunchImage { entry, measured }: LaunchImage) -> ! {
+    let tsc = processor::time_stamp();
+    let block = block.base;
+    fact(format_args!("UNMEASURED jump block={block:#x} entry={entry:#x} bytes={measured:#x} tsc={tsc}"));
+    let block = u32::try_from(block).unwrap_or(0);
+    // SAFETY: the block is filled with a file of the launch image's layout; this program has nothing left to do.
+    unsafe { crate::hardware::direct::enter(block, entry) }
 }
 
 /// Writes base registers, and logs what stands there then: where firmware has locked them, the attack is void,

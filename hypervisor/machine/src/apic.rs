@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cpu;
 use crate::interrupt::{CALL_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR};
+use crate::port;
 
 /// IA32_APIC_BASE (APM vol. 2, 16.3.1).
 const APIC_BASE: u32 = 0x1b;
@@ -66,7 +67,17 @@ pub fn page() -> Result<Option<u64>, ApicDisabled> {
 /// `None` in x2APIC mode.
 pub(crate) unsafe fn enable(mapped: Option<u64>) {
     ACCESS.store(mapped.unwrap_or(BY_MSR), Ordering::Relaxed);
+    mask_legacy_controllers();
     set_up();
+}
+
+/// Masks both 8259s. Not every machine leads them through the APIC's LINT0, which is masked too, and firmware leaves
+/// them with vectors that exceptions have.
+fn mask_legacy_controllers() {
+    const MASKS: [u16; 2] = [0x21, 0xa1];
+    for register in MASKS {
+        port::write8(register, 0xff);
+    }
 }
 
 /// IA32_APIC_BASE: where the APIC is and how it is reached.

@@ -4,6 +4,8 @@
 
 use core::arch::asm;
 
+use dolmen_arch::cpuid::{CpuidSource, Leaf};
+
 /// The time-stamp counter.
 #[must_use]
 pub fn read_tsc() -> u64 {
@@ -50,11 +52,25 @@ fn try_read_random() -> Option<u64> {
     (is_valid == 1).then_some(value)
 }
 
-/// Stops this processor for good: nothing wakes it but a reset.
+/// Stops this processor for good: nothing wakes it but a reset; where there is no GIF, a non-maskable interrupt does
+/// for a moment.
 pub fn halt_for_ever() -> ! {
-    loop {
-        // SAFETY: with GIF = 0 and IF = 0 nothing is delivered; HLT touches no memory.
-        unsafe { asm!("clgi", "cli", "hlt", options(nomem, nostack)) };
+    const SVME: u64 = 1 << 12;
+    if read_efer() & SVME != 0 {
+        // SAFETY: SVME is set, so the instruction exists; with GIF = 0 nothing is delivered.
+        unsafe { asm!("clgi", options(nomem, nostack)) };
+    }
+    halt_without_svm()
+}
+
+/// CPUID of the processor this runs on.
+#[derive(Clone, Copy, Debug)]
+pub struct ThisCpu;
+
+impl CpuidSource for ThisCpu {
+    fn leaf(&self, leaf: u32, subleaf: u32) -> Leaf {
+        let answer = core::arch::x86_64::__cpuid_count(leaf, subleaf);
+        Leaf { eax: answer.eax, ebx: answer.ebx, ecx: answer.ecx, edx: answer.edx }
     }
 }
 

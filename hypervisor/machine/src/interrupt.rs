@@ -1,6 +1,7 @@
 //! Interrupt and exception entry of the hypervisor itself.
 //!
-//! The hypervisor runs with GIF = 0; interrupts are taken only inside the windows of `cpu`. External
+//! The hypervisor runs with interrupts held off, by GIF = 0 on AMD and by IF = 0 everywhere; they are taken only
+//! inside the windows. External
 //! interrupts do nothing but end a wait: whoever opened the window looks at the state of the world.
 //! Every exception is fatal: it goes to the fatal handler that `core` registers, which scrubs and stops.
 #![expect(unsafe_code, reason = "interrupt entry is assembly")]
@@ -44,28 +45,46 @@ pub struct Frame {
     pub ss: u64,
 }
 
-/// The right to let interrupts in: there is an IDT that accepts every vector, and SVM is enabled.
+/// How physical interrupts are held off outside of windows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// By the global interrupt flag, NMIs among them (APM vol. 2, 15.17).
+    Global,
+    /// By IF alone: an NMI comes at any time, and only makes whoever waits look around.
+    Flag,
+}
+
+/// The right to let interrupts in: there is an IDT that accepts every vector, and the extension is enabled.
 #[derive(Debug)]
-pub struct Window(());
+pub struct Window(Gate);
 
 impl Window {
     /// # Safety
-    /// `segments::load` has run, the APIC is enabled, and EFER.SVME is set on this processor.
-    pub(crate) const unsafe fn new() -> Self {
-        Self(())
+    /// `segments::load` has run, the APIC is enabled, and the extension whose gate it is is on, on this processor.
+    pub(crate) const unsafe fn new(gate: Gate) -> Self {
+        Self(gate)
     }
 
-    /// Takes every interrupt that is pending; GIF and IF are clear again afterwards.
+    /// Takes every interrupt that is pending; they are held off again afterwards.
     pub fn take_pending(&self) {
-        // SAFETY: a `Window` is only made where every vector has a handler and STGI exists. Handlers may
-        // write memory, hence no `nomem`.
-        unsafe { asm!("stgi", "sti", "nop", "nop", "cli", "clgi", options(nostack)) };
+        match self.0 {
+            // SAFETY: a `Window` is only made where every vector has a handler and STGI exists. Handlers may
+            // write memory, hence no `nomem`.
+            Gate::Global => unsafe { asm!("stgi", "sti", "nop", "nop", "cli", "clgi", options(nostack)) },
+            // SAFETY: as above.
+            Gate::Flag => unsafe { asm!("sti", "nop", "nop", "cli", options(nostack)) },
+        }
     }
 
     /// Waits for one interrupt and takes it. A timer must have been started.
     pub fn wait(&self) {
-        // SAFETY: as above. STI's shadow makes STI;HLT atomic: a wake-up between the two is not lost.
-        unsafe { asm!("stgi", "sti", "hlt", "cli", "clgi", options(nostack)) };
+        // STI's shadow makes STI;HLT atomic: a wake-up between the two is not lost.
+        match self.0 {
+            // SAFETY: as above.
+            Gate::Global => unsafe { asm!("stgi", "sti", "hlt", "cli", "clgi", options(nostack)) },
+            // SAFETY: as above.
+            Gate::Flag => unsafe { asm!("sti", "hlt", "cli", options(nostack)) },
+        }
     }
 }
 
@@ -144,6 +163,9 @@ pub fn nmi_count() -> u64 {
 }
 
 extern "C" fn on_interrupt(frame: &Frame) {
+    if frame.vector >= 32 {
+        cpus::block(cpus::this()).count_interrupt();
+    }
     match frame.vector {
         // NMIs are not ours to use, but for the way out: counted, and the wait that they ended looks around.
         NMI => {

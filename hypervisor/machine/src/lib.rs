@@ -30,6 +30,10 @@ pub mod cpus;
 #[cfg(feature = "core")]
 pub mod entry_core;
 #[cfg(feature = "core")]
+mod extended;
+#[cfg(feature = "core")]
+pub mod extension;
+#[cfg(feature = "core")]
 pub mod heap;
 #[cfg(feature = "core")]
 pub mod interrupt;
@@ -38,7 +42,11 @@ pub mod own;
 #[cfg(feature = "core")]
 pub mod paging;
 #[cfg(feature = "core")]
+mod permission;
+#[cfg(feature = "core")]
 pub mod region;
+#[cfg(feature = "core")]
+mod register;
 #[cfg(feature = "core")]
 pub mod rtc;
 #[cfg(feature = "core")]
@@ -47,3 +55,7 @@ pub mod scrub;
 mod segments;
 #[cfg(feature = "core")]
 pub mod svm;
+#[cfg(feature = "core")]
+mod tables;
+#[cfg(feature = "core")]
+pub mod vmx;

@@ -1,12 +1,15 @@
 //! Model-specific registers that say where RAM is, each known to exist where it is read.
 #![expect(unsafe_code, reason = "RDMSR and WRMSR have no safe form")]
-// UNSAFETY: only registers that every processor with SKINIT has are touched (the caller has seen AMD's vendor
-// string and MTRRs in CPUID); emulators read the ones they lack as zero.
+// UNSAFETY: only registers that every processor with SKINIT has are touched after AMD's vendor string and MTRRs were
+// seen in CPUID (emulators read the ones they lack as zero), and those of MTRRs and the APIC after Intel's.
 
 use core::arch::asm;
 use core::arch::x86_64::__cpuid;
 
+use dolmen_arch::cpuid::Vendor;
 use dolmen_drtm::map::{BaseMask, DramRegisters, MAX_MTRRS, Map};
+
+use crate::cpu::ThisCpu;
 
 const APIC_BASE: u32 = 0x1b;
 const MTRR_CAP: u32 = 0xfe;
@@ -36,18 +39,45 @@ pub fn read_map(map: &mut Map) -> bool {
     if !(is_amd || is_hygon) || __cpuid(1).edx & EDX_MTRR == 0 {
         return false;
     }
-    let [physical_bits, ..] = __cpuid(0x8000_0008).eax.to_le_bytes();
-    let [count, ..] = read(MTRR_CAP).to_le_bytes();
     *map = Map {
+        dram: read_dram(),
+        smm: BaseMask { base: read(SMM_ADDR), mask: read(SMM_MASK) },
+        config_space: read(CONFIG_SPACE),
+        ..read_types(__cpuid(0x8000_0008).eax)
+    };
+    read_ranges(map)
+}
+
+/// Reads the registers that say where RAM is on a processor by Intel: memory types alone, since which addresses reach
+/// DRAM is the chipset's matter there. False on a processor that is not Intel's or has no MTRRs. What runs after a
+/// measured launch must not be content with this.
+#[must_use]
+pub fn read_intel_map(map: &mut Map) -> bool {
+    const EDX_MTRR: u32 = 1 << 12;
+    const EXTENDED_SIZES: u32 = 0x8000_0008;
+    let is_intel = Vendor::detect(&ThisCpu) == Some(Vendor::Intel);
+    if !is_intel || __cpuid(1).edx & EDX_MTRR == 0 || __cpuid(0x8000_0000).eax < EXTENDED_SIZES {
+        return false;
+    }
+    *map = read_types(__cpuid(EXTENDED_SIZES).eax);
+    read_ranges(map)
+}
+
+/// What every processor with MTRRs has.
+fn read_types(sizes: u32) -> Map {
+    let [physical_bits, ..] = sizes.to_le_bytes();
+    let [count, ..] = read(MTRR_CAP).to_le_bytes();
+    Map {
         physical_bits,
         apic_base: read(APIC_BASE),
         mtrr_default: read(MTRR_DEFAULT),
         mtrr_count: usize::from(count),
-        dram: read_dram(),
-        smm: BaseMask { base: read(SMM_ADDR), mask: read(SMM_MASK) },
-        config_space: read(CONFIG_SPACE),
         ..Map::default()
-    };
+    }
+}
+
+/// The variable ranges; false if there are more than can be kept.
+fn read_ranges(map: &mut Map) -> bool {
     if map.mtrr_count > MAX_MTRRS {
         return false;
     }

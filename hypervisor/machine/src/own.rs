@@ -13,13 +13,13 @@ use dolmen_tpm::tis::TIS_BASE;
 
 use crate::apic;
 use crate::clock::Clock;
+use crate::extension::{Extension, ExtensionError};
 use crate::heap;
 use crate::interrupt::Window;
 use crate::mmio::Mmio;
 use crate::paging::{AddressSpace, CopyWindow, LARGE_PAGE, PagingError, STACK_BYTES, Slot};
 use crate::region::Region;
 use crate::segments::{self, FaultStacks};
-use crate::svm::{SvmCpu, SvmError, SvmHost};
 use crate::tpm_mmio::{TIS_BYTES, TisRegisters};
 
 /// The launch image's hand-off, as it was when the core was entered. Made once, by the entry stub.
@@ -143,18 +143,18 @@ impl Machine {
         Clock::measure().map_err(|_| MachineError::NoPit)
     }
 
-    /// Enables SVM on the boot processor; from here on interrupts may be let in. After [`Self::start_clock`].
+    /// Enables `E` on the boot processor; from here on interrupts may be let in. After [`Self::start_clock`].
     ///
     /// # Errors
-    /// [`SvmError`] for what the processor lacks.
-    pub fn enable_svm(&mut self) -> Result<(SvmHost, SvmCpu, Window), SvmError> {
-        let svm = SvmHost::new(self.space.region())?;
-        let frames = svm.frames(self.space.region())?;
-        // SAFETY: the machine exists once; its segments are loaded and final; GIF and IF are clear.
-        let cpu = unsafe { svm.enable(frames) }?;
-        // SAFETY: segments are loaded since `take_over`, and SVME was just set.
-        let window = unsafe { Window::new() };
-        Ok((svm, cpu, window))
+    /// [`ExtensionError`] for what the processor lacks.
+    pub fn enable<E: Extension>(&mut self) -> Result<(E, E::Cpu, Window), ExtensionError> {
+        let extension = E::new(self.space.region())?;
+        let frames = extension.frames(self.space.region())?;
+        // SAFETY: the machine exists once; its segments are loaded and final; interrupts are off.
+        let cpu = unsafe { extension.enable(frames) }?;
+        // SAFETY: segments are loaded since `take_over`, and the extension was just enabled.
+        let window = unsafe { Window::new(E::GATE) };
+        Ok((extension, cpu, window))
     }
 
     /// The TPM's FIFO registers.

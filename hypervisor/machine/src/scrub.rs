@@ -79,10 +79,16 @@ unsafe extern "C" fn wipe_and_end(is_reset: u64, free: u64, bytes: u64) -> ! {
         "out dx, al",
         "mov al, 0x06",
         "out dx, al",
+        // CLGI exists where EFER.SVME is set.
         "3:",
+        "mov ecx, 0xc0000080",
+        "rdmsr",
+        "test eax, 1 << 12",
+        "jz 4f",
         "clgi",
+        "4:",
         "cli",
         "hlt",
-        "jmp 3b",
+        "jmp 4b",
     )
 }

@@ -190,6 +190,34 @@ pub(crate) unsafe fn load(stacks: FaultStacks) {
     }
 }
 
+/// This processor's segments and tables as [`load`] has made them: what must be there again when a guest has run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HostSegments {
+    pub(crate) code: u16,
+    pub(crate) data: u16,
+    pub(crate) task: u16,
+    pub(crate) task_base: u64,
+    pub(crate) gdt_base: u64,
+    pub(crate) idt_base: u64,
+    /// GS base.
+    pub(crate) block: u64,
+}
+
+/// Those of a processor on which [`load`] has run.
+pub(crate) fn host(cpu: cpus::CpuId) -> HostSegments {
+    let block = cpus::block(cpu);
+    let tables = to_u64(block.tables().addr());
+    HostSegments {
+        code: CODE_SELECTOR,
+        data: DATA_SELECTOR,
+        task: TSS_SELECTOR,
+        task_base: tables.wrapping_add(to_u64(core::mem::offset_of!(Tables, tss))),
+        gdt_base: tables.wrapping_add(to_u64(core::mem::offset_of!(Tables, gdt))),
+        idt_base: to_u64(HANDLERS.0.get().addr()),
+        block: block.address(),
+    }
+}
+
 /// Null, 64-bit code, data, and the two halves of the TSS descriptor (APM vol. 2, 4.8.1–4.8.3).
 fn gdt(tss: u64) -> [u64; 5] {
     const CODE: u64 = 0x00af_9b00_0000_ffff;

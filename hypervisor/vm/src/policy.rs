@@ -114,6 +114,9 @@ pub enum StopReason {
 /// HWCR.TscFreqSel: the time-stamp counter runs at a constant rate. Kernels warn of firmware bugs without it.
 const HWCR_TSC_CONSTANT: u64 = 1 << 24;
 
+/// IA32_MISC_ENABLE: string instructions are fast, and nothing that CPUID shows is switched off.
+const MISC_FAST_STRINGS: u64 = 1;
+
 /// NB_CFG.EnableCf8ExtCfg: kernels set it on every processor, unless it is set.
 const NB_CFG_EXTENDED: u64 = 1 << 46;
 
@@ -153,6 +156,8 @@ pub const fn msr_rule(index: u32) -> MsrRule {
         msr::MCG_CAP | msr::MCG_STATUS => MsrRule::Constant(0),
         // Kernels read these without looking at CPUID first.
         msr::PATCH_LEVEL | msr::SYSCFG => MsrRule::Constant(0),
+        // On Intel even before they can take a fault.
+        msr::MISC_ENABLE => MsrRule::Constant(MISC_FAST_STRINGS),
         // The counters of before CPUID told of any: kernels and test programs reset them without asking (APM vol. 2,
         // 13.2.1). They stand still, as ones do whose events never happen; RDPMC stays a fault.
         msr::PERF_LEGACY_FIRST..=msr::PERF_LEGACY_LAST => MsrRule::Fixed(0),
@@ -266,7 +271,6 @@ mod tests {
             0x200, // variable and fixed MTRRs: MTRR_CAP says that there are none
             0x250,
             msr::MCG_CTL,
-            msr::MISC_ENABLE,
             msr::DEBUG_CTL,
             msr::XSS,
             msr::DE_CFG,

@@ -126,6 +126,7 @@ fn msrs() -> String {
         (msr::TSC, "TSC"),
         (msr::APIC_BASE, "APIC_BASE"),
         (msr::PATCH_LEVEL, "PATCH_LEVEL"),
+        (msr::MISC_ENABLE, "MISC_ENABLE"),
         (msr::SYSENTER_CS, "SYSENTER"),
         (msr::SYSENTER_ESP, "SYSENTER"),
         (msr::SYSENTER_EIP, "SYSENTER"),

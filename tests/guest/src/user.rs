@@ -3,6 +3,7 @@
 use core::arch::{asm, global_asm};
 
 use dolmen_abi::Status;
+use dolmen_guest::vmmcall::Instruction;
 
 use crate::fault::{self, GP, UD};
 use crate::{Test, Verdict, check};
@@ -29,6 +30,13 @@ code_vmmcall:
     xor ecx, ecx
     vmmcall
     int 0x80
+code_vmcall:
+    xor edi, edi
+    xor esi, esi
+    xor edx, edx
+    xor ecx, ecx
+    vmcall
+    int 0x80
 code_skinit:
     skinit eax
     int 0x80
@@ -53,6 +61,7 @@ code_cpuid:
 
 unsafe extern "C" {
     static code_vmmcall: u8;
+    static code_vmcall: u8;
     static code_skinit: u8;
     static code_vmrun: u8;
     static code_out: u8;
@@ -63,12 +72,25 @@ unsafe extern "C" {
 fn call(number: u64, arguments: [u64; 4]) -> (u64, u64) {
     let [rdi, rsi, rdx, rcx] = arguments;
     let (status, length);
-    // SAFETY: the service writes only where the arguments point: buffers of the callers.
-    unsafe {
-        asm!("vmmcall", inout("rax") number => status, in("rdi") rdi, in("rsi") rsi,
-             inout("rdx") rdx => length, in("rcx") rcx, options(nostack));
+    if is_intel() {
+        // SAFETY: the service writes only where the arguments point: buffers of the callers.
+        unsafe {
+            asm!("vmcall", inout("rax") number => status, in("rdi") rdi, in("rsi") rsi,
+                 inout("rdx") rdx => length, in("rcx") rcx, options(nostack));
+        }
+    } else {
+        // SAFETY: as above.
+        unsafe {
+            asm!("vmmcall", inout("rax") number => status, in("rdi") rdi, in("rsi") rsi,
+                 inout("rdx") rdx => length, in("rcx") rcx, options(nostack));
+        }
     }
     (status, length)
+}
+
+/// Whether the hypercall instruction is Intel's here.
+pub(crate) fn is_intel() -> bool {
+    Instruction::detect() == Some(Instruction::Vmcall)
 }
 
 fn hypercall() -> Verdict {
@@ -93,8 +115,9 @@ fn unknown_hypercall() -> Verdict {
 }
 
 fn user_hypercall() -> Verdict {
+    let code = if is_intel() { &raw const code_vmcall } else { &raw const code_vmmcall };
     for number in [VERSION + 1, VERSION | 0xfff, 1] {
-        let answer = fault::in_user_mode((&raw const code_vmmcall).addr() as u64, number);
+        let answer = fault::in_user_mode(code.addr() as u64, number);
         let status = answer.map_err(|_| "faults")?;
         let refused = [Status::NOT_PRIVILEGED.to_rax(), Status::NO_SUCH_CALL.to_rax()];
         check(refused.contains(&status), "not refused")?;

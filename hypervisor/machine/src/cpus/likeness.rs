@@ -36,7 +36,8 @@ impl Likeness {
     /// Those of this processor; `None` where it has none.
     pub(super) fn read() -> Option<Self> {
         let mut map = Map::default();
-        if !msr::read_map(&mut map) {
+        // The core gets to run by a launch that wants AMD's registers, or UNMEASURED.
+        if !msr::read_map(&mut map) && !msr::read_intel_map(&mut map) {
             return None;
         }
         map.apic_base &= !BOOT_PROCESSOR;

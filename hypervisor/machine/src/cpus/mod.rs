@@ -1,7 +1,7 @@
 //! The processors: which one this is, and what each has for itself.
 //!
 //! Every processor has a [`Block`]; its GS base leads there from the first instruction of the core on that
-//! processor, and the world switch brings it back, since VMLOAD of the host's control block does.
+//! processor, and the world switch brings it back, since the host's control block has it.
 #![expect(unsafe_code, reason = "the block is found through a segment base")]
 // UNSAFETY: the blocks are statics, reached by `&` only; the one part that is not atomic is written by one
 // processor before the other one, or anybody, looks.
@@ -23,7 +23,7 @@ pub use call::{
     Silent, WayOut, claim_way_out, flush_everywhere, flush_generation, kick, park, park_others, relax,
 };
 pub(crate) use call::{is_left_by_another, serve};
-pub use start::{StartError, StartedCpu};
+pub use start::{StartError, StartSlot, StartedCpu};
 
 /// What one processor has for itself.
 #[repr(C)]
@@ -33,6 +33,8 @@ pub(crate) struct Block {
     apic_id: AtomicU32,
     /// Up to which flush it has dropped its translations.
     flushed: AtomicU64,
+    /// Interrupts that it has taken.
+    interrupts: AtomicU64,
     tables: UnsafeCell<Tables>,
 }
 
@@ -45,6 +47,7 @@ impl Block {
             index: AtomicU32::new(0),
             apic_id: AtomicU32::new(0),
             flushed: AtomicU64::new(0),
+            interrupts: AtomicU64::new(0),
             tables: UnsafeCell::new(Tables::EMPTY),
         }
     }
@@ -52,6 +55,16 @@ impl Block {
     /// Its descriptor tables: filled once, by [`crate::segments::load`] on their own processor.
     pub(crate) const fn tables(&self) -> *mut Tables {
         self.tables.get()
+    }
+
+    /// Counts an interrupt that it takes.
+    pub(crate) fn count_interrupt(&self) {
+        self.interrupts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many interrupts it has taken.
+    pub(crate) fn interrupts(&self) -> u64 {
+        self.interrupts.load(Ordering::Relaxed)
     }
 
     /// Its address, for GS.

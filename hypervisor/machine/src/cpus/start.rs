@@ -17,11 +17,11 @@ use super::likeness::Likeness;
 use super::trampoline::{StartPage, Way};
 use super::{COUNT, CpuId, MAX_CPUS, block, call, relax};
 use crate::clock::Clock;
+use crate::extension::Extension;
 use crate::interrupt::Window;
 use crate::own::Machine;
 use crate::paging::{PagingError, STACK_BYTES};
 use crate::segments::{self, FaultStacks, to_u64};
-use crate::svm::{CpuFrames, SvmCpu, SvmError, SvmHost};
 use crate::{apic, cpu};
 
 const _: () = assert!(LISTED == MAX_CPUS);
@@ -42,7 +42,7 @@ pub enum StartError {
     /// Its registers route addresses in another way than the boot processor's.
     Unlike(u32),
     /// It cannot run guests as the boot processor can.
-    Svm(u32),
+    Extension(u32),
     /// Its time-stamp counter is off by so many ticks.
     Time(u32, i64),
 }
@@ -55,37 +55,44 @@ impl From<PagingError> for StartError {
     }
 }
 
-impl From<SvmError> for StartError {
-    fn from(_: SvmError) -> Self {
-        Self::OutOfFrames
-    }
-}
-
 /// What a processor that was started works with; never leaves it.
 #[derive(Debug)]
-pub struct StartedCpu {
-    /// SVM is on here.
-    pub svm: SvmCpu,
+pub struct StartedCpu<E: Extension> {
+    /// The extension is on here.
+    pub cpu: E::Cpu,
     /// Interrupts can be let in here.
     pub window: Window,
 }
 
 /// What the boot processor passes to the one that it starts.
-struct Parcel {
-    svm: &'static SvmHost,
-    frames: CpuFrames,
+struct Parcel<E: Extension> {
+    extension: &'static E,
+    frames: E::Frames,
     stacks: FaultStacks,
     likeness: Likeness,
     apic_base: u64,
+    main: fn(StartedCpu<E>) -> !,
 }
 
-struct Slot(UnsafeCell<Option<Parcel>>);
+/// Where it lies meanwhile.
+pub struct StartSlot<E: Extension>(UnsafeCell<Option<Parcel<E>>>);
+
+impl<E: Extension> StartSlot<E> {
+    /// Nobody starts.
+    pub(crate) const fn new() -> Self {
+        Self(UnsafeCell::new(None))
+    }
+}
+
+impl<E: Extension> core::fmt::Debug for StartSlot<E> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("StartSlot").finish_non_exhaustive()
+    }
+}
 
 // SAFETY: one processor starts at a time; the boot processor fills the slot before the start-up interrupt, the one
 // that starts empties it, and the boot processor waits for that before it looks again.
-unsafe impl Sync for Slot {}
-
-static PARCEL: Slot = Slot(UnsafeCell::new(None));
+unsafe impl<E: Extension> Sync for StartSlot<E> {}
 
 /// How far the processor is that starts.
 static STATE: AtomicU32 = AtomicU32::new(WAITING);
@@ -94,7 +101,7 @@ const ARRIVED: u32 = 1;
 const TIMED: u32 = 2;
 const READY: u32 = 3;
 const UNLIKE: u32 = 4;
-const NO_SVM: u32 = 5;
+const NO_EXTENSION: u32 = 5;
 
 /// A question for the time, and the answer: its number, and what the counter read.
 static ASKED: AtomicU64 = AtomicU64::new(0);
@@ -106,11 +113,17 @@ const ACCEPTED: u64 = u64::MAX;
 const REFUSED: u64 = u64::MAX - 1;
 
 impl Machine {
-    /// Starts the processors of the hand-off's list, but for this one. After [`Machine::enable_svm`].
+    /// Starts the processors of the hand-off's list, but for this one; each goes on with `main`. After
+    /// [`Machine::enable`].
     ///
     /// # Errors
     /// [`StartError`]: some may work then, and are parked on the way out.
-    pub fn start_cpus(&mut self, svm: &'static SvmHost, clock: Clock) -> Result<(), StartError> {
+    pub fn start_cpus<E: Extension>(
+        &mut self,
+        extension: &'static E,
+        clock: Clock,
+        main: fn(StartedCpu<E>) -> !,
+    ) -> Result<(), StartError> {
         let boot = apic::identity();
         block(CpuId::FIRST).apic_id.store(boot, Ordering::Relaxed);
         call::set_patience(clock.tsc_khz.saturating_mul(1000));
@@ -128,7 +141,7 @@ impl Machine {
         let mut result = Ok(());
         for (index, apic_id) in (1..).zip(others()) {
             let Some(cpu) = CpuId::new(index) else { break };
-            result = self.start_one(cpu, apic_id, svm, &likeness, &page);
+            result = self.start_one((cpu, apic_id), (extension, main), &likeness, &page);
             if result.is_err() {
                 break;
             }
@@ -149,11 +162,10 @@ impl Machine {
         start_page::find(memory, |page| likeness.map.start_page(page, [first, second]).is_ok())
     }
 
-    fn start_one(
+    fn start_one<E: Extension>(
         &mut self,
-        cpu: CpuId,
-        apic_id: u32,
-        svm: &'static SvmHost,
+        (cpu, apic_id): (CpuId, u32),
+        (extension, main): (&'static E, fn(StartedCpu<E>) -> !),
         likeness: &Likeness,
         page: &StartPage,
     ) -> Result<(), StartError> {
@@ -162,18 +174,18 @@ impl Machine {
         }
         let offset = to_u64(cpu.index()).wrapping_sub(1).wrapping_mul(STACK_BYTES);
         let stacks = self.space.map_stacks(cpu, Hpa::new(self.stacks.get().wrapping_add(offset)))?;
-        let frames = svm.frames(self.region())?;
+        let frames = extension.frames(self.region()).map_err(|_| StartError::OutOfFrames)?;
         let (likeness, apic_base) = (*likeness, apic::base());
-        let parcel = Parcel { svm, frames, stacks: stacks.faults, likeness, apic_base };
+        let parcel = Parcel { extension, frames, stacks: stacks.faults, likeness, apic_base, main };
         // SAFETY: no processor starts at the moment, so nobody else looks.
-        unsafe { PARCEL.0.get().write(Some(parcel)) };
+        unsafe { E::starting().0.get().write(Some(parcel)) };
         let block = block(cpu);
         block.index.store(u32::try_from(cpu.index()).unwrap_or(0), Ordering::Relaxed);
         block.apic_id.store(apic_id, Ordering::Relaxed);
         STATE.store(WAITING, Ordering::Release);
         ANSWERED.store(0, Ordering::Relaxed);
         ASKED.store(0, Ordering::Release);
-        page.fill(Way { stack: stacks.main, block: block.address(), entry: arrived });
+        page.fill(Way { stack: stacks.main, block: block.address(), entry: arrived::<E> });
         let wake = || {
             apic::send_start_up(apic_id, page.number());
             wait_for(apic_id, |state| state != WAITING)
@@ -183,7 +195,7 @@ impl Machine {
         wait_for(apic_id, |state| state >= TIMED)?;
         match STATE.load(Ordering::Acquire) {
             UNLIKE => return Err(StartError::Unlike(apic_id)),
-            NO_SVM => return Err(StartError::Svm(apic_id)),
+            NO_EXTENSION => return Err(StartError::Extension(apic_id)),
             _ => {}
         }
         let verdict = compare_time(apic_id);
@@ -224,19 +236,14 @@ fn compare_time(apic_id: u32) -> Result<(), StartError> {
     if is_alike { Ok(()) } else { Err(StartError::Time(apic_id, off)) }
 }
 
-unsafe extern "Rust" {
-    /// What the core does on a processor that was started.
-    safe fn core_cpu_main(cpu: StartedCpu) -> !;
-}
-
 /// The first Rust on a processor that was started, on its own stack; GS leads to its block.
-extern "C" fn arrived() -> ! {
+extern "C" fn arrived<E: Extension>() -> ! {
     // SAFETY: the slot was filled for this processor before it was started, and nobody else looks now.
-    let parcel = unsafe { (*PARCEL.0.get()).take() };
+    let parcel = unsafe { (*E::starting().0.get()).take() };
     STATE.store(ARRIVED, Ordering::Release);
-    let joined = parcel.ok_or(NO_SVM).and_then(join);
+    let joined = parcel.ok_or(NO_EXTENSION).and_then(|parcel| Ok((parcel.main, join(parcel)?)));
     match joined {
-        Ok(cpu) => core_cpu_main(cpu),
+        Ok((main, cpu)) => main(cpu),
         Err(why) => {
             STATE.store(why, Ordering::Release);
             cpu::halt_for_ever()
@@ -245,7 +252,7 @@ extern "C" fn arrived() -> ! {
 }
 
 /// Becomes like the boot processor.
-fn join(parcel: Parcel) -> Result<StartedCpu, u32> {
+fn join<E: Extension>(parcel: Parcel<E>) -> Result<StartedCpu<E>, u32> {
     // SAFETY: once on this processor, which came here with interrupts off and GIF clear; the boot processor has
     // filled the interrupt table and mapped the stacks.
     unsafe { segments::load(parcel.stacks) };
@@ -255,13 +262,13 @@ fn join(parcel: Parcel) -> Result<StartedCpu, u32> {
         return Err(UNLIKE);
     }
     // SAFETY: once here; the segments are final; GIF and IF are clear.
-    let svm = unsafe { parcel.svm.enable(parcel.frames) }.map_err(|_| NO_SVM)?;
+    let cpu = unsafe { parcel.extension.enable(parcel.frames) }.map_err(|_| NO_EXTENSION)?;
     STATE.store(TIMED, Ordering::Release);
     answer_time();
-    // SAFETY: segments and APIC are set up and SVM is on.
-    let window = unsafe { Window::new() };
+    // SAFETY: segments and APIC are set up and the extension is on.
+    let window = unsafe { Window::new(E::GATE) };
     STATE.store(READY, Ordering::Release);
-    Ok(StartedCpu { svm, window })
+    Ok(StartedCpu { cpu, window })
 }
 
 /// Answers questions for the time until the boot processor is content.

@@ -2,25 +2,26 @@
 #![expect(unsafe_code, reason = "EFER and the SVM registers are MSRs")]
 // UNSAFETY: each MSR is one that CPUID's SVM bit promises; values are checked before they are written.
 
-use core::arch::x86_64::__cpuid_count;
-
-use dolmen_arch::bits::low16;
-use dolmen_arch::cpuid::{CpuidSource, Leaf, SvmCapabilities, SvmFeatures};
+use dolmen_arch::cpuid::{SvmCapabilities, SvmFeatures};
 use dolmen_arch::msr;
 use dolmen_arch::register::Efer;
 use dolmen_arch::svm::Asids;
-use dolmen_arch::svm::permission::{IO_MAP_BYTES, MSR_MAP_BYTES, MapBit, MsrAccess, msr_bit};
-use dolmen_memory::{Hfn, Hpa, PAGE_SIZE};
+use dolmen_arch::svm::permission::{IO_MAP_BYTES, MSR_MAP_BYTES, MsrAccess, msr_bit};
+use dolmen_memory::{Hfn, Hpa, Npt};
 use dolmen_vm::policy::DIRECT_MSRS;
 
-use super::extended::{Extended, Features};
 use super::frame::VmcbFrame;
-use super::msr as msr_access;
 use super::processor::SvmCpu;
 use super::switch;
 use super::vcpu::Svm;
+use crate::cpu::ThisCpu;
+use crate::cpus::StartSlot;
+use crate::extended::{Extended, Features};
+use crate::extension::{Extension, ExtensionError};
+use crate::interrupt::Gate;
+use crate::permission;
 use crate::region::Region;
-use crate::segments::to_u64;
+use crate::register as msr_access;
 
 /// Why SVM cannot be used here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,17 +38,6 @@ pub enum SvmError {
     Unlike,
     /// The region has no frame left.
     OutOfFrames,
-}
-
-/// CPUID of the processor this runs on.
-#[derive(Clone, Copy, Debug)]
-pub struct ThisCpu;
-
-impl CpuidSource for ThisCpu {
-    fn leaf(&self, leaf: u32, subleaf: u32) -> Leaf {
-        let answer = __cpuid_count(leaf, subleaf);
-        Leaf { eax: answer.eax, ebx: answer.ebx, ecx: answer.ecx, edx: answer.edx }
-    }
 }
 
 /// What the processors share: one for the machine.
@@ -68,18 +58,31 @@ pub struct CpuFrames {
 
 const VM_CR_SVMDIS: u64 = 1 << 4;
 
-impl SvmHost {
+static STARTING: StartSlot<SvmHost> = StartSlot::new();
+
+impl Extension for SvmHost {
+    type Cpu = SvmCpu;
+    type Vcpu = Svm;
+    type Frames = CpuFrames;
+    type Tables = Npt;
+
+    const GATE: Gate = Gate::Global;
+
+    fn starting() -> &'static StartSlot<Self> {
+        &STARTING
+    }
+
     /// Permission maps that deny everything but the registers which the processor switches itself.
     ///
     /// # Errors
     /// [`SvmError`] for what this processor lacks.
-    pub fn new(region: &mut Region) -> Result<Self, SvmError> {
+    fn new(region: &mut Region) -> Result<Self, ExtensionError> {
         let capabilities = SvmCapabilities::detect(&ThisCpu).ok_or(SvmError::Absent)?;
         if !capabilities.features.contains(SvmFeatures::NESTED_PAGING) {
-            return Err(SvmError::NoNestedPaging);
+            return Err(SvmError::NoNestedPaging.into());
         }
-        let io_map = denied(region, IO_MAP_BYTES)?.base();
-        let msr_map = denied(region, MSR_MAP_BYTES)?;
+        let io_map = permission::denied(region, IO_MAP_BYTES).ok_or(SvmError::OutOfFrames)?.base();
+        let msr_map = permission::denied(region, MSR_MAP_BYTES).ok_or(SvmError::OutOfFrames)?;
         allow_switched_msrs(region, msr_map);
         Ok(Self { capabilities, extended: Features::detect(), io_map, msr_map })
     }
@@ -88,7 +91,7 @@ impl SvmHost {
     ///
     /// # Errors
     /// [`SvmError::OutOfFrames`].
-    pub fn frames(&self, region: &mut Region) -> Result<CpuFrames, SvmError> {
+    fn frames(&self, region: &mut Region) -> Result<CpuFrames, ExtensionError> {
         let save = region.allocate().ok_or(SvmError::OutOfFrames)?;
         let host = VmcbFrame::allocate(region).ok_or(SvmError::OutOfFrames)?;
         Ok(CpuFrames { save, host })
@@ -102,16 +105,16 @@ impl SvmHost {
     /// # Safety
     /// Runs once on each processor, at CPL 0 with IF = 0, after the host's FS, GS, TR and LDTR are final.
     /// Interrupts stay off (GIF = 0) from now on except in the windows of `cpu`.
-    pub unsafe fn enable(&self, frames: CpuFrames) -> Result<SvmCpu, SvmError> {
+    unsafe fn enable(&self, frames: CpuFrames) -> Result<SvmCpu, ExtensionError> {
         let CpuFrames { save, mut host } = frames;
         let here = SvmCapabilities::detect(&ThisCpu).ok_or(SvmError::Absent)?;
         if !here.features.contains(self.capabilities.features) {
-            return Err(SvmError::Unlike);
+            return Err(SvmError::Unlike.into());
         }
         let asids = Asids::new(here.asids).ok_or(SvmError::NoAsid)?;
         // SAFETY: VM_CR exists where CPUID reports SVM.
         if unsafe { msr_access::read(msr::VM_CR) } & VM_CR_SVMDIS != 0 {
-            return Err(SvmError::Disabled);
+            return Err(SvmError::Disabled.into());
         }
         // SAFETY: EFER exists on every x86-64 processor.
         let efer = Efer::from_bits_retain(unsafe { msr_access::read(msr::EFER) });
@@ -132,7 +135,7 @@ impl SvmHost {
     ///
     /// # Errors
     /// [`SvmError::OutOfFrames`].
-    pub fn vcpu(&self, region: &mut Region, root: Hfn, tsc_offset: u64) -> Result<Svm, SvmError> {
+    fn vcpu(&self, region: &mut Region, root: Hfn, tsc_offset: u64) -> Result<Svm, ExtensionError> {
         let mut frame = VmcbFrame::allocate(region).ok_or(SvmError::OutOfFrames)?;
         let vmcb = frame.get_mut();
         vmcb.control.set_permission_maps(self.io_map, self.msr_map.base());
@@ -143,44 +146,12 @@ impl SvmHost {
     }
 }
 
-/// A permission map in which every bit is set.
-fn denied(region: &mut Region, bytes: usize) -> Result<Hfn, SvmError> {
-    let pages = to_u64(bytes) / PAGE_SIZE;
-    let first = region.allocate_run(pages).ok_or(SvmError::OutOfFrames)?;
-    for page in 0..pages {
-        let frame = page_of(first, page);
-        for index in 0..crate::region::ENTRIES {
-            region.write(frame, index, u64::MAX);
-        }
-    }
-    Ok(first)
-}
-
 fn allow_switched_msrs(region: &mut Region, map: Hfn) {
     for register in DIRECT_MSRS {
         for access in [MsrAccess::Read, MsrAccess::Write] {
             if let Some(bit) = msr_bit(register, access) {
-                clear_bit(region, map, bit);
+                permission::allow(region, map, bit.byte, bit.mask);
             }
         }
     }
-}
-
-/// Clears one bit of a map, of which the region gives us 64-bit words.
-fn clear_bit(region: &mut Region, map: Hfn, bit: MapBit) {
-    let offset = to_u64(bit.byte);
-    let frame = page_of(map, offset / PAGE_SIZE);
-    let index = low16(offset % PAGE_SIZE / 8);
-    let mut word = region.read(frame, index).to_le_bytes();
-    for (place, byte) in (0u64..).zip(word.iter_mut()) {
-        if place == offset % 8 {
-            *byte &= !bit.mask;
-        }
-    }
-    region.write(frame, index, u64::from_le_bytes(word));
-}
-
-/// The `index`-th frame of a run.
-const fn page_of(first: Hfn, index: u64) -> Hfn {
-    Hfn::containing(Hpa::new(first.base().get().wrapping_add(index.wrapping_mul(PAGE_SIZE))))
 }

@@ -6,6 +6,7 @@ use dolmen_memory::Hpa;
 use super::frame::VmcbFrame;
 use super::vcpu::{Place, Svm};
 use crate::cpus::{self, CpuId};
+use crate::extension::HostCpu;
 
 /// A processor with SVM on. It loads a virtual processor before that runs here, and saves it before it may run
 /// elsewhere.
@@ -25,9 +26,12 @@ impl SvmCpu {
     pub(super) fn new(host: VmcbFrame, asids: Asids) -> Self {
         Self { id: cpus::this(), host, asids, resident: None, must_flush: false }
     }
+}
 
-    /// Lets `svm` run on this processor, which holds none.
-    pub fn load(&mut self, svm: &mut Svm) {
+impl HostCpu for SvmCpu {
+    type Vcpu = Svm;
+
+    fn load(&mut self, svm: &mut Svm) {
         let (own, whose) = (self.host.physical(), svm.identity());
         let was_here = svm.ran_on() == Some(own);
         svm.extended.load(was_here && self.resident == Some(whose));
@@ -49,8 +53,7 @@ impl SvmCpu {
         svm.settle(Place { cpu: self.id, host: own, asid });
     }
 
-    /// Takes `svm` off this processor.
-    pub fn save(&mut self, svm: &mut Svm) {
+    fn save(&mut self, svm: &mut Svm) {
         svm.extended.save();
         self.must_flush &= !svm.leave();
     }

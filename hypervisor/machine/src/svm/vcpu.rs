@@ -7,10 +7,10 @@ use dolmen_arch::svm::{self, Asid, Clean, TlbControl, Vmcb};
 use dolmen_arch::{Gprs, Vector, VmExit};
 use dolmen_memory::Hpa;
 
-use super::extended::Extended;
 use super::frame::VmcbFrame;
 use super::switch;
 use crate::cpus::{self, CpuId};
+use crate::extended::Extended;
 
 /// How the guest is watched for the moment it can take an interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -28,6 +28,7 @@ fn msrs_follow_their_rules() {
         (msr::PATCH_LEVEL, Some(0)),
         (msr::PERF_LEGACY_FIRST, Some(0)),
         (msr::MTRR_DEF_TYPE, Some(0x806)),
+        (msr::MISC_ENABLE, Some(1)),
         (msr::TSC, Some(0)),
         (msr::VM_HSAVE_PA, None),
         (0x1234_5678, None),

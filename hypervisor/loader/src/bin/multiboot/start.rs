@@ -7,7 +7,9 @@ use core::fmt::Display;
 use dolmen_drtm::handoff::Extent;
 use dolmen_loader::config::{REGION_MIB, parse_region_mib};
 use dolmen_loader::console::{self, fact, stop};
-use dolmen_loader::hardware::{physical::Memory, tpm};
+use dolmen_loader::hardware::physical::Memory;
+#[cfg(not(feature = "unmeasured"))]
+use dolmen_loader::hardware::tpm;
 use dolmen_loader::launch::{Launch, is_complete, probe};
 use dolmen_loader::map::{Kind, MemoryMap};
 use dolmen_loader::multiboot::{self, BootInfo};
@@ -94,10 +96,14 @@ fn region_bytes(boot: &BootInfo) -> u64 {
     mib << 20
 }
 
-#[cfg(not(feature = "hostile"))]
+#[cfg(not(any(feature = "hostile", feature = "unmeasured")))]
 fn start_tpm(_: &Launch<'_>) {
     start_tpm_now();
 }
+
+/// Nothing is measured, so no TPM is needed.
+#[cfg(feature = "unmeasured")]
+const fn start_tpm(_: &Launch<'_>) {}
 
 #[cfg(feature = "hostile")]
 fn start_tpm(launch: &Launch<'_>) {
@@ -106,6 +112,7 @@ fn start_tpm(launch: &Launch<'_>) {
     }
 }
 
+#[cfg(not(feature = "unmeasured"))]
 fn start_tpm_now() {
     match tpm::start() {
         Ok(()) => fact(format_args!("tpm started")),

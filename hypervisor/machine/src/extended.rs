@@ -17,9 +17,8 @@ use dolmen_arch::msr;
 use dolmen_arch::register::{Cr0, Cr4};
 use dolmen_vm::cpuid::GUEST_XCR0;
 
-use super::enable::ThisCpu;
-use super::msr as msr_access;
-use crate::cpu;
+use crate::cpu::{self, ThisCpu};
+use crate::register as msr_access;
 
 const FEATURES: u32 = 1;
 const ECX_XSAVE: u32 = 1 << 26;
@@ -48,7 +47,7 @@ impl Image {
 
 /// What processors have of it; all of a machine have the same.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Features {
+pub(crate) struct Features {
     /// XCR0 bits that guests may set; 0 without XSAVE.
     xcr0_mask: u64,
     has_xsaves: bool,
@@ -57,7 +56,7 @@ pub(super) struct Features {
 
 impl Features {
     /// Reads what this processor has.
-    pub(super) fn detect() -> Self {
+    pub(crate) fn detect() -> Self {
         let has_xsave = ThisCpu.leaf(FEATURES, 0).ecx & ECX_XSAVE != 0;
         let exists = u64::from(ThisCpu.leaf(XSAVE_LEAF, 0).eax);
         Self {
@@ -68,7 +67,7 @@ impl Features {
     }
 
     /// Lets this processor switch the state.
-    pub(super) fn prepare(self) {
+    pub(crate) fn prepare(self) {
         let cr0 = Cr0::from_bits_retain(cpu::read_cr0()).difference(Cr0::TS.union(Cr0::EM)).union(Cr0::MP);
         // SAFETY: TS and EM only make x87 instructions fault; paging and protection are untouched.
         unsafe { cpu::write_cr0(cr0.bits()) };
@@ -112,7 +111,7 @@ impl Features {
 }
 
 /// The state of one virtual processor. While it is loaded, the registers hold it and this is out of date.
-pub(super) struct Extended {
+pub(crate) struct Extended {
     features: Features,
     image: Image,
     xcr0: u64,
@@ -123,12 +122,12 @@ pub(super) struct Extended {
 
 impl Extended {
     /// Reset values.
-    pub(super) fn new(features: Features) -> Self {
+    pub(crate) fn new(features: Features) -> Self {
         Self { features, image: Image::initial(), xcr0: X87, addresses: [0; 4], tsc_aux: 0, is_loaded: false }
     }
 
     /// Puts the state into the registers, unless they hold it still.
-    pub(super) fn load(&mut self, still_there: bool) {
+    pub(crate) fn load(&mut self, still_there: bool) {
         self.is_loaded = true;
         if still_there {
             return;
@@ -140,7 +139,7 @@ impl Extended {
     }
 
     /// Takes the state out of the registers, which go on holding it.
-    pub(super) fn save(&mut self) {
+    pub(crate) fn save(&mut self) {
         if !self.is_loaded {
             return;
         }
@@ -152,7 +151,7 @@ impl Extended {
     }
 
     /// Gives everything its reset value. Whatever the registers hold is no longer the state.
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         *self = Self::new(self.features);
     }
 
@@ -213,7 +212,7 @@ impl Extended {
     }
 
     /// DR0–DR3 are zero after INIT (APM vol. 2, table 14-1); what else is here stays.
-    pub(super) fn clear_addresses(&mut self) {
+    pub(crate) fn clear_addresses(&mut self) {
         self.addresses = [0; 4];
         if self.is_loaded {
             self.load_addresses();
@@ -221,17 +220,17 @@ impl Extended {
     }
 
     /// XCR0 bits a guest may set.
-    pub(super) const fn xcr0_mask(&self) -> u64 {
+    pub(crate) const fn xcr0_mask(&self) -> u64 {
         self.features.xcr0_mask
     }
 
     /// XCR0 as the guest has it.
-    pub(super) fn read_xcr0(&self) -> u64 {
+    pub(crate) fn read_xcr0(&self) -> u64 {
         if self.is_loaded { self.features.read_xcr0() } else { self.xcr0 }
     }
 
     /// Sets XCR0.
-    pub(super) fn write_xcr0(&mut self, value: u64) {
+    pub(crate) fn write_xcr0(&mut self, value: u64) {
         self.xcr0 = value & self.features.xcr0_mask | X87;
         if self.is_loaded {
             self.features.write_xcr0(value);
@@ -239,12 +238,12 @@ impl Extended {
     }
 
     /// TSC_AUX as the guest set it.
-    pub(super) const fn tsc_aux(&self) -> u64 {
+    pub(crate) const fn tsc_aux(&self) -> u64 {
         self.tsc_aux
     }
 
     /// Sets TSC_AUX, which RDTSCP gives the guest.
-    pub(super) fn write_tsc_aux(&mut self, value: u64) {
+    pub(crate) fn write_tsc_aux(&mut self, value: u64) {
         self.tsc_aux = u64::from(low32(value));
         if self.is_loaded && self.features.has_tsc_aux {
             // SAFETY: CPUID reports RDTSCP, and with it this MSR; the upper half is zero, as it must be.
