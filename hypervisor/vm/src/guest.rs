@@ -131,6 +131,7 @@ impl ExitKind {
     ];
 
     /// The kind of one exit.
+    #[inline(always)]
     pub const fn of(exit: &VmExit) -> Self {
         match exit {
             VmExit::HostInterrupt | VmExit::HostNmi | VmExit::HostSmi | VmExit::HostInit => Self::Host,
@@ -170,6 +171,7 @@ impl Counters {
     }
 
     /// One more: by its only writer, so load and store are enough.
+    #[inline(always)]
     pub(crate) fn count(&self, kind: ExitKind) {
         if let Some(slot) = self.slot(kind) {
             slot.store(slot.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);

@@ -82,6 +82,7 @@ impl LocalDevices {
     }
 
     /// Answers RDMSR.
+    #[inline(always)]
     pub fn msr_read(&mut self, msr: u32, now: Tsc) -> MsrAnswer {
         match msr {
             MSR_TSC => MsrAnswer::Value(now),
@@ -102,6 +103,7 @@ impl LocalDevices {
 
     /// Does WRMSR; `memory` is where the paravirtual clock's structures go. The time-stamp counter cannot be
     /// set: a write to it is dropped.
+    #[inline(always)]
     pub fn msr_write(&mut self, msr: u32, value: u64, now: Tsc, memory: &mut impl GuestMemory) -> MsrAnswer {
         let result = match msr {
             MSR_TSC => Ok(Request::None),
@@ -157,6 +159,7 @@ impl LocalDevices {
     }
 
     /// The processor took `vector`, which [`Self::pending_vector`] gave.
+    #[inline]
     pub fn acknowledge(&mut self, vector: u8) {
         self.apic.acknowledge(vector);
     }

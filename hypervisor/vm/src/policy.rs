@@ -139,6 +139,7 @@ pub const DIRECT_MSRS: [u32; 10] = [
 ];
 
 /// The rule for an MSR. Default: absent.
+#[inline(always)]
 pub const fn msr_rule(index: u32) -> MsrRule {
     match index {
         msr::EFER => MsrRule::Efer,
@@ -170,6 +171,7 @@ pub const fn msr_rule(index: u32) -> MsrRule {
 }
 
 /// Decides about one exit.
+#[inline(always)]
 pub const fn decide(exit: VmExit) -> Action {
     match exit {
         VmExit::HostInterrupt | VmExit::HostNmi | VmExit::HostSmi | VmExit::HostInit => Action::ServeHost,

@@ -289,6 +289,7 @@ impl LocalApic {
     }
 
     /// The processor took `vector`.
+    #[inline]
     pub fn acknowledge(&mut self, vector: u8) {
         if self.requested.set(vector, false) {
             self.in_service.set(vector, true);
@@ -373,6 +374,7 @@ impl LocalApic {
     }
 
     /// Ends the most urgent interrupt in service.
+    #[inline]
     fn end_of_interrupt(&mut self) -> Request {
         let Some(vector) = self.in_service.highest() else { return Request::None };
         self.in_service.set(vector, false);

@@ -130,6 +130,7 @@ impl LocalApic {
     ///
     /// # Errors
     /// [`Refused`] if the processor is not in x2APIC mode or the register cannot be read.
+    #[inline]
     pub fn read_msr(&mut self, register: Register, now: Tsc) -> Result<u64, Refused> {
         if self.mode != Mode::X2Apic {
             return Err(Refused);
@@ -149,6 +150,7 @@ impl LocalApic {
     /// # Errors
     /// [`Refused`] if the processor is not in x2APIC mode, the register cannot be written, or a reserved bit
     /// is set.
+    #[inline]
     pub fn write_msr(&mut self, register: Register, value: u64, now: Tsc) -> Result<Request, Refused> {
         self.is_published &= !register.decides_addressing();
         if self.mode != Mode::X2Apic {
@@ -212,6 +214,7 @@ impl LocalApic {
     }
 
     /// Writes a register that both interfaces have; `None` if there is none to write.
+    #[inline]
     fn write(&mut self, register: Register, value: u32, now: Tsc) -> Option<Request> {
         self.advance(now);
         match register.0 {
