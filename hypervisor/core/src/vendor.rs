@@ -43,6 +43,8 @@ pub(crate) fn run(measured: Measured) -> Result<Infallible, Reason> {
     }
 }
 
+/// A function of its own: each of the two wants much of the stack, and only one of them runs.
+#[inline(never)]
 fn run_on<E: Home>(measured: Measured) -> Result<Infallible, Reason> {
     let guests = virtualise::build::<E>(measured)?;
     serve::for_ever(guests)

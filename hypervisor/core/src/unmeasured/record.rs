@@ -17,13 +17,11 @@ pub(crate) struct EventLog;
 
 impl EventLog {
     /// Nothing was recorded before.
-    #[expect(clippy::unnecessary_wraps, reason = "the measured image's can fail")]
     pub(crate) const fn begin(_: &mut Host) -> Result<Self, Reason> {
         Ok(Self)
     }
 
     /// Nothing is recorded.
-    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "the measured image's can fail")]
     pub(crate) const fn record(
         &mut self,
         _: &mut Host,
@@ -34,7 +32,6 @@ impl EventLog {
     }
 
     /// An empty log.
-    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "the measured image's can fail")]
     pub(crate) const fn finish(self, _: &mut Host) -> Result<Vec<u8>, Reason> {
         Ok(Vec::new())
     }
@@ -45,7 +42,6 @@ pub(crate) struct Cap;
 
 impl Cap {
     /// Says that there was nothing to cap.
-    #[expect(clippy::unused_self, reason = "the measured image's has a TPM")]
     pub(crate) fn put_on(&mut self) {
         print(format_args!("stop: memory wiped; UNMEASURED, so there was no PCR to cap\n"));
     }

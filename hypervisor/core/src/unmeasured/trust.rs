@@ -17,20 +17,17 @@ pub(crate) struct Trust;
 
 impl Trust {
     /// There is no sealing root.
-    #[expect(clippy::unused_self, reason = "the measured image's has one")]
     pub(crate) const fn take_root(&mut self) -> Option<service::Secret<[u8; 32]>> {
         None
     }
 
     /// There is nothing to read.
-    #[expect(clippy::unused_self, reason = "the measured image's has a key")]
     pub(crate) const fn publish(&mut self, event_log: Vec<u8>) -> Published {
         Published { ak_public: Vec::new(), event_log }
     }
 }
 
 /// Derives nothing.
-#[expect(clippy::unnecessary_wraps, reason = "the measured image's can fail")]
 pub(crate) fn derive(_: &mut Host) -> Result<Trust, Reason> {
     log::warn!(target: "measure", "UNMEASURED no keys derived");
     Ok(Trust)
@@ -48,7 +45,6 @@ impl TpmDesk {
     }
 
     /// There is nothing to do.
-    #[expect(clippy::unused_self, reason = "the measured image's has a TPM to look after")]
     pub(crate) const fn work(&mut self) {}
 }
 

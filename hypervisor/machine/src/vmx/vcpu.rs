@@ -200,13 +200,15 @@ impl Vmx {
         if self.told.unblocked_nmi() {
             self.set_shadow(shadow::NMI, true);
         }
-        match decoded {
-            VmExit::InterruptWindow => self.set_window(Primary::INTERRUPT_WINDOW, false),
-            VmExit::NmiReturn => self.set_window(Primary::NMI_WINDOW, false),
-            VmExit::HostNmi => switch::take_nmi(),
+        if decoded == VmExit::InterruptWindow {
+            self.set_window(Primary::INTERRUPT_WINDOW, false);
+        } else if decoded == VmExit::NmiReturn {
+            self.set_window(Primary::NMI_WINDOW, false);
+        } else if decoded == VmExit::HostNmi {
+            switch::take_nmi();
+        } else if matches!(decoded, VmExit::Exception { vector: Vector::DB, .. }) {
             // The processor tells why, and leaves it to us to note it (SDM vol. 3C, 28.1).
-            VmExit::Exception { vector: Vector::DB, .. } => self.note_debug(),
-            _ => {}
+            self.note_debug();
         }
         decoded
     }
