@@ -92,6 +92,8 @@ pub struct Svm {
     pub(super) gprs: Gprs,
     pub(super) extended: Extended,
     pub(super) features: SvmFeatures,
+    /// What the processor keeps from one exit to the next entry.
+    kept: Clean,
     watch: Watch,
     /// Where the guest stood in an interrupt shadow at an exit that changed nothing.
     shadow_at: Option<u64>,
@@ -112,6 +114,7 @@ impl Svm {
             gprs: Gprs::default(),
             extended,
             features,
+            kept: if features.contains(SvmFeatures::VMCB_CLEAN) { Clean::all() } else { Clean::empty() },
             watch: Watch::Off,
             shadow_at: None,
             nmi: NmiState::Open,
@@ -204,10 +207,9 @@ impl Svm {
 
     #[inline(always)]
     fn after_exit(&mut self) -> VmExit {
-        let keeps = self.features.contains(SvmFeatures::VMCB_CLEAN);
         let vmcb = self.vmcb.get_mut();
         vmcb.control.set_tlb_control(TlbControl::Keep);
-        vmcb.control.set_clean(if keeps { Clean::all() } else { Clean::empty() });
+        vmcb.control.set_clean(self.kept);
         vmcb.control.clear_injection();
         (self.gprs.rax, self.gprs.rsp) = (vmcb.save().rax, vmcb.save().rsp);
         // Decoded last, and in a place of its own where nothing is under way: the caller's choice then follows the
