@@ -47,13 +47,13 @@ where
 
 /// Why there is no list: each command about other guests asks for it first, and learns here that it may not.
 fn not_listed<E: fmt::Display>(error: Error<E>) -> Failure {
-    match error {
-        Error::Refused(Status::NOT_PERMITTED) => Failure::plain(
+    if matches!(error, Error::Refused(Status::NOT_PERMITTED)) {
+        return Failure::plain(
             &"this guest may not see or manage other guests (NOT_PERMITTED). Hint: add \"manage\" to `hypercalls` \
               in its part of the manifest",
-        ),
-        error => error.into(),
+        );
     }
+    error.into()
 }
 
 /// Asks for it and waits until it is done.
