@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{place, process, ui};
+use crate::{package, place, process, ui};
 
 /// Marks a folder whose packages were unpacked to the end.
 const COMPLETE: &str = ".complete";
@@ -88,34 +88,30 @@ pub(crate) fn ensure(series: &Series) -> Result<Kernel> {
 /// needs no module, so nothing but the bzImage is kept.
 pub(crate) fn ensure_generic(series: &Series) -> Result<PathBuf> {
     let version = ensure(series)?.version;
-    let folder = place::cache()?.join("kernel-generic").join(&version);
-    let image = folder.join(format!("boot/vmlinuz-{version}-amd64"));
-    if folder.join(COMPLETE).exists() {
-        return Ok(image);
+    package::file(&format!("linux-image-{version}-amd64"), &format!("boot/vmlinuz-{version}-amd64"))
+}
+
+/// The kernel proper, an ELF file, out of a bzImage that is packed with zstd (Linux,
+/// `Documentation/arch/x86/boot.rst`: the payload's place counts from the protected-mode part; the kernel's build
+/// appends its unpacked length).
+pub(crate) fn vmlinux(image: &[u8]) -> Result<Vec<u8>> {
+    const SETUP_SECTORS: usize = 0x1f1;
+    const PAYLOAD_OFFSET: usize = 0x248;
+    const PAYLOAD_LENGTH: usize = 0x24c;
+    const LENGTH_WORD: usize = 4;
+    let word = |at: usize| -> Result<usize> {
+        let bytes = image.get(at..).and_then(|rest| rest.first_chunk()).context("a bzImage cut short")?;
+        usize::try_from(u32::from_le_bytes(*bytes)).context("a length beyond memory")
+    };
+    let sectors = usize::from(*image.get(SETUP_SECTORS).context("a bzImage cut short")?);
+    let start = sectors.saturating_add(1).saturating_mul(512).saturating_add(word(PAYLOAD_OFFSET)?);
+    let end = start.saturating_add(word(PAYLOAD_LENGTH)?);
+    let packed = image.get(start..end.saturating_sub(LENGTH_WORD)).context("a bzImage cut short")?;
+    let kernel = package::unpacked("zstd", packed)?;
+    if kernel.len() != word(end.saturating_sub(LENGTH_WORD))? {
+        bail!("the kernel in the bzImage is not as long as it says");
     }
-    place::make(&folder)?;
-    let downloads = tempfile::tempdir_in(&folder).context("cannot make a folder for downloads")?;
-    process::run(
-        &format!("Downloading Debian's generic kernel {version} (100 MB), for a guest"),
-        Command::new("apt-get")
-            .arg("download")
-            .arg(format!("linux-image-{version}-amd64"))
-            .current_dir(downloads.path()),
-    )?;
-    let package = downloads.path().read_dir().context("cannot list the downloads")?.next();
-    let package = package.context("apt-get downloaded nothing")?.context("cannot list the downloads")?.path();
-    let archive = downloads.path().join("content.tar");
-    let file = std::fs::File::create(&archive).context("cannot write the unpacked package")?;
-    let status = Command::new("dpkg-deb").arg("--fsys-tarfile").arg(&package).stdout(file).status();
-    if !status.context("`dpkg-deb` does not run")?.success() {
-        bail!("{} cannot be unpacked", package.display());
-    }
-    process::output(Command::new("tar").arg("-C").arg(&folder).arg("-xf").arg(&archive).arg("./boot"))?;
-    if !image.exists() {
-        bail!("the package of the generic kernel {version} holds no {}", image.display());
-    }
-    place::write(&folder.join(COMPLETE), b"")?;
-    Ok(image)
+    Ok(kernel)
 }
 
 /// Asks apt for the newest version it knows.
@@ -206,5 +202,14 @@ mod tests {
     fn the_newest_version_is_found_by_number_and_not_by_letter() {
         let offered = ["6.12.9+deb12", "6.12.117+deb12", "6.12.22+deb12"];
         assert_eq!(newest(offered.into_iter()).as_deref(), Some("6.12.117+deb12"));
+    }
+
+    #[test]
+    fn a_bzimage_whose_payload_is_not_there_is_refused() {
+        let mut image = vec![0; 0x400];
+        image[0x24c..0x250].copy_from_slice(&0x1000u32.to_le_bytes());
+        for length in [0x100, 0x24e, 0x400] {
+            assert!(vmlinux(&image[..length]).is_err(), "{length:#x}");
+        }
     }
 }

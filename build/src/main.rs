@@ -21,6 +21,7 @@ mod lint;
 mod machine;
 mod manifest;
 mod measure;
+mod package;
 mod place;
 mod pool;
 mod prepush;

@@ -44,6 +44,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("qemu-system-data", "option ROMs of the emulated machine"),
     ("mtools", "makes the EFI system partition"),
     ("busybox-static", "user space of the demo's guest"),
+    ("zstd", "unpacks the kernel in Debian's bzImage, for a guest"),
     ("grub-common", "makes the disk that the real GRUB boots"),
     ("grub-pc-bin", "the GRUB of a machine with BIOS"),
     ("xorriso", "writes GRUB's disk"),

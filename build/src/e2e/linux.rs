@@ -6,12 +6,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::{Case, Scene};
-use crate::image::Parts;
 use crate::kernel;
 use crate::lab::{self, Release};
 use crate::machine::shell::Shell;
-use crate::manifest::Manifest;
-use crate::{measure, place};
+use crate::place;
 
 /// Virtual processors of these guests.
 const VCPUS: usize = 4;
@@ -54,19 +52,44 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "linux_6_12_cloud_runs_on_four_processors_without_complaint", run: cloud },
     Case { name: "linux_6_12_generic_runs_on_four_processors_without_complaint", run: generic },
     Case { name: "linux_6_1_runs_on_four_processors_without_complaint", run: older },
+    Case { name: "linux_6_12_boots_by_its_pvh_note_and_runs_on_four_processors", run: pvh },
 ];
 
 fn cloud(scene: &Scene<'_>) -> Result<()> {
-    four(scene, &scene.bench.artifacts.file("vmlinuz"), "", WayOut::Reboot)
+    four(scene, &scene.bench.artifacts.file("vmlinuz"), &Boot::default())
 }
 
 fn generic(scene: &Scene<'_>) -> Result<()> {
-    four(scene, &kernel::ensure_generic(&kernel::CURRENT)?, "", WayOut::PowerOff)
+    let boot = Boot { way_out: WayOut::PowerOff, ..Boot::default() };
+    four(scene, &kernel::ensure_generic(&kernel::CURRENT)?, &boot)
 }
 
 fn older(scene: &Scene<'_>) -> Result<()> {
     // With its local APICs in memory, as without x2APIC.
-    four(scene, &scene.bench.artifacts.file("vmlinuz-6.1"), " nox2apic", WayOut::PowerOff)
+    let boot = Boot { parameters: " nox2apic", way_out: WayOut::PowerOff, ..Boot::default() };
+    four(scene, &scene.bench.artifacts.file("vmlinuz-6.1"), &boot)
+}
+
+/// The ELF file that Debian's bzImage unpacks, entered where its note says, as Xen and other hypervisors enter it.
+fn pvh(scene: &Scene<'_>) -> Result<()> {
+    let kernel = scene.folder.join("vmlinux");
+    place::write(&kernel, &kernel::vmlinux(&place::read(&scene.bench.artifacts.file("vmlinuz"))?)?)?;
+    four(scene, &kernel, &Boot { format: "pvh", ..Boot::default() })
+}
+
+/// How a kernel is entered, and how it ends.
+#[derive(Clone, Copy, Debug)]
+struct Boot {
+    format: &'static str,
+    /// More words for its command line.
+    parameters: &'static str,
+    way_out: WayOut,
+}
+
+impl Default for Boot {
+    fn default() -> Self {
+        Self { format: "linux", parameters: "", way_out: WayOut::Reboot }
+    }
 }
 
 /// How a guest ends.
@@ -77,8 +100,8 @@ enum WayOut {
 }
 
 /// Boots `kernel` on four processors, looks at what it says of them, and lets it end.
-fn four(scene: &Scene<'_>, kernel: &Path, parameters: &str, way_out: WayOut) -> Result<()> {
-    let release = release(scene, kernel, parameters)?;
+fn four(scene: &Scene<'_>, kernel: &Path, boot: &Boot) -> Result<()> {
+    let release = release(scene, kernel, boot)?;
     let lab = scene.lab("bios")?;
     let mut machine = lab.boot("linux", &release.parts)?;
     lab::measured(&mut machine)?;
@@ -91,7 +114,7 @@ fn four(scene: &Scene<'_>, kernel: &Path, parameters: &str, way_out: WayOut) -> 
         bail!("the kernel complains:\n{}", complaints.join("\n"));
     }
     look(&mut shell)?;
-    let (command, said) = match way_out {
+    let (command, said) = match boot.way_out {
         WayOut::PowerOff => ("poweroff -f", "cause=power-off"),
         WayOut::Reboot => ("reboot -f", "cause=reboot"),
     };
@@ -132,19 +155,15 @@ fn look(shell: &mut Shell) -> Result<()> {
 }
 
 /// A release with one guest of four processors, whose user space is the demo's.
-fn release(scene: &Scene<'_>, kernel: &Path, parameters: &str) -> Result<Release> {
+fn release(scene: &Scene<'_>, kernel: &Path, boot: &Boot) -> Result<Release> {
     let artifacts = &scene.bench.artifacts;
-    let path = scene.folder.join("dolmen.toml");
+    let Boot { format, parameters, .. } = boot;
     let text = format!(
         "[[guest]]\nname = \"debian\"\nmemory_mib = 768\nvcpus = {VCPUS}\nconsoles = [\"com2\"]\n\
          on_power_off = \"halt-machine\"\non_crash = \"halt-machine\"\non_reboot = \"reset-machine\"\n\
-         hypercalls = []\nkernel = \"{}\"\ninitrd = \"{}\"\ncmdline = \"console=ttyS0,115200{parameters}\"\n",
+         hypercalls = []\nformat = \"{format}\"\nkernel = \"{}\"\ninitrd = \"{}\"\ncmdline = \"console=ttyS0,115200{parameters}\"\n",
         kernel.display(),
         artifacts.file("initramfs.cpio").display(),
     );
-    place::write(&path, text.as_bytes())?;
-    let manifest = Manifest::load(&path)?;
-    let parts = Parts::collect(artifacts, &manifest, scene.folder.join("manifest.bin"))?;
-    let reference = measure::reference(&parts, &manifest)?;
-    Ok(Release { manifest, parts, reference })
+    super::release(scene.bench, &scene.folder, &text)
 }

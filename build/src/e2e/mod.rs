@@ -2,6 +2,7 @@
 
 mod cpus;
 mod dma;
+mod foreign;
 mod grub;
 mod hostile;
 mod image;
@@ -90,6 +91,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Tally> {
         trust::CASES,
         image::CASES,
         grub::CASES,
+        foreign::CASES,
         noise::CASES,
         life::CASES,
     ];
