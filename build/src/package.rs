@@ -13,8 +13,12 @@ use crate::{place, process};
 pub(crate) fn file(name: &str, within: &str) -> Result<PathBuf> {
     let packages = place::cache()?.join("package");
     place::make(&packages)?;
-    let offered = offered(name)?;
     let cached = cached(&packages, name)?;
+    let mut offered = offered(name)?;
+    if offered.is_none() && cached.is_none() && rustix::process::geteuid().is_root() {
+        process::run("Reading the package lists (apt-get update)", Command::new("apt-get").arg("update"))?;
+        offered = self::offered(name)?;
+    }
     let folder = match (&offered, cached) {
         (Some(version), _) => packages.join(format!("{name}_{}", version.replace([':', '/'], "%"))),
         (None, Some(folder)) => folder,
