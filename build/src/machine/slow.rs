@@ -116,11 +116,13 @@ fn receive(from: &UnixStream, into: &mut [u8]) -> Result<(usize, Option<OwnedFd>
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = recvmsg(from, &mut [IoSliceMut::new(into)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
         .context("the control channel broke off")?;
-    let mut sockets = ancillary.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    });
-    Ok((received.bytes, sockets.next()))
+    let mut socket = None;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(mut descriptors) = message {
+            socket = descriptors.next();
+        }
+    }
+    Ok((received.bytes, socket))
 }
 
 fn send(to: &UnixStream, message: &[u8], socket: &UnixStream) -> Result<()> {

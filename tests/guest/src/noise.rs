@@ -5,6 +5,7 @@
 //! follows from the seed, which is printed.
 
 mod apic;
+mod bridge;
 mod call;
 mod code;
 mod control;

@@ -110,7 +110,7 @@ fn descriptor(random: &mut Random) -> u64 {
         let limit = random.pick(&[0xfffff, 0, 0xfff, 1, few]);
         let flags = random.pick(&[0xcu64, 0xa, 0x8, 0x4, 0x0, 0xe]);
         // Both at once, 64-bit and 32-bit, is a state that no entry accepts: it has a test of its own.
-        let flags = if kind & 8 != 0 { flags & !4 | (flags & 4) * u64::from(flags & 2 == 0) } else { flags };
+        let flags = if kind & 8 != 0 && flags & 6 == 6 { flags & !4 } else { flags };
         limit & 0xffff
             | (base & 0xff_ffff) << 16
             | kind << 40
