@@ -143,3 +143,15 @@ proptest! {
         }
     }
 }
+
+/// Found by the test above: the second to become ready, whom an idle processor was on its way to run, was taken by the
+/// one that was on its way for the first, who then waited for a third.
+#[test]
+fn nobody_is_taken_from_the_processor_that_was_called_for_him() {
+    let recipes: [Recipe; 3] = [
+        (1, 100, None, [0b1100, 0, 0]),
+        (1, 100, Some((204, 703)), [0b0101, 0, 0]),
+        (1, 100, Some((1798, 9463)), [0b1110, 0, 0]),
+    ];
+    observe(4, &members(&recipes, 4)).unwrap();
+}

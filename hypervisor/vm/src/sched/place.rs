@@ -7,6 +7,17 @@ use dolmen_arch::{CpuId, CpuSet};
 use super::{Entity, Scheduler, Seat, Slot, State, Turn};
 use crate::board::Tsc;
 
+/// Another processor for one that is ready, in the order of how little it needs this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Alternative {
+    /// There is none.
+    None,
+    /// One is idle.
+    Idle,
+    /// One has been called.
+    OnItsWay,
+}
+
 impl Scheduler {
     /// Finds a processor for an entity that is ready; the one to kick.
     ///
@@ -83,10 +94,15 @@ impl Scheduler {
         Some(other)
     }
 
-    /// Whether one that is ready need not wait for `cpu`: another is idle or has been called for it.
-    pub(super) fn has_elsewhere(&self, slot: &Slot, cpu: CpuId) -> bool {
-        let State::Ready { called } = slot.state else { return false };
-        called.is_some_and(|called| called != cpu) || self.idle_in(slot.config.affinity, None).is_some()
+    /// Where else than on `cpu` one that is ready could run at once.
+    pub(super) fn alternative(&self, slot: &Slot, cpu: CpuId) -> Alternative {
+        if matches!(slot.state, State::Ready { called: Some(called) } if called != cpu) {
+            Alternative::OnItsWay
+        } else if self.idle_in(slot.config.affinity, None).is_some() {
+            Alternative::Idle
+        } else {
+            Alternative::None
+        }
     }
 
     fn idle_in(&self, affinity: CpuSet, last: Option<CpuId>) -> Option<CpuId> {

@@ -69,11 +69,13 @@ impl Scheduler {
 
     /// The ready entity that should run on `cpu`: the one that is furthest behind. One that waits since the end
     /// of a turn yields to another that ran on `cpu` last, if that is no more than half a turn ahead. Those that
-    /// have another processor to go to come after those that have none.
+    /// have another processor to go to come after those that have none; those for whom another one is on its way,
+    /// after all others.
     pub(super) fn best_for(&self, cpu: CpuId) -> Option<Entity> {
         let all = || self.those(self.ready).filter(|(_, slot)| slot.config.affinity.contains(cpu));
-        let must_here = all().any(|(_, slot)| !self.has_elsewhere(slot, cpu));
-        let ready = || all().filter(|(_, slot)| !must_here || !self.has_elsewhere(slot, cpu));
+        let alternative = |slot: &Slot| self.alternative(slot, cpu);
+        let fewest = all().map(|(_, slot)| alternative(slot)).min()?;
+        let ready = || all().filter(|(_, slot)| alternative(slot) == fewest);
         let (first, leader) = ready().min_by_key(|(_, slot)| slot.start)?;
         if leader.fresh || leader.last == Some(cpu) {
             return Some(first);
