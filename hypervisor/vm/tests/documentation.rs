@@ -122,7 +122,7 @@ fn answer(action: Action) -> &'static str {
 /// Every register that RDMSR and WRMSR can reach in the ranges where processors have any, and the
 /// paravirtual ones.
 fn msrs() -> String {
-    const NAMES: [(u32, &str); 23] = [
+    const NAMES: [(u32, &str); 24] = [
         (msr::TSC, "TSC"),
         (msr::APIC_BASE, "APIC_BASE"),
         (msr::PATCH_LEVEL, "PATCH_LEVEL"),
