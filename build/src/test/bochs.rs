@@ -80,6 +80,9 @@ struct Makings<'a> {
     folder: PathBuf,
 }
 
+/// What one machine shows, in a folder of its own.
+type Test<'a> = Box<dyn FnOnce(&Path) -> Result<Tally> + Send + 'a>;
+
 /// Runs it.
 pub(super) fn run(bench: &Bench) -> Result<Tally> {
     let artifacts = &bench.artifacts.folder;
@@ -94,7 +97,7 @@ pub(super) fn run(bench: &Bench) -> Result<Tally> {
 
 fn jobs<'a>(makings: &'a Makings<'_>) -> Vec<Job<'a>> {
     let mut jobs = Vec::new();
-    let mut add = |name: String, test: Box<dyn FnOnce(&Path) -> Result<Tally> + Send + 'a>| {
+    let mut add = |name: String, test: Test<'a>| {
         let word = name.replace(' ', "_");
         if makings.bench.is_chosen(&word) {
             let folder = makings.folder.join(&word);
