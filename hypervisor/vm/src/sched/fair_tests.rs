@@ -101,6 +101,16 @@ fn observe(cpus: usize, members: &[Member]) -> Result<(Vec<f64>, f64), TestCaseE
     Ok(((0..members.len()).map(|index| world.used(index) as f64).collect(), ticks as f64))
 }
 
+/// Spinners all get what is fair, within a tenth.
+fn check_shares(cpus: usize, members: &[Member]) -> Result<(), TestCaseError> {
+    let (used, ticks) = observe(cpus, members)?;
+    for (index, share) in fair_shares(cpus, members).into_iter().enumerate() {
+        let (got, fair) = (used[index], share * ticks);
+        prop_assert!((got - fair).abs() <= fair / 10.0, "{index} of {members:?}: {got}, fair {fair}");
+    }
+    Ok(())
+}
+
 fn with_sleepers_as(members: &[Member], habit: Habit) -> Vec<Member> {
     let changed = |member: &Member| match member.habit {
         Habit::Spins => *member,
@@ -114,12 +124,7 @@ proptest! {
 
     #[test]
     fn spinners_of_any_weight_and_affinity_get_what_is_fair(recipes in recipes(), cpus in 1usize..5) {
-        let members = with_sleepers_as(&members(&recipes, cpus), Habit::Spins);
-        let (used, ticks) = observe(cpus, &members)?;
-        for (index, share) in fair_shares(cpus, &members).into_iter().enumerate() {
-            let (got, fair) = (used[index], share * ticks);
-            prop_assert!((got - fair).abs() <= fair / 10.0, "{index} of {members:?}: {got}, fair {fair}");
-        }
+        check_shares(cpus, &with_sleepers_as(&members(&recipes, cpus), Habit::Spins))?;
     }
 
     /// A spinner gets no less than if the others never slept, and no more than if they were not there.
@@ -154,4 +159,18 @@ fn nobody_is_taken_from_the_processor_that_was_called_for_him() {
         (1, 100, Some((1798, 9463)), [0b1110, 0, 0]),
     ];
     observe(4, &members(&recipes, 4)).unwrap();
+}
+
+/// Found by the first test above: of two who were far behind, the first had nobody to trade places with, and the second
+/// was not asked.
+#[test]
+fn whoever_is_far_behind_trades_places_though_another_cannot() {
+    const ALL: u32 = u32::MAX;
+    let recipes: [Recipe; 4] = [
+        (1, 100, None, [0b0100, 0, 0]),
+        (3, 100, None, [ALL, 0b0100, ALL]),
+        (3, 100, None, [0b1100, ALL, ALL]),
+        (1, 173, None, [ALL, 0, 0]),
+    ];
+    check_shares(4, &members(&recipes, 4)).unwrap();
 }

@@ -85,11 +85,13 @@ impl Scheduler {
             let slot = self.slot(turn.entity).filter(|slot| slot.start < start)?;
             slot.config.affinity.contains(cpu).then_some(turn)
         };
-        let affinity = self.those(self.ready).map(|(_, slot)| slot).find(behind)?.config.affinity;
-        let (other, turn) = affinity.into_iter().find_map(|other| match self.seat(other)? {
+        let runs_on = |other: CpuId| match self.seat(other)? {
             Seat::Running(turn) => Some((other, third(turn)?)),
             Seat::Away | Seat::Choosing | Seat::Idle | Seat::Called => None,
-        })?;
+        };
+        // Not the first alone: he may have nobody to trade with, and gain when another one does.
+        let all_behind = self.those(self.ready).map(|(_, slot)| slot).filter(behind);
+        let (other, turn) = all_behind.flat_map(|slot| slot.config.affinity).find_map(runs_on)?;
         self.set_seat(other, Seat::Running(Turn { end: now, promised: Some(cpu), ..turn }));
         Some(other)
     }
