@@ -43,10 +43,12 @@ impl Scheduler {
         for entity in self.ready {
             let Some(slot) = self.slot(entity) else { break };
             let State::Ready { called } = slot.state else { continue };
-            if called.is_some_and(|called| called != cpu) {
+            let elsewhere = called.filter(|called| *called != cpu).and_then(|called| self.seat(called));
+            let idle = self.idle_in(slot.config.affinity, slot.last);
+            // One that was promised the end of somebody's turn is better off with a processor that is idle.
+            if elsewhere.is_some_and(|seat| seat == Seat::Called || idle.is_none()) {
                 continue;
             }
-            let idle = self.idle_in(slot.config.affinity, slot.last);
             self.set_state(entity, State::Ready { called: None });
             if let Some(idle) = idle {
                 self.call(idle, entity);
