@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
+use crate::image::Parts;
 use crate::kernel::Kernel;
 use crate::setup::Tools;
 use crate::{initramfs, place, process, ui};
@@ -192,6 +193,13 @@ pub(crate) struct Development {
     pub(crate) stage: PathBuf,
     /// The core.
     pub(crate) core: PathBuf,
+}
+
+impl Development {
+    /// What a release has for this machine, with the development image in place of the measured ones.
+    pub(crate) fn instead_of(&self, release: Parts) -> Parts {
+        Parts { launch: self.stage.clone(), core: self.core.clone(), ..release }
+    }
 }
 
 /// Builds the development image.

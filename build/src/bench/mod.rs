@@ -10,6 +10,7 @@ mod operation;
 mod size;
 mod stage;
 mod tpm;
+mod vendor;
 
 use std::time::{Duration, Instant};
 
@@ -50,6 +51,8 @@ enum Subject {
     Growth,
     /// Processors of one guest among themselves, and the life of a guest.
     Company,
+    /// The same exits under Intel's extension, in another emulator.
+    Vendors,
     /// Boot of a kernel inside of Dolmen and without it.
     Boot,
 }
@@ -69,6 +72,7 @@ struct Report {
     exits: Option<Exits>,
     growth: Option<Vec<growth::Crowd>>,
     company: Option<Vec<company::Figure>>,
+    vendors: Option<Vec<vendor::Pair>>,
     boot: Option<boot::Boots>,
 }
 
@@ -103,6 +107,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let tools = setup::ensure()?;
     let artifacts = artifact::build(&tools)?;
+    artifact::compile(&MICRO_GUEST, &place::root(), &place::target(), &artifacts.folder)?;
     let bench = Bench { tools, artifacts, only: None };
     let report = measure(&bench, options)?;
     if options.json {
@@ -119,6 +124,7 @@ fn measure(bench: &Bench, options: &Options) -> Result<Report> {
         exits: options.chosen(Subject::Exits, || exits(bench))?,
         growth: options.chosen(Subject::Growth, || growth::measure(bench))?,
         company: options.chosen(Subject::Company, || company::measure(bench))?,
+        vendors: options.chosen(Subject::Vendors, || vendor::measure(bench))?,
         boot: options.chosen(Subject::Boot, || boot::measure(bench))?,
     })
 }
@@ -138,7 +144,7 @@ fn exits(bench: &Bench) -> Result<Exits> {
 }
 
 fn start(bench: &Bench, folder: &std::path::Path) -> Result<Machine> {
-    let kernel = artifact::compile(&MICRO_GUEST, &place::root(), &place::target(), &bench.artifacts.folder)?;
+    let kernel = bench.artifacts.file(MICRO_GUEST.output);
     let release = e2e::small_guest(bench, &folder.join("guest"), &kernel, "bench")?;
     let lab =
         Lab::new(&bench.tools, &bench.artifacts, "bios", &folder.join("machine"), "sha256")?.recording();
@@ -216,6 +222,9 @@ fn show(report: &Report) {
     }
     if let Some(figures) = &report.company {
         company::show(figures);
+    }
+    if let Some(pairs) = &report.vendors {
+        vendor::show(pairs);
     }
     if let Some(boots) = &report.boot {
         boots.show();

@@ -12,7 +12,6 @@ use super::guest::sum;
 use super::{Bench, Tally};
 use crate::artifact::{self, Development, MICRO_GUEST};
 use crate::e2e;
-use crate::image::Parts;
 use crate::lab::{self, Release};
 use crate::machine::bochs::{Bochs, Model};
 use crate::machine::shell::Shell;
@@ -133,20 +132,11 @@ fn report(name: &str, outcome: Result<Tally>) -> Tally {
     }
 }
 
-/// The parts of the development image, with the guests of `release`.
-fn development(makings: &Makings<'_>, release: Release) -> Parts {
-    Parts {
-        launch: makings.development.stage.clone(),
-        core: makings.development.core.clone(),
-        ..release.parts
-    }
-}
-
 /// Starts the development image with a micro-guest.
 fn start(makings: &Makings<'_>, folder: &Path, processor: &str, command_line: &str) -> Result<Bochs> {
     let release = e2e::small_guest(makings.bench, folder, &makings.kernel, command_line)?;
     let model = Model { processor, count: 1, memory_mib: 512 };
-    let parts = development(makings, release);
+    let parts = makings.development.instead_of(release.parts);
     let mut machine = Bochs::start(&model, &parts, &makings.development.loader, folder)?;
     machine.log.wait_for("UNMEASURED development image: DMA is open", START)?;
     machine.log.wait_for("serve: guest runs", START)?;
@@ -176,7 +166,7 @@ fn refused(makings: &Makings<'_>, folder: &Path, mix: Mix) -> Result<Tally> {
     let [processor, ..] = PROCESSORS;
     let release = e2e::small_guest(makings.bench, folder, &makings.kernel, "")?;
     let own = release.parts.clone();
-    let mut parts = development(makings, release);
+    let mut parts = makings.development.instead_of(release.parts);
     if mix.release_stage {
         parts.launch = own.launch;
     }
@@ -205,7 +195,7 @@ fn linux(makings: &Makings<'_>, folder: &Path) -> Result<Tally> {
     let text = std::fs::read_to_string(e2e::one_guest()).context("no manifest")?;
     let release = Release::of(&makings.bench.artifacts, folder, &text)?;
     let model = Model { processor, count: 1, memory_mib: 1024 };
-    let parts = development(makings, release);
+    let parts = makings.development.instead_of(release.parts);
     let mut machine = Bochs::start(&model, &parts, &makings.development.loader, folder)?;
     machine.log.wait_for("serve: guest runs", lab::LAUNCH.max(START))?;
     let mut shell = Shell::wait(machine.console.again()?, LINUX)?;
