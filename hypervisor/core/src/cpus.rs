@@ -7,12 +7,14 @@ use dolmen_machine::interrupt::Window;
 
 use crate::fleet::Fleet;
 use crate::host::Host;
+use crate::launch::check_cpus;
 use crate::serve::Processor;
 use crate::stop::{self, Reason};
 use crate::vendor::Home;
 
 /// Enables the extension here and starts the other processors.
 pub(crate) fn start<E: Home>(host: &mut Host) -> Result<(&'static E, E::Cpu, Window), Reason> {
+    check_cpus(host.machine.handoff())?;
     let (extension, cpu, window) = host.machine.enable::<E>().map_err(Reason::Extension)?;
     let extension: &'static E = Box::leak(Box::new(extension));
     host.machine.start_cpus(extension, host.clock, begin_here).map_err(Reason::Cpu)?;
