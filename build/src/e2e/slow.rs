@@ -18,7 +18,7 @@ use crate::{place, ui};
 const LIMIT: Duration = Duration::from_secs(60);
 /// Commands of one quote: a session, two policies, the quote itself.
 const COMMANDS: u64 = 4;
-/// The timer's period in the guests.
+/// The timer's period in the guests, at most: it is ten million ticks of a counter that has 1 GHz or more.
 const TICK: Duration = Duration::from_millis(10);
 /// How long the meter runs while nobody asks; about as long as a question takes.
 const QUIET: Duration = Duration::from_secs(4);
