@@ -11,9 +11,6 @@ use super::*;
 pub(super) const MS: u64 = 1_000;
 /// How long a kick takes to arrive.
 const KICK: u64 = 2;
-/// Kicks that one who is ready may have to wait for beside idle processors: the one that was called for him may be taken by
-/// somebody who has no other, and so may the next.
-const CALLS: u64 = 3;
 
 /// How an entity behaves.
 #[derive(Clone, Copy, Debug)]
@@ -225,7 +222,7 @@ impl World {
     fn count_idle(&mut self, until: u64) {
         let idle = |cpu: CpuId| !self.on.contains_key(&cpu);
         let wasted = self.actors.iter().any(|actor| {
-            actor.waiting_since.is_some_and(|since| since + CALLS * KICK < self.now.max(1))
+            actor.waiting_since.is_some_and(|since| since + KICK < self.now.max(1))
                 && CpuSet::from_bits(actor.member.affinity).intersection(self.cpus).into_iter().any(idle)
         });
         if wasted {
