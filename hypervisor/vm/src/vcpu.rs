@@ -97,6 +97,7 @@ impl<B: Backend> Vcpu<B> {
         self.backend.flush();
         self.devices = LocalDevices::new(self.index, config);
         self.activity = Activity::AwaitsStartUp;
+        (self.code, self.accesses) = (CodePages::EMPTY, KnownAccesses::EMPTY);
     }
 
     /// Back to the state after INIT; its local APIC is there already. RDX tells the processor's model (APM vol. 2,

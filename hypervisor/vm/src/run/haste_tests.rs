@@ -193,6 +193,25 @@ proptest! {
     }
 }
 
+/// A guest that starts anew finds nothing of its last run, the hypervisor's notes about its code included.
+#[test]
+fn nothing_is_remembered_over_a_reset() {
+    let mut scene = scene(true);
+    let notes = |scene: &Scene| format!("{:?} {:?}", scene.vcpu.code, scene.vcpu.accesses);
+    let none = notes(&scene);
+    let read = VmExit::NestedFault { gpa: Gpa::new(0xfed4_0000), access: FaultAccess::Read };
+    for (exit, instruction) in [(read, 5), (VmExit::Cpuid { leaf: 0, subleaf: 0 }, 0)] {
+        scene.ram.write(Gpa::new(CODE), INSTRUCTIONS[instruction]).unwrap();
+        scene.vcpu.backend.write(Register::Rip, CODE);
+        scene.vcpu.backend.script.push_back(exit.into());
+        assert!(!step(&mut scene, &mut None, &mut true));
+    }
+    assert_ne!(notes(&scene), none);
+    let config = *scene.guest.board().config();
+    scene.vcpu.reset(&config);
+    assert_eq!(notes(&scene), none);
+}
+
 /// What was remembered must not be done where something else stands now, even in tables that nobody reloaded: a
 /// kernel may load another driver where one was.
 #[test]
