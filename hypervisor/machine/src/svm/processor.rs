@@ -4,7 +4,7 @@ use dolmen_arch::svm::{Asids, Clean, TlbControl};
 use dolmen_memory::Hpa;
 
 use super::frame::VmcbFrame;
-use super::vcpu::{Place, Svm};
+use super::vcpu::Svm;
 use crate::cpus::{self, CpuId};
 use crate::extension::HostCpu;
 
@@ -50,7 +50,7 @@ impl HostCpu for SvmCpu {
         if self.must_flush {
             svm.vmcb.get_mut().control.set_tlb_control(TlbControl::All);
         }
-        svm.settle(Place { cpu: self.id, host: own, asid });
+        svm.settle(self.id, own, asid);
     }
 
     fn save(&mut self, svm: &mut Svm) {

@@ -49,15 +49,6 @@ enum NmiState {
     Returning(u64),
 }
 
-/// Where a virtual processor runs.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
-    pub(super) cpu: CpuId,
-    /// The host's control block of that processor.
-    pub(super) host: Hpa,
-    pub(super) asid: Asid,
-}
-
 /// The processor that holds a virtual one, by the number in its block: one comparison at each entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Holder(u32);
@@ -79,11 +70,11 @@ impl Holder {
 #[derive(Debug)]
 pub struct Svm {
     pub(super) vmcb: VmcbFrame,
-    /// Where it runs, or ran last.
-    place: Option<Place>,
+    /// Its identifier where it runs, or ran last.
+    asid: Option<Asid>,
     /// The processor that holds it, while one does.
     held_by: Holder,
-    /// That processor's own control block.
+    /// The own control block of that processor, or of the one before.
     host: Hpa,
     /// It was entered since it was loaded.
     has_entered: bool,
@@ -106,7 +97,7 @@ impl Svm {
         vmcb.get_mut().reset_processor();
         Self {
             vmcb,
-            place: None,
+            asid: None,
             held_by: Holder::NOBODY,
             host: Hpa::new(0),
             has_entered: false,
@@ -128,17 +119,18 @@ impl Svm {
 
     /// The host's control block of the processor that it ran on last.
     pub(super) fn ran_on(&self) -> Option<Hpa> {
-        self.place.map(|place| place.host)
+        self.asid.map(|_| self.host)
     }
 
-    pub(super) fn asid(&self) -> Option<Asid> {
-        self.place.map(|place| place.asid)
+    /// Its identifier there.
+    pub(super) const fn asid(&self) -> Option<Asid> {
+        self.asid
     }
 
-    pub(super) fn settle(&mut self, place: Place) {
-        self.place = Some(place);
-        self.held_by = Holder::of(place.cpu);
-        self.host = place.host;
+    /// `cpu` holds it, whose own control block is `host`.
+    pub(super) fn settle(&mut self, cpu: CpuId, host: Hpa, asid: Asid) {
+        (self.asid, self.host) = (Some(asid), host);
+        self.held_by = Holder::of(cpu);
         self.has_entered = false;
     }
 
@@ -162,7 +154,7 @@ impl Svm {
     pub(super) fn reset_extended(&mut self) {
         assert!(self.held_by == Holder::NOBODY, "a virtual processor is reset where it does not run");
         self.extended.reset();
-        self.place = None;
+        self.asid = None;
     }
 
     /// XCR0 bits that this processor has and the guest may be offered.
