@@ -10,7 +10,7 @@ use super::Tally;
 use crate::{place, process, ui};
 
 /// Longest run of one cargo command.
-const LIMIT: Duration = Duration::from_secs(20 * 60);
+const LIMIT: Duration = Duration::from_secs(30 * 60);
 /// The nightly toolchain of Miri and of the fuzzers: pinned, so that the tests of today pass tomorrow.
 pub(crate) const NIGHTLY: &str = "nightly-2026-10-15";
 /// Crates whose tests run under Miri: those that interpret foreign bytes or lay out memory.
