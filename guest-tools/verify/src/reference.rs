@@ -52,7 +52,9 @@ pub enum ReferenceError {
     #[error("there is no bank \"sha256\"")]
     NoSha256,
     /// The events are not those of a launch.
-    #[error("`events` are not \"SKINIT\", \"core\" for PCR 17 and \"manifest\", … for PCR 18")]
+    #[error(
+        "`events` are not \"SKINIT\", \"core\" for PCR 17 and \"manifest\", … for PCR 18 (or nothing, and no guests)"
+    )]
     Events,
     /// The events do not replay to a register.
     #[error("`events` do not replay to PCR {pcr} of bank {bank}")]
@@ -80,7 +82,7 @@ struct File {
 struct FileBank {
     bank: String,
     pcr17: String,
-    pcr18: String,
+    pcr18: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -98,12 +100,12 @@ struct FileGuest {
     g0: String,
 }
 
-/// Reference values of one build.
+/// Reference values of one build: of its code alone, or of its manifest and guests too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Release {
     label: String,
     pcr17: [u8; 32],
-    pcr18: [u8; 32],
+    pcr18: Option<[u8; 32]>,
     events: Vec<Event>,
     guests: BTreeMap<String, [u8; REGISTER_BYTES]>,
 }
@@ -136,35 +138,58 @@ impl Release {
         let mut release = Self {
             label: label.to_owned(),
             pcr17: [0; 32],
-            pcr18: [0; 32],
+            pcr18: None,
             events,
             guests: file.guests.iter().map(FileGuest::read).collect::<Result<_, _>>()?,
         };
-        release.check_events()?;
+        let is_whole = release.check_events()?;
         let mut has_sha256 = false;
         for bank in &file.banks {
             let (name, algorithm) = known_bank(&bank.bank, "banks")?;
-            let values = [(PCR_CODE, &bank.pcr17), (PCR_CONFIGURATION, &bank.pcr18)];
-            for (pcr, told) in values {
-                let place = format!("banks, {name}, pcr{pcr}");
-                let told = digest(told, algorithm, &place)?;
-                if release.replay(algorithm, pcr).as_deref() != Some(told.as_slice()) {
-                    return Err(ReferenceError::Replay { pcr, bank: name });
-                }
-                if let (Algorithm::Sha256, Ok(value)) = (algorithm, told.try_into()) {
-                    *(if pcr == PCR_CODE { &mut release.pcr17 } else { &mut release.pcr18 }) = value;
-                    has_sha256 = true;
-                }
+            let pcr17 = release.checked(name, algorithm, PCR_CODE, Some(&bank.pcr17))?;
+            let wanted = if is_whole { Some(bank.pcr18.as_deref().unwrap_or_default()) } else { None };
+            if !is_whole && bank.pcr18.is_some() {
+                return Err(ReferenceError::Replay { pcr: PCR_CONFIGURATION, bank: name });
+            }
+            let pcr18 = release.checked(name, algorithm, PCR_CONFIGURATION, wanted)?;
+            if let (Algorithm::Sha256, Some(pcr17)) = (algorithm, pcr17) {
+                release.pcr17 = pcr17.try_into().unwrap_or_default();
+                release.pcr18 = pcr18.and_then(|value| value.try_into().ok());
+                has_sha256 = true;
             }
         }
         if has_sha256 { Ok(release) } else { Err(ReferenceError::NoSha256) }
     }
 
-    fn check_events(&self) -> Result<(), ReferenceError> {
+    /// A register's value, which the events must replay to.
+    fn checked(
+        &self,
+        bank: &'static str,
+        algorithm: Algorithm,
+        pcr: u8,
+        told: Option<&str>,
+    ) -> Result<Option<Vec<u8>>, ReferenceError> {
+        let Some(told) = told else { return Ok(None) };
+        let told = digest(told, algorithm, &format!("banks, {bank}, pcr{pcr}"))?;
+        if self.replay(algorithm, pcr).as_ref() == Some(&told) {
+            Ok(Some(told))
+        } else {
+            Err(ReferenceError::Replay { pcr, bank })
+        }
+    }
+
+    /// Whether the events are those of a whole launch, not of its code alone.
+    fn check_events(&self) -> Result<bool, ReferenceError> {
         let is_code = self.of(PCR_CODE).map(|event| event.data.as_bytes()).eq([LAUNCH_EVENT, CORE_EVENT]);
-        let first = self.of(PCR_CONFIGURATION).next().map(|event| event.data.as_bytes());
         let others = self.events.iter().any(|event| ![PCR_CODE, PCR_CONFIGURATION].contains(&event.pcr));
-        if is_code && first == Some(MANIFEST_EVENT) && !others { Ok(()) } else { Err(ReferenceError::Events) }
+        if !is_code || others {
+            return Err(ReferenceError::Events);
+        }
+        match self.of(PCR_CONFIGURATION).next() {
+            Some(first) if first.data.as_bytes() == MANIFEST_EVENT => Ok(true),
+            None if self.guests.is_empty() => Ok(false),
+            Some(_) | None => Err(ReferenceError::Events),
+        }
     }
 
     fn of(&self, pcr: u8) -> impl Iterator<Item = &Event> {
@@ -191,9 +216,9 @@ impl Release {
         self.pcr17
     }
 
-    /// PCR 18 of the SHA-256 bank.
+    /// PCR 18 of the SHA-256 bank; nothing if the values are of the code alone.
     #[must_use]
-    pub const fn pcr18(&self) -> [u8; 32] {
+    pub const fn pcr18(&self) -> Option<[u8; 32]> {
         self.pcr18
     }
 

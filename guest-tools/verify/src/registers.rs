@@ -119,7 +119,8 @@ impl Judge<'_> {
 
     fn releases_with<'s>(&'s self, pcr: u8, value: &'s [u8; 32]) -> impl Iterator<Item = &'s Release> {
         self.policy.releases.iter().filter(move |release| {
-            same(&(if pcr == PCR_CODE { release.pcr17() } else { release.pcr18() }), value)
+            let own = if pcr == PCR_CODE { Some(release.pcr17()) } else { release.pcr18() };
+            own.is_some_and(|own| same(&own, value))
         })
     }
 

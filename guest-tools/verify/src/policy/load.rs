@@ -143,7 +143,7 @@ fn extended(value: &[u8; 32], digest: &[u8; 32]) -> [u8; 32] {
 fn configuration(top: &Table<'_>, releases: &[Release]) -> Result<Configuration, PolicyError> {
     let is_any = top.find("pcr18").is_some_and(|value| value.get_ref().as_str() == Some("any"));
     let mut values = if is_any { Vec::new() } else { top.digests("pcr18")? };
-    values.extend(releases.iter().map(Release::pcr18));
+    values.extend(releases.iter().filter_map(Release::pcr18));
     let (manifests, parts) = (top.digests("manifest")?, top.digests("components")?);
     for (given, missing) in [("manifest", "components"), ("components", "manifest")] {
         if top.has(given) && !top.has(missing) {

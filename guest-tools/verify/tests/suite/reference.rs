@@ -87,6 +87,53 @@ fn values_that_contradict_each_other_are_refused() {
     assert!(refused(&without).contains("unknown field"));
 }
 
+/// The same values without manifest and guests.
+fn code_alone(forge: &Forge) -> Value {
+    let mut values = values(forge);
+    values["events"].as_array_mut().unwrap().truncate(2);
+    values["guests"] = json!([]);
+    for bank in values["banks"].as_array_mut().unwrap() {
+        bank.as_object_mut().unwrap().remove("pcr18");
+    }
+    values
+}
+
+#[test]
+fn a_release_of_the_code_alone_leaves_the_configuration_to_the_policy() {
+    let honest = Forge::honest();
+    let (text, expected) = (honest.policy_text(), Expected::nonce(NONCE).unwrap());
+    let (_, rest) = text.split_once('\n').unwrap();
+    let values = code_alone(&honest).to_string();
+    let read = |text: &str| Policy::parse_with(text, &|_| Ok(values.clone().into()));
+    let policy = read(&format!("releases = \"values.json\"\n{rest}")).unwrap();
+    assert_eq!(check(&honest.bytes(), &policy, &expected).verdict, Verdict::Trusted);
+    let mut forge = Forge::honest();
+    forge.events[3].2 = b"another kernel";
+    assert!(check(&forge.bytes(), &policy, &expected).has_failed("pcrs"));
+    let (_, without) = rest.split_once('\n').unwrap();
+    assert_eq!(read(&format!("releases = \"values.json\"\n{without}")).unwrap_err().field(), "pcr18");
+}
+
+#[test]
+fn a_release_of_the_code_alone_tells_nothing_of_guests() {
+    let honest = code_alone(&Forge::honest());
+    assert!(Release::parse(honest.to_string().as_bytes(), "values.json").is_ok());
+    for (pointer, value) in [
+        ("/guests", json!([{"name": "demo", "g0": "00".repeat(48)}])),
+        (
+            "/banks/1",
+            json!({"bank": "sha256", "pcr17": honest["banks"][1]["pcr17"], "pcr18": "00".repeat(32)}),
+        ),
+    ] {
+        let mut altered = honest.clone();
+        *altered.pointer_mut(pointer).unwrap() = value;
+        assert!(refused(&altered).starts_with("`events`"), "{pointer}");
+    }
+    let mut whole = values(&Forge::honest());
+    whole["banks"][1].as_object_mut().unwrap().remove("pcr18");
+    assert_eq!(refused(&whole), "banks, sha256, pcr18: expected 32 bytes in hex");
+}
+
 #[test]
 fn a_policy_may_take_some_guests_of_a_release_and_no_others() {
     let honest = Forge::honest();
