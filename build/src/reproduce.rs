@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, anyhow, bail};
 use sha2::{Digest, Sha256};
 
-use crate::artifact::{self, REPRODUCED};
+use crate::artifact::{self, reproduced};
 use crate::{place, process, ui};
 
 /// Builds twice and compares.
@@ -24,11 +24,13 @@ pub(crate) fn run() -> Result<()> {
 
 fn build(sources: &[PathBuf], folder: &Path) -> Result<()> {
     clone(sources, &folder.join("sources"))?;
-    artifact::hypervisor(&folder.join("sources"), &folder.join("target"), &folder.join("output"))
+    let [sources, target, output] = ["sources", "target", "output"].map(|name| folder.join(name));
+    artifact::hypervisor(&sources, &target, &output)?;
+    artifact::develop(&sources, &target, &output).map(drop)
 }
 
 fn compare(first: &Path, second: &Path) -> Result<()> {
-    for program in &REPRODUCED {
+    for program in reproduced() {
         let (one, two) =
             (place::read(&first.join(program.output))?, place::read(&second.join(program.output))?);
         if one != two {

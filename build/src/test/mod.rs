@@ -6,6 +6,7 @@ mod fuzz;
 mod guest;
 mod noise;
 mod smp;
+mod table;
 
 use std::process::ExitCode;
 use std::time::Instant;
