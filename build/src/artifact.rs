@@ -23,10 +23,10 @@ const LAUNCH_LIMIT: u64 = 0xf000;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Program {
     pub(crate) what: &'static str,
-    package: &'static str,
+    pub(crate) package: &'static str,
     bin: &'static str,
-    target: &'static str,
-    features: &'static str,
+    pub(crate) target: &'static str,
+    pub(crate) features: &'static str,
     built: &'static str,
     pub(crate) output: &'static str,
 }
