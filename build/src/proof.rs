@@ -85,7 +85,12 @@ impl RelyingParty {
     pub(crate) fn new(artifacts: &Artifacts, reference: &Reference, policy: &Path) -> Result<Self> {
         let values = policy.with_extension("reference.json");
         place::write(&values, serde_json::to_string_pretty(reference)?.as_bytes())?;
-        place::write(policy, policy_text(&values)?.as_bytes())?;
+        Self::of_values(artifacts, &values, policy)
+    }
+
+    /// A relying party that expects what the file `values`, beside its policy, says.
+    pub(crate) fn of_values(artifacts: &Artifacts, values: &Path, policy: &Path) -> Result<Self> {
+        place::write(policy, policy_text(values)?.as_bytes())?;
         Ok(Self { verifier: artifacts.verifier(), policy: policy.to_owned() })
     }
 

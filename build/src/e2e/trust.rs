@@ -94,8 +94,8 @@ fn refused_evidence(scene: &Scene<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A relying party that knows the code by a release alone, as a stranger does who rebuilt it, says the same; by a release
-/// with another core it refuses.
+/// A relying party that knows the code by a release alone, as a stranger does who rebuilt it, says the same, and so does
+/// one whose release has manifest and guests; by a release with another core it refuses.
 fn released(scene: &Scene<'_>, proof: &Proof) -> Result<()> {
     let (artifacts, reference) = (&scene.bench.artifacts, &scene.release.reference);
     let party = |name: &str, built: &Path| {
@@ -103,10 +103,15 @@ fn released(scene: &Scene<'_>, proof: &Proof) -> Result<()> {
         release::assemble(&place::root(), built, &folder, None)?;
         RelyingParty::of_release(artifacts, &folder, reference, &folder.with_extension("toml"))
     };
-    let stranger = party("release", &artifacts.folder)?;
-    stranger.enrol(proof)?;
-    if stranger.verify(proof)? != Verdict::Trusted {
-        bail!("by the release, good evidence is refused: {:?}", stranger.verify(proof)?);
+    let whole = scene.folder.join("whole-release");
+    release::assemble(&place::root(), &artifacts.folder, &whole, Some(&super::one_guest()))?;
+    let whole = RelyingParty::of_values(artifacts, &whole.join(release::VALUES), &whole.join("policy.toml"))?;
+    for party in [party("release", &artifacts.folder)?, whole] {
+        party.enrol(proof)?;
+        match party.verify(proof)? {
+            Verdict::Trusted => {}
+            Verdict::Refused(_, why) => bail!("by the release, good evidence is refused: {why}"),
+        }
     }
     let other = scene.folder.join("another-build");
     for program in &artifact::REPRODUCED {
