@@ -47,6 +47,9 @@ pub(crate) struct Options {
     /// The whole story, and attacks on it.
     #[arg(long)]
     e2e: bool,
+    /// Long tests at their full length.
+    #[arg(long)]
+    all: bool,
     /// Of the tests on the emulated machine, only those whose name contains this.
     #[arg(long)]
     only: Option<String>,
@@ -65,6 +68,7 @@ impl Options {
             guest: false,
             bochs: false,
             e2e: false,
+            all: false,
             only: None,
         }
     }
@@ -101,15 +105,17 @@ pub(crate) struct Bench {
     pub(crate) tools: Tools,
     /// Everything built.
     pub(crate) artifacts: Artifacts,
+    /// Long tests run at their full length.
+    pub(crate) all: bool,
     /// Choice among the tests on the emulated machine.
     pub(crate) only: Option<String>,
 }
 
 impl Bench {
-    fn prepare(only: Option<String>) -> Result<Self> {
+    fn prepare(options: &Options) -> Result<Self> {
         let tools = setup::ensure()?;
         let artifacts = artifact::build(&tools)?;
-        Ok(Self { tools, artifacts, only })
+        Ok(Self { tools, artifacts, all: options.all, only: options.only.clone() })
     }
 
     /// Whether the user wants the test of this name.
@@ -157,7 +163,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 /// Emulator and programs, made when the first level wants them.
 fn prepared<'a>(bench: &'a mut Option<Bench>, options: &Options) -> Result<&'a Bench> {
     if bench.is_none() {
-        *bench = Some(Bench::prepare(options.only.clone())?);
+        *bench = Some(Bench::prepare(options)?);
     }
     bench.as_ref().context("nothing was prepared")
 }
