@@ -23,10 +23,10 @@ const LAUNCH_LIMIT: u64 = 0xf000;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Program {
     pub(crate) what: &'static str,
-    package: &'static str,
+    pub(crate) package: &'static str,
     bin: &'static str,
-    target: &'static str,
-    features: &'static str,
+    pub(crate) target: &'static str,
+    pub(crate) features: &'static str,
     built: &'static str,
     pub(crate) output: &'static str,
 }
@@ -182,7 +182,7 @@ impl Artifacts {
 }
 
 /// What is measured, and the loader that carries it.
-const RELEASED: [Program; 4] = [LAUNCH, CORE, LOADER_MULTIBOOT, LOADER_UEFI];
+pub(crate) const RELEASED: [Program; 4] = [LAUNCH, CORE, LOADER_MULTIBOOT, LOADER_UEFI];
 
 /// The development image.
 const DEVELOPED: [Program; 3] = [LOADER_UNMEASURED, UNMEASURED, CORE_UNMEASURED];

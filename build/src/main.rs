@@ -27,6 +27,7 @@ mod pool;
 mod prepush;
 mod process;
 mod proof;
+mod release;
 mod reproduce;
 mod run;
 mod setup;
@@ -68,6 +69,8 @@ enum Task {
     Bench(bench::Options),
     /// Build twice in two folders and compare.
     Reproduce,
+    /// Put a release together: programs, reference values (JSON and CoRIM), what they are made of, checksums.
+    Release(release::Options),
     /// Run what must hold before a change is pushed.
     Prepush,
     /// Check the tree's own rules and write the ledger of unsafe code.
@@ -115,6 +118,7 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
         Task::Test(options) => return test::run(&options),
         Task::Bench(options) => bench::run(&options)?,
         Task::Reproduce => reproduce::run()?,
+        Task::Release(options) => release::run(&options)?,
         Task::Lint => lint::run()?,
         Task::Vectors => vectors::run()?,
         Task::TpmRelay { socket } => machine::relay::pass_bytes(&socket)?,

@@ -1,7 +1,7 @@
 //! `cargo xtask measure`: reference values from files alone, without a machine and without a TPM.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use dolmen_drtm::bank::{PCR_CODE, PCR_CONFIGURATION};
@@ -82,7 +82,44 @@ pub(crate) struct Guest {
     pub(crate) g0: String,
 }
 
+/// Register values by bank.
+pub(crate) type Registers = BTreeMap<u8, BTreeMap<&'static str, String>>;
+
+/// Reference values of launch image and core alone.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+pub(crate) struct CodeReference {
+    format: &'static str,
+    launch_bytes: usize,
+    banks: Vec<CodeBank>,
+    /// What is extended into PCR 17, in order.
+    pub(crate) events: Vec<Event>,
+    /// None: there is no manifest.
+    guests: [Guest; 0],
+}
+
+/// PCR 17 of one bank.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+struct CodeBank {
+    bank: &'static str,
+    pcr17: String,
+}
+
+impl CodeReference {
+    /// The registers.
+    pub(crate) fn registers(&self) -> Registers {
+        let values = self.banks.iter().map(|bank| (bank.bank, bank.pcr17.clone()));
+        [(PCR_CODE, values.collect())].into()
+    }
+}
+
 impl Reference {
+    /// The registers.
+    pub(crate) fn registers(&self) -> Registers {
+        let code = self.banks.iter().map(|bank| (bank.bank, bank.pcr17.clone())).collect();
+        let configuration = self.banks.iter().map(|bank| (bank.bank, bank.pcr18.clone())).collect();
+        [(PCR_CODE, code), (PCR_CONFIGURATION, configuration)].into()
+    }
+
     /// The values of one bank.
     pub(crate) fn bank(&self, name: &str) -> Result<&Bank> {
         self.banks.iter().find(|bank| bank.bank == name).with_context(|| format!("no bank {name}"))
@@ -121,30 +158,35 @@ pub(crate) fn show(reference: &Reference) {
 
 /// Predicts every register from the files that an image or a Multiboot start carries.
 pub(crate) fn reference(parts: &Parts, manifest: &Manifest) -> Result<Reference> {
-    let launch = place::read(&parts.launch)?;
-    let core = place::read(&parts.core)?;
+    let CodeReference { format, launch_bytes, banks, mut events, guests: [] } =
+        code(&parts.launch, &parts.core)?;
     let files = Files::read(manifest)?;
-    let measured = predict::measured_part(&launch)
-        .map_err(|error| anyhow!("{} is no launch image: {error:?}", parts.launch.display()))?;
     let configuration = files.events(manifest);
+    let bank = |(algorithm, CodeBank { bank, pcr17 })| {
+        let pcr18 = predict::pcr18(algorithm, configuration.iter().map(|(_, bytes)| *bytes));
+        Bank { bank, pcr17, pcr18: hex::encode(pcr18.bytes()) }
+    };
+    let banks = Algorithm::ALL.into_iter().zip(banks).map(bank).collect();
+    let guests = files.identities(manifest)?;
+    events.extend(configuration.into_iter().map(|(name, bytes)| Event::of(PCR_CONFIGURATION, name, bytes)));
+    Ok(Reference { format, launch_bytes, banks, events, guests })
+}
+
+/// Predicts PCR 17 from launch image and core.
+pub(crate) fn code(launch: &Path, core: &Path) -> Result<CodeReference> {
+    let (image, core) = (place::read(launch)?, place::read(core)?);
+    let refuse = |error| anyhow!("{} is no launch image: {error:?}", launch.display());
+    let measured = predict::measured_part(&image).map_err(refuse)?;
     let mut banks = Vec::new();
     for algorithm in Algorithm::ALL {
-        let code = predict::pcr17(algorithm, &launch, &core)
-            .map_err(|error| anyhow!("{} is no launch image: {error:?}", parts.launch.display()))?;
-        let configuration = predict::pcr18(algorithm, configuration.iter().map(|(_, bytes)| *bytes));
-        banks.push(Bank {
-            bank: bank_name(algorithm),
-            pcr17: hex::encode(code.bytes()),
-            pcr18: hex::encode(configuration.bytes()),
-        });
+        let pcr17 = predict::pcr17(algorithm, &image, &core).map_err(refuse)?;
+        banks.push(CodeBank { bank: bank_name(algorithm), pcr17: hex::encode(pcr17.bytes()) });
     }
-    let mut events = vec![
+    let events = vec![
         Event::of(PCR_CODE, String::from_utf8_lossy(LAUNCH_EVENT), measured),
         Event::of(PCR_CODE, String::from_utf8_lossy(CORE_EVENT), &core),
     ];
-    events.extend(configuration.into_iter().map(|(name, bytes)| Event::of(PCR_CONFIGURATION, name, bytes)));
-    let guests = files.identities(manifest)?;
-    Ok(Reference { format: FORMAT, launch_bytes: measured.len(), banks, events, guests })
+    Ok(CodeReference { format: FORMAT, launch_bytes: measured.len(), banks, events, guests: [] })
 }
 
 pub(crate) const fn bank_name(algorithm: Algorithm) -> &'static str {

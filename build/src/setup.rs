@@ -143,7 +143,8 @@ fn unsupported(what: &str) -> String {
     )
 }
 
-fn toolchain() -> Result<()> {
+/// Installs parts of the toolchain that are missing.
+pub(crate) fn toolchain() -> Result<()> {
     if !process::installed("rustup") {
         return Ok(());
     }

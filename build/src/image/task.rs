@@ -70,7 +70,7 @@ pub(crate) fn make(artifacts: &Artifacts, manifest: &Path, image: PathBuf) -> Re
     let reference_file = image.with_extension("reference.json");
     place::write(&reference_file, serde_json::to_string_pretty(&release.reference)?.as_bytes())?;
     let policy = image.with_extension("policy.toml");
-    place::write(&policy, proof::policy_text(&release.reference)?.as_bytes())?;
+    place::write(&policy, proof::policy_text(&reference_file)?.as_bytes())?;
     Ok(Made { image, disc, multiboot, policy, reference_file, reference: release.reference })
 }
 
