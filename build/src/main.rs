@@ -32,6 +32,7 @@ mod run;
 mod setup;
 mod test;
 mod ui;
+mod vectors;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -71,6 +72,8 @@ enum Task {
     Prepush,
     /// Check the tree's own rules and write the ledger of unsafe code.
     Lint,
+    /// Take evidence from a whole machine into tests/vectors, after the format of evidence has changed.
+    Vectors,
     /// Pass bytes between a tpm2 tool and a relay; started by the tools themselves.
     #[command(hide = true)]
     TpmRelay {
@@ -113,6 +116,7 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
         Task::Bench(options) => bench::run(&options)?,
         Task::Reproduce => reproduce::run()?,
         Task::Lint => lint::run()?,
+        Task::Vectors => vectors::run()?,
         Task::TpmRelay { socket } => machine::relay::pass_bytes(&socket)?,
     }
     Ok(ExitCode::SUCCESS)
