@@ -99,7 +99,7 @@ fn configuration(model: &Model<'_>, image: &Path, folder: &Path, ports: &[TcpLis
          memory: guest={memory_mib}, host={memory_mib}\n\
          romimage: file=/usr/share/bochs/BIOS-bochs-latest\n\
          vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest\n\
-         cpu: model={processor}, count={count}, ips={INSTRUCTIONS_PER_SECOND}, reset_on_triple_fault=0\n\
+         cpu: model={processor}, count={count}, quantum=32, ips={INSTRUCTIONS_PER_SECOND}, reset_on_triple_fault=0\n\
          clock: sync=none\n\
          boot: cdrom\n\
          ata0-master: type=cdrom, path=\"{image}\", status=inserted\n\
