@@ -170,6 +170,16 @@ impl Artifacts {
         self.file(VERIFIER.output)
     }
 
+    /// The guest's command.
+    pub(crate) fn command(&self) -> PathBuf {
+        self.file(COMMAND.output)
+    }
+
+    /// A module of the driver for the kernel of most guests.
+    pub(crate) fn module(&self, name: &str) -> PathBuf {
+        self.folder.join("driver").join("stripped").join(name)
+    }
+
     /// The Multiboot loader.
     pub(crate) fn loader_multiboot(&self) -> PathBuf {
         self.file(LOADER_MULTIBOOT.output)
@@ -249,8 +259,8 @@ fn guests(tools: &Tools, folder: &Path) -> Result<()> {
     compile(&COMMAND, &place::root(), &place::target(), folder)?;
     for (kernel, suffix) in [(&tools.kernel, ""), (&tools.older, "-6.1")] {
         place::copy(&kernel.image, &folder.join(format!("vmlinuz{suffix}")))?;
-        let driver = driver(kernel, &folder.join(format!("driver{suffix}")))?;
-        let archive = initramfs::build(&folder.join(COMMAND.output), &driver)?;
+        let driver = driver(kernel, &folder.join(format!("driver{suffix}")))?.join(DEVICE_MODULE);
+        let archive = initramfs::build(&folder.join(COMMAND.output), &driver, &[])?;
         place::write(&folder.join(format!("initramfs{suffix}.cpio")), &archive)?;
     }
     Ok(())
@@ -296,7 +306,12 @@ fn remapping(root: &Path) -> Result<String> {
     Ok(format!("[{},{}]", option(&home, "/cargo")?, option(root, "/dolmen")?))
 }
 
-/// Builds the guest's driver against the kernel's headers, in a copy of its sources.
+/// The module with the device `/dev/dolmen`.
+pub(crate) const DEVICE_MODULE: &str = "dolmen.ko";
+/// The module that provides reports by configfs-tsm; only kernels that have that get it.
+pub(crate) const REPORT_MODULE: &str = "dolmen_tsm.ko";
+
+/// Builds the guest's driver against the kernel's headers, in a copy of its sources; the folder with the modules.
 fn driver(kernel: &Kernel, work: &Path) -> Result<PathBuf> {
     let sources = place::root().join("guest-tools/driver");
     place::make(work)?;
@@ -315,13 +330,17 @@ fn driver(kernel: &Kernel, work: &Path) -> Result<PathBuf> {
             .arg(format!("M={}", work.display()))
             .arg("modules")
             .env("KBUILD_BUILD_TIMESTAMP", "1970-01-01")
-            .env("KCFLAGS", format!("-ffile-prefix-map={}=/dolmen", work.display())),
+            .env("KCFLAGS", format!("-Werror -ffile-prefix-map={}=/dolmen", work.display())),
     )?;
-    let module = work.join("stripped.ko");
-    process::output(
-        Command::new("strip").arg("--strip-debug").arg("-o").arg(&module).arg(work.join("dolmen.ko")),
-    )?;
-    Ok(module)
+    let stripped = work.join("stripped");
+    place::make(&stripped)?;
+    for module in [DEVICE_MODULE, REPORT_MODULE] {
+        let (built, to) = (work.join(module), stripped.join(module));
+        if built.exists() {
+            process::output(Command::new("strip").arg("--strip-debug").arg("-o").arg(&to).arg(&built))?;
+        }
+    }
+    Ok(stripped)
 }
 
 fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {

@@ -67,8 +67,19 @@ const APPLETS: &[&str] = &[
     "[",
 ];
 
-/// Builds the archive from our command and driver.
-pub(crate) fn build(command: &Path, driver: &Path) -> Result<Vec<u8>> {
+/// A file besides the usual ones.
+#[derive(Clone, Debug)]
+pub(crate) struct Extra {
+    /// Where it is in the guest, without the first slash; its folder is one of the usual ones.
+    pub(crate) path: String,
+    /// Its rights.
+    pub(crate) rights: u32,
+    /// Its bytes.
+    pub(crate) content: Vec<u8>,
+}
+
+/// Builds the archive from our command and driver, and more files.
+pub(crate) fn build(command: &Path, driver: &Path, extras: &[Extra]) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for folder in ["bin", "dev", "proc", "sys", "tmp", "lib", "root"] {
         archive.directory(folder)?;
@@ -85,5 +96,8 @@ pub(crate) fn build(command: &Path, driver: &Path) -> Result<Vec<u8>> {
     }
     archive.file("bin/dolmen", 0o755, &place::read(command)?)?;
     archive.file("lib/dolmen.ko", 0o644, &place::read(driver)?)?;
+    for Extra { path, rights, content } in extras {
+        archive.file(path, *rights, content)?;
+    }
     archive.finish()
 }

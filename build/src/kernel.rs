@@ -42,6 +42,8 @@ pub(crate) struct Kernel {
     pub(crate) image: PathBuf,
     /// Folder that `make -C` wants for modules of this kernel.
     pub(crate) headers: PathBuf,
+    /// Folder of the kernel's own modules.
+    modules: PathBuf,
 }
 
 impl Kernel {
@@ -50,7 +52,13 @@ impl Kernel {
             version: version.to_owned(),
             image: folder.join(format!("boot/vmlinuz-{version}-cloud-amd64")),
             headers: folder.join(format!("usr/src/linux-headers-{version}-cloud-amd64")),
+            modules: folder.join(format!("lib/modules/{version}-cloud-amd64/kernel")),
         }
+    }
+
+    /// One of the kernel's own modules, which the package has compressed.
+    pub(crate) fn module(&self, within: &str) -> Result<Vec<u8>> {
+        package::unpacked("xz", &place::read(&self.modules.join(format!("{within}.xz")))?)
     }
 }
 
@@ -78,7 +86,11 @@ pub(crate) fn ensure(series: &Series) -> Result<Kernel> {
     let kernel = Kernel::in_folder(&folder, &version);
     if !folder.join(COMPLETE).exists() {
         fetch(series, &kernels, &folder, &version)?;
-        relocate_headers(&kernel, &folder)?;
+        if !kernel.image.exists() {
+            bail!("the kernel packages of {version} hold no kernel; remove {}", folder.display());
+        }
+        relocate_headers(&kernel.headers, &folder)?;
+        ui::note(&format!("kernel {version} is in {}", folder.display()));
         place::write(&folder.join(COMPLETE), b"")?;
     }
     Ok(kernel)
@@ -162,35 +174,36 @@ fn fetch(series: &Series, kernels: &Path, folder: &Path, version: &str) -> Resul
     }
     place::make(folder)?;
     let progress = ui::Progress::start("Unpacking it");
-    for entry in downloads.path().read_dir().context("cannot list the downloads")? {
+    unpack(downloads.path(), folder)?;
+    progress.done();
+    Ok(())
+}
+
+/// Unpacks all packages in `downloads` to `folder`.
+fn unpack(downloads: &Path, folder: &Path) -> Result<()> {
+    for entry in downloads.read_dir().context("cannot list the downloads")? {
         let package = entry?.path();
         if package.extension().is_some_and(|extension| extension == "deb") {
             process::output(Command::new("dpkg-deb").arg("-x").arg(&package).arg(folder))?;
         }
     }
-    progress.done();
     Ok(())
 }
 
 /// Makes the unpacked headers usable where they lie.
-fn relocate_headers(kernel: &Kernel, folder: &Path) -> Result<()> {
-    if !kernel.image.exists() || !kernel.headers.exists() {
-        bail!(
-            "the kernel packages of {} do not hold what they should; remove {}",
-            kernel.version,
-            folder.display()
-        );
+fn relocate_headers(headers: &Path, folder: &Path) -> Result<()> {
+    if !headers.exists() {
+        bail!("the packages do not hold {}; remove {}", headers.display(), folder.display());
     }
-    let makefile = kernel.headers.join("Makefile");
+    let makefile = headers.join("Makefile");
     let text = String::from_utf8(place::read(&makefile)?).context("the headers' Makefile is not text")?;
     let here = format!("{}/usr/src/", folder.display());
     place::write(&makefile, text.replace("/usr/src/", &here).as_bytes())?;
     // With it the module's build would want `pahole`, only to make type information for BPF.
-    let types = kernel.headers.join("vmlinux");
+    let types = headers.join("vmlinux");
     if types.exists() {
         std::fs::remove_file(&types).context("cannot remove the kernel's type information")?;
     }
-    ui::note(&format!("kernel {} is in {}", kernel.version, folder.display()));
     Ok(())
 }
 

@@ -5,6 +5,8 @@
  * The hypervisor reads and writes buffers by their guest-physical address, so every call goes
  * through two buffers of the driver's own, each contiguous. They are wiped before they are freed:
  * they hold secrets.
+ *
+ * dolmen_tsm.ko makes its calls through this module too.
  */
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
@@ -24,12 +26,7 @@
 #include <asm/processor.h>
 
 #include "dolmen.h"
-
-#define DOLMEN_NUMBER_BASE	0x444c0000
-#define DOLMEN_NUMBER_MASK	0xffff0000
-#define DOLMEN_NR_QUOTE		(DOLMEN_NUMBER_BASE | 0x30)
-
-#define DOLMEN_STATUS_AGAIN	1
+#include "internal.h"
 
 #define DOLMEN_LEAF_SIGNATURE	0x40000000
 #define DOLMEN_LEAF_FEATURES	0x40000001
@@ -39,22 +36,12 @@
 #define DOLMEN_ALIGN		8
 
 #define DOLMEN_TIMEOUT		(60 * HZ)
-#define DOLMEN_SLEEP_MIN_MS	1
-#define DOLMEN_SLEEP_MAX_MS	20
 
 /*
  * A quote takes many calls with the same request, and the hypervisor has room for one request of a
  * guest: whoever holds this finishes first.
  */
 static DEFINE_MUTEX(dolmen_quote_lock);
-
-/* A call's buffers, as the hypervisor sees them. */
-struct dolmen_buffers {
-	void *request;
-	void *reply;
-	size_t request_length;
-	size_t reply_capacity;
-};
 
 static u32 dolmen_hypercall(u32 number, const struct dolmen_buffers *buffers, u64 *reply_length)
 {
@@ -78,15 +65,15 @@ static u32 dolmen_hypercall(u32 number, const struct dolmen_buffers *buffers, u6
 }
 
 /* Repeats the call until the hypervisor has finished it. */
-static int dolmen_finish(struct dolmen_call *call, const struct dolmen_buffers *buffers)
+static int dolmen_finish(u32 number, const struct dolmen_buffers *buffers, unsigned long deadline,
+			 struct dolmen_answer *answer)
 {
-	unsigned long deadline = jiffies + DOLMEN_TIMEOUT;
 	unsigned int sleep_ms = DOLMEN_SLEEP_MIN_MS;
 	u64 reply_length;
 
 	for (;;) {
-		call->status = dolmen_hypercall(call->number, buffers, &reply_length);
-		if (call->status != DOLMEN_STATUS_AGAIN)
+		answer->status = dolmen_hypercall(number, buffers, &reply_length);
+		if (answer->status != DOLMEN_STATUS_AGAIN)
 			break;
 		if (time_after(jiffies, deadline))
 			return -ETIMEDOUT;
@@ -96,28 +83,30 @@ static int dolmen_finish(struct dolmen_call *call, const struct dolmen_buffers *
 	}
 
 	/* A number that the hypervisor does not know leaves RDX as it was. */
-	if (reply_length == virt_to_phys(buffers->reply) && (s32)call->status < 0)
+	if (reply_length == virt_to_phys(buffers->reply) && (s32)answer->status < 0)
 		reply_length = 0;
-	if (reply_length > call->reply_capacity)
+	if (reply_length > buffers->reply_capacity)
 		return -EIO;
-	call->reply_length = reply_length;
+	answer->length = reply_length;
 	return 0;
 }
 
-static int dolmen_serialised(struct dolmen_call *call, const struct dolmen_buffers *buffers)
+int dolmen_perform(u32 number, const struct dolmen_buffers *buffers, unsigned long deadline,
+		   struct dolmen_answer *answer)
 {
 	int error;
 
-	if (call->number != DOLMEN_NR_QUOTE)
-		return dolmen_finish(call, buffers);
+	if (number != DOLMEN_NR_QUOTE)
+		return dolmen_finish(number, buffers, deadline, answer);
 
 	error = mutex_lock_interruptible(&dolmen_quote_lock);
 	if (error)
 		return error;
-	error = dolmen_finish(call, buffers);
+	error = dolmen_finish(number, buffers, deadline, answer);
 	mutex_unlock(&dolmen_quote_lock);
 	return error;
 }
+EXPORT_SYMBOL_GPL(dolmen_perform);
 
 static int dolmen_call(struct dolmen_call *call)
 {
@@ -125,6 +114,7 @@ static int dolmen_call(struct dolmen_call *call)
 		.request_length = call->request_length,
 		.reply_capacity = call->reply_capacity,
 	};
+	struct dolmen_answer answer;
 	int error = -ENOMEM;
 
 	if (call->reserved || (call->number & DOLMEN_NUMBER_MASK) != DOLMEN_NUMBER_BASE)
@@ -133,8 +123,8 @@ static int dolmen_call(struct dolmen_call *call)
 		return -E2BIG;
 
 	/* Never of length 0: an address must be there and be aligned. */
-	buffers.request = kzalloc(max_t(size_t, buffers.request_length, DOLMEN_ALIGN), GFP_KERNEL);
-	buffers.reply = kzalloc(max_t(size_t, buffers.reply_capacity, DOLMEN_ALIGN), GFP_KERNEL);
+	buffers.request = kzalloc(max_t(size_t, buffers.request_length, DOLMEN_ALIGN), DOLMEN_GFP);
+	buffers.reply = kzalloc(max_t(size_t, buffers.reply_capacity, DOLMEN_ALIGN), DOLMEN_GFP);
 	if (!buffers.request || !buffers.reply)
 		goto out;
 
@@ -142,11 +132,13 @@ static int dolmen_call(struct dolmen_call *call)
 	if (copy_from_user(buffers.request, u64_to_user_ptr(call->request), buffers.request_length))
 		goto out;
 
-	error = dolmen_serialised(call, &buffers);
+	error = dolmen_perform(call->number, &buffers, jiffies + DOLMEN_TIMEOUT, &answer);
 	if (error)
 		goto out;
+	call->status = answer.status;
+	call->reply_length = answer.length;
 
-	if (copy_to_user(u64_to_user_ptr(call->reply), buffers.reply, call->reply_length))
+	if (copy_to_user(u64_to_user_ptr(call->reply), buffers.reply, answer.length))
 		error = -EFAULT;
 out:
 	kfree_sensitive(buffers.request);
@@ -168,6 +160,9 @@ static long dolmen_ioctl(struct file *file, unsigned int command, unsigned long 
 	call.status = 0;
 
 	error = dolmen_call(&call);
+	/* A call that a signal broke off starts anew by itself, where the program wants that. */
+	if (error == -EINTR)
+		return -ERESTARTSYS;
 	if (error)
 		return error;
 	return copy_to_user(user, &call, sizeof(call)) ? -EFAULT : 0;
@@ -241,3 +236,5 @@ module_exit(dolmen_exit);
 
 MODULE_DESCRIPTION("Hypercalls to Dolmen for programs");
 MODULE_LICENSE("GPL");
+/* Attestation reports by the kernel's own interface, where the kernel has it. */
+MODULE_SOFTDEP("post: dolmen_tsm");

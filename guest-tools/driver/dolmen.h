@@ -40,8 +40,10 @@ struct dolmen_call {
  *   EINVAL     a number that is not Dolmen's, a reserved field that is not zero
  *   E2BIG      more than DOLMEN_MAX_BYTES in or out
  *   EFAULT     an address that is not the program's own memory
- *   EINTR      a signal came while the hypervisor was at work; ask again
- *   ETIMEDOUT  the hypervisor was at work for more than a minute
+ *   EINTR      a signal came while the hypervisor was at work; ask again (no error if the program
+ *              stopped and goes on, or if the signal's handler has SA_RESTART)
+ *   ETIMEDOUT  it took more than a minute, waiting for other callers' quotes included
+ *   ENOMEM     no memory, or none that the program's control group may still have
  *   EIO        the hypervisor answered what it never should
  * In all other cases the hypervisor's answer is in @status.
  */

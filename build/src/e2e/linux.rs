@@ -30,6 +30,7 @@ const COMPLAINTS: &[&str] = &[
     "rcu_preempt detected",
     "rcu: INFO",
     "soft lockup",
+    "blocked for more than",
     "hard LOCKUP",
     "unchecked MSR access",
     "APIC error",

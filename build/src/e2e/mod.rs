@@ -17,6 +17,7 @@ mod noise;
 mod share;
 mod slow;
 mod trust;
+mod tsm;
 
 use std::path::{Path, PathBuf};
 
@@ -99,6 +100,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Tally> {
         dma::CASES,
         locality::CASES,
         trust::CASES,
+        tsm::CASES,
         image::CASES,
         grub::CASES,
         foreign::CASES,
