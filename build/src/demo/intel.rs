@@ -14,17 +14,18 @@ use crate::{place, ui};
 
 /// What `--machine` calls it.
 pub(super) const NAME: &str = "bochs";
-/// Processors, and the machine's memory: for both guests, the hypervisor, and the discs that they came on.
-const MODEL: Model<'_> = Model { processor: "corei7_skylake_x", count: 2, memory_mib: 2000 };
-/// Longest wait for BIOS, GRUB and the hypervisor, and for a guest's shell after that.
-const START: Duration = Duration::from_secs(400);
-const GUEST: Duration = Duration::from_secs(1200);
+/// One processor, which Bochs executes several times as fast as two; memory for both guests, the hypervisor, and what the
+/// guests are loaded from.
+const MODEL: Model<'_> = Model { processor: "corei7_skylake_x", count: 1, memory_mib: 2000 };
+/// Longest wait for BIOS, GRUB and the hypervisor, which hashes the guests' files, and for a guest's shell after that.
+const START: Duration = Duration::from_secs(900);
+const GUEST: Duration = Duration::from_secs(1800);
 
 /// Tells it.
 pub(super) fn tell(artifacts: &Artifacts, folder: &Path) -> Result<()> {
     ui::heading("The machine");
     ui::note(
-        "Intel computer with two processors (Skylake, emulated by Bochs), BIOS; no dynamic launch, IOMMU or TPM",
+        "Intel computer with one processor (Skylake, emulated by Bochs), BIOS; no dynamic launch, IOMMU or TPM",
     );
     ui::note("so this is the development image: another loader, first stage and core than the release's");
     let development = artifact::development(&artifacts.folder)?;
