@@ -4,6 +4,7 @@ mod bochs;
 mod cargo;
 mod fuzz;
 mod guest;
+mod keylime;
 mod noise;
 mod smp;
 mod table;
@@ -48,7 +49,10 @@ pub(crate) struct Options {
     /// The whole story, and attacks on it.
     #[arg(long)]
     e2e: bool,
-    /// Long tests at their full length.
+    /// Stock Keylime judges our quotes; part of --all, since it installs Keylime from the Python registry.
+    #[arg(long)]
+    keylime: bool,
+    /// Long tests at their full length, and those with Keylime.
     #[arg(long)]
     all: bool,
     /// Of the tests on the emulated machine, only those whose name contains this.
@@ -69,6 +73,7 @@ impl Options {
             guest: false,
             bochs: false,
             e2e: false,
+            keylime: false,
             all: false,
             only: None,
         }
@@ -172,7 +177,7 @@ fn prepared<'a>(bench: &'a mut Option<Bench>, options: &Options) -> Result<&'a B
 fn levels(options: &Options) -> Vec<Level> {
     let tree = |name, chosen, run| Level { name, chosen, run: Run::Tree(run) };
     let machine = |name, chosen, run| Level { name, chosen, run: Run::Machine(run) };
-    vec![
+    let mut levels = vec![
         tree("format", options.lint, cargo::format),
         tree("rules of the tree", options.lint, ledger),
         tree("lints", options.lint, cargo::lints),
@@ -184,7 +189,11 @@ fn levels(options: &Options) -> Vec<Level> {
         machine("SKINIT conformance", options.conformance, conformance),
         machine("guests on Intel (Bochs)", options.bochs, bochs::run),
         machine("end to end", options.e2e, e2e::run),
-    ]
+    ];
+    if options.all || options.keylime {
+        levels.push(machine("Keylime", options.keylime, keylime::run));
+    }
+    levels
 }
 
 /// The emulator does what the manual says.
