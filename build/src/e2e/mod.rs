@@ -16,6 +16,7 @@ mod many;
 mod noise;
 mod share;
 mod slow;
+mod tools;
 mod trust;
 
 use std::path::{Path, PathBuf};
@@ -99,6 +100,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Tally> {
         dma::CASES,
         locality::CASES,
         trust::CASES,
+        tools::CASES,
         image::CASES,
         grub::CASES,
         foreign::CASES,
