@@ -43,3 +43,13 @@ pub(crate) fn extend(shell: &mut Shell, register: u32, text: &str) -> Result<Str
 pub(crate) fn quote(shell: &mut Shell, nonce: &str) -> Result<Vec<u8>> {
     shell.receive(&format!("dolmen --frame quote --nonce {nonce}"))
 }
+
+/// The same by a key of this kind.
+pub(crate) fn quote_by(shell: &mut Shell, key: &str, nonce: &str) -> Result<Vec<u8>> {
+    shell.receive(&format!("dolmen --frame quote --key {key} --nonce {nonce}"))
+}
+
+/// Asks for evidence about the host.
+pub(crate) fn host_quote(shell: &mut Shell, key: &str, pcrs: &str, nonce: &str) -> Result<Vec<u8>> {
+    shell.receive(&format!("dolmen --frame host-quote --key {key} --pcrs {pcrs} --nonce {nonce}"))
+}

@@ -153,6 +153,27 @@ impl RelyingParty {
         Ok(Verdict::Refused(names, texts.join("; ")))
     }
 
+    /// Judges evidence about a host: whether it is accepted as trusted, and what was said.
+    pub(crate) fn verify_host(&self, proof: &Proof) -> Result<(bool, String)> {
+        let done = Command::new(&self.verifier)
+            .arg("check-host")
+            .arg(proof.evidence())
+            .arg("--policy")
+            .arg(&self.policy)
+            .args(["--nonce", &proof.nonce])
+            .output()
+            .context("cannot start dolmen-verify")?;
+        let said = String::from_utf8_lossy(&done.stdout).into_owned();
+        Ok((done.status.success() && said.contains("TRUSTED"), said))
+    }
+
+    /// Adds an entry for a key to the policy.
+    pub(crate) fn trust_key(&self, name: &str) -> Result<()> {
+        let mut text = std::fs::read_to_string(&self.policy).context("the policy is gone")?;
+        write!(text, "[[keys]]\nname = \"{name}\"\n").context("no memory")?;
+        place::write(&self.policy, text.as_bytes())
+    }
+
     /// Takes the evidence apart into the files that tpm2-tools read, below its folder.
     pub(crate) fn export(&self, proof: &Proof) -> Result<PathBuf> {
         let folder = proof.folder.join("parts");

@@ -41,6 +41,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("swtpm", "the emulated machine's TPM 2.0"),
     ("swtpm-tools", "makes the TPM's endorsement key certificate"),
     ("tpm2-tools", "the relying party's unmodified tools"),
+    ("libtss2-dev", "library of the independent quote verifier"),
+    ("libssl-dev", "library of the independent quote verifier"),
     ("acpica-tools", "iasl, which reads the ACPI tables that guests get"),
     ("openssl", "makes the reader's keys in tests of evidence"),
     ("ovmf", "UEFI firmware of the emulated machine"),

@@ -16,6 +16,7 @@ mod many;
 mod noise;
 mod share;
 mod slow;
+mod tools;
 mod trust;
 mod tsm;
 
@@ -101,6 +102,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Tally> {
         locality::CASES,
         trust::CASES,
         tsm::CASES,
+        tools::CASES,
         image::CASES,
         grub::CASES,
         foreign::CASES,

@@ -240,6 +240,9 @@ fn owner_password(scene: &Scene<'_>) -> Result<()> {
     if !line.contains("keys") {
         bail!("it stopped, but not for want of keys: {line}");
     }
+    if !line.contains("tpm2_changeauth -c owner") {
+        bail!("it does not say what to do: {line}");
+    }
     machine.log.wait_for("capped", END)?;
     let (_power, tpm) = lab::autopsy(machine)?;
     if launch::check(&tpm, &scene.micro.reference, &["sha256"]).is_ok() {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
-use dolmen_abi::{AkId, HOST_PCRS, MAX_HOST_NONCE, REPORT_DATA_BYTES, SealPolicy};
+use dolmen_abi::{AkId, EkId, HOST_PCRS, MAX_HOST_NONCE, REPORT_DATA_BYTES, SealPolicy};
 
 /// What a measured hypervisor offers its guest: sealed secrets, quotes, registers, random numbers; and, if the
 /// manifest allows it, the other guests.
@@ -65,6 +65,20 @@ pub(crate) enum Action {
     Quote(Quote),
     /// Get evidence about the host: a hardware quote over a nonce as it is, for tools that know nothing of guests
     HostQuote(HostQuote),
+    /// Ask to have a key enrolled: writes a request for `dolmen-verify enrol begin`
+    Enrol {
+        /// Which attestation key: `ecdsa` and `rsa` bind guests, `host-ecdsa` and `host-rsa` speak of the host
+        #[arg(long, default_value = "ecdsa", value_parser = attestation_key)]
+        key: AkId,
+        /// By which endorsement key of the TPM: `rsa` or `ecc`
+        #[arg(long, default_value = "rsa", value_parser = endorsement_key)]
+        ek: EkId,
+    },
+    /// Answer a challenge of `dolmen-verify enrol begin`: writes evidence for `dolmen-verify enrol finish`
+    Answer {
+        /// File with the challenge; `-` is standard input
+        file: PathBuf,
+    },
     /// Get the event log of the launch (TCG crypto-agile format)
     Log,
     /// Get an attestation key's public part (TPM2B_PUBLIC)
@@ -169,6 +183,10 @@ fn raw_nonce(text: &str) -> Result<Nonce, String> {
 fn attestation_key(text: &str) -> Result<AkId, String> {
     let words: Vec<&str> = AkId::ALL.iter().map(|entry| entry.1).collect();
     AkId::from_word(text).ok_or_else(|| format!("not one of {}", words.join(", ")))
+}
+
+fn endorsement_key(text: &str) -> Result<EkId, String> {
+    EkId::from_word(text).ok_or_else(|| "not one of rsa, ecc".to_owned())
 }
 
 fn guest_key(text: &str) -> Result<AkId, String> {

@@ -15,13 +15,14 @@ use crate::args::{Action, Extend, HostQuote, Quote};
 use crate::failure::Failure;
 use crate::manage::{self, Request};
 use crate::output::Product;
-use crate::{guests, report};
+use crate::{enrol, guests, report};
 
 /// Reads what the command takes as input: a file, or standard input for `-`. Empty if it takes none.
 pub(crate) fn gather(action: &Action) -> Result<Zeroizing<Vec<u8>>, Failure> {
     match action {
         Action::Seal { file, .. } => read(file, MAX_SECRET),
         Action::Unseal { file, .. } => read(file, MAX_SECRET.saturating_add(SEALED_OVERHEAD)),
+        Action::Answer { file } => read(file, enrol::MAX_CHALLENGE),
         Action::Extend(Extend { file: Some(file), .. }) => hash(file),
         Action::Status
         | Action::Random { .. }
@@ -29,6 +30,7 @@ pub(crate) fn gather(action: &Action) -> Result<Zeroizing<Vec<u8>>, Failure> {
         | Action::Extend(_)
         | Action::Quote(_)
         | Action::HostQuote(_)
+        | Action::Enrol { .. }
         | Action::Log
         | Action::Ak { .. }
         | Action::Ps
@@ -77,6 +79,8 @@ where
             let evidence = client.host_evidence(*key, *pcrs, &nonce.0)?;
             Ok(Product::bytes("host-evidence", Zeroizing::new(evidence)))
         }
+        Action::Enrol { key, ek } => enrol::request(client, *key, *ek),
+        Action::Answer { .. } => enrol::answer(client, input),
         Action::Log => {
             let mut log = Zeroizing::new(vec![0; MAX_EVENT_LOG]);
             let length = client.event_log(&mut log)?;

@@ -6,6 +6,9 @@ use std::process::ExitCode;
 use dolmen_abi::Status;
 use dolmen_guest::Error;
 
+/// TPM_RC_LOCKOUT.
+const LOCKOUT: u32 = 0x921;
+
 /// Why the command failed.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
@@ -40,6 +43,9 @@ impl<E: fmt::Display> From<Error<E>> for Failure {
     fn from(error: Error<E>) -> Self {
         let remedy = match &error {
             Error::Refused(status) => remedy(*status),
+            Error::Tpm(LOCKOUT) => Some(
+                "the TPM is in lockout after failed authorisations: wait, or let its owner run `tpm2_dictionarylockout -c`",
+            ),
             Error::Tpm(_) => Some("ask again; if it stays so, the machine's TPM needs a look"),
             Error::Reply => Some("driver and hypervisor do not fit together: are they of one version?"),
             Error::Transport(_) | Error::Length => None,
@@ -63,6 +69,9 @@ fn remedy(status: Status) -> Option<&'static str> {
         Status::NO_SUCH_CALL => "the hypervisor is older than this command",
         Status::BAD_BLOB => "give a whole file as `dolmen seal` wrote it",
         Status::REFUSED => "check the label, and `dolmen registers` if the secret is bound to some",
+        Status::NO_CERTIFICATE => {
+            "try the other kind of endorsement key (`--ek`); without a certificate nobody vouches for this TPM"
+        }
         Status::NO_SUCH_GUEST => "`dolmen ps` lists the guests",
         Status::WRONG_STATE => {
             "`dolmen ps` tells what the guest does: start what is stopped, stop or reset what runs"

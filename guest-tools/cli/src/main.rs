@@ -7,6 +7,7 @@
 
 mod args;
 mod command;
+mod enrol;
 mod failure;
 mod frame;
 mod guests;

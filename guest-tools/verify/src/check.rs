@@ -2,8 +2,8 @@
 
 use dolmen_abi::evidence::Evidence;
 use dolmen_abi::{LaunchFacts, REPORT_DATA_BYTES};
-use dolmen_tpm::attest::{QuoteAttest, is_signed_by};
-use dolmen_tpm::policy::SELECT_17_18;
+use dolmen_tpm::attest::QuoteAttest;
+use dolmen_tpm::policy::{SELECT_17_18, host_policy};
 
 use crate::binding::extra_data;
 use crate::key::AttestationKey;
@@ -42,7 +42,7 @@ pub fn check(bytes: &[u8], policy: &Policy, expected: &Expected) -> Report {
         }
     };
     judge.pass("format", "the file is evidence in its one canonical encoding");
-    let key = judge.key(&evidence);
+    let key = judge.key(evidence.ak_public, Subject::Guest);
     let quote = judge.quote(&evidence, key.as_ref());
     judge.registers(&evidence, quote.as_ref());
     judge.binding(&evidence, quote.as_ref(), expected);
@@ -56,11 +56,20 @@ pub fn check(bytes: &[u8], policy: &Policy, expected: &Expected) -> Report {
 /// What was found so far.
 pub(crate) struct Judge<'p> {
     pub(crate) policy: &'p Policy,
-    checks: Vec<Check>,
+    pub(crate) checks: Vec<Check>,
     /// The accepted PCR 17 that the key's policy names.
     pub(crate) code: Option<AcceptedCode>,
     /// The policy's entry for the key.
     pub(crate) enrolled: Option<&'p EnrolledKey>,
+}
+
+/// What a key speaks of, which its policy tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Subject {
+    /// A guest, by its binding.
+    Guest,
+    /// The host, over a nonce as it is.
+    Host,
 }
 
 impl Judge<'_> {
@@ -91,7 +100,7 @@ impl Judge<'_> {
         if holds { self.pass(id, good) } else { self.fail(id, bad) }
     }
 
-    fn report(self, guest: Option<String>, key: Option<String>) -> Report {
+    pub(crate) fn report(self, guest: Option<String>, key: Option<String>) -> Report {
         let has_failed =
             self.checks.iter().any(|check| matches!(check.outcome, Outcome::Fail | Outcome::Skipped));
         let verdict = match (has_failed, self.enrolled) {
@@ -109,8 +118,8 @@ impl Judge<'_> {
     }
 
     /// The key: inside a TPM, and usable by the reference hypervisor only.
-    fn key<'e>(&mut self, evidence: &Evidence<'e>) -> Option<AttestationKey<'e>> {
-        let key = match AttestationKey::parse(evidence.ak_public) {
+    pub(crate) fn key<'e>(&mut self, public: &'e [u8], subject: Subject) -> Option<AttestationKey<'e>> {
+        let key = match AttestationKey::parse(public) {
             Ok(key) => key,
             Err(problem) => {
                 self.fail("key", format!("the attestation key is none of Dolmen: {problem}"));
@@ -126,7 +135,11 @@ impl Judge<'_> {
             ),
             Err(problem) => self.fail("key", format!("the attestation key is none of Dolmen: {problem}")),
         }
-        self.code = self.policy.code.iter().find(|code| same(key.policy, code.key_policy())).copied();
+        let is_of = |code: &&AcceptedCode| match subject {
+            Subject::Guest => same(key.policy, code.key_policy()),
+            Subject::Host => same(key.policy, &host_policy(code.pcr17())),
+        };
+        self.code = self.policy.code.iter().find(is_of).copied();
         self.judge(
             "key-policy",
             self.code.is_some(),
@@ -169,8 +182,8 @@ impl Judge<'_> {
         match key {
             Some(key) => self.judge(
                 "signature",
-                is_signed_by(&key.point, evidence.attest, evidence.signature),
-                "the quote is signed by the key (ECDSA P-256, SHA-256)",
+                key.verifier.accepts(evidence.attest, evidence.signature),
+                format!("the quote is signed by the key ({})", key.verifier.algorithm()),
                 "the signature over the quote is not by the key: quote, signature or key was exchanged",
             ),
             None => self.skip("signature", "there is no key"),

@@ -2,12 +2,26 @@
 //!
 //! Specification: TPM 2.0 library, part 2, TPM2B_PUBLIC, TPMA_OBJECT, TPMS_ECC_PARMS; part 1, "Names".
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use dolmen_tpm::attest::{is_signed_by, parse_rsassa};
 use dolmen_tpm::codec::{DecodeError, Reader};
 use dolmen_tpm::constant::{alg, handle};
 use dolmen_tpm::crypto::{Point, sha256};
+use rsa::pkcs8::{EncodePublicKey, LineEnding};
+use rsa::sha2::{Digest, Sha256};
+use rsa::{BigUint, Pkcs1v15Sign, RsaPublicKey};
 
 /// TPM_ECC_NIST_P256.
 const CURVE_P256: u16 = 3;
+/// Bits of an RSA key, and its exponent, for which a TPM writes 0.
+const RSA_BITS: u16 = 2048;
+const RSA_EXPONENT: u32 = 65537;
+/// SubjectPublicKeyInfo of a P-256 key, up to its point (RFC 5480).
+const SPKI_P256: [u8; 26] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
+    0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+];
 
 /// What a TPMA_OBJECT bit has to be, and why.
 struct Rule {
@@ -39,16 +53,16 @@ pub enum KeyProblem {
     /// The bytes are no TPM2B_PUBLIC.
     #[error("its public part cannot be read ({0:?})")]
     Unreadable(DecodeError),
-    /// Neither ECC nor SHA-256 as name algorithm.
-    #[error("it is of type {kind:#x} with name algorithm {name_algorithm:#x}, not ECC with SHA-256")]
+    /// Neither ECC nor RSA, or another name algorithm than SHA-256.
+    #[error("it is of type {kind:#x} with name algorithm {name_algorithm:#x}, not ECC or RSA with SHA-256")]
     Kind {
         /// TPM_ALG_ID of the key.
         kind: u16,
         /// TPM_ALG_ID of its Name.
         name_algorithm: u16,
     },
-    /// Not ECDSA P-256 with SHA-256.
-    #[error("it does not sign by ECDSA P-256 with SHA-256")]
+    /// Neither ECDSA P-256 nor RSASSA-2048 with SHA-256.
+    #[error("it signs neither by ECDSA P-256 nor by RSASSA-2048 with SHA-256")]
     Scheme,
     /// An attribute is not what it must be.
     #[error("its attribute {name} is {}: {why}", if *.is_set { "set" } else { "clear" })]
@@ -66,11 +80,59 @@ pub enum KeyProblem {
     /// Its point is not on the curve.
     #[error("its point is not on the curve")]
     Point,
+    /// Its modulus is none of an RSA-2048 key.
+    #[error("its modulus is none of an RSA-2048 key")]
+    Modulus,
 }
 
 impl From<DecodeError> for KeyProblem {
     fn from(error: DecodeError) -> Self {
         Self::Unreadable(error)
+    }
+}
+
+/// The half of a key that verifies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verifier {
+    /// ECDSA P-256 with SHA-256.
+    Ecdsa(Point),
+    /// RSASSA-2048 with SHA-256.
+    Rsassa(RsaPublicKey),
+}
+
+impl Verifier {
+    /// Whether `signature` (`TPMT_SIGNATURE`) is by the holder of the key over `message`.
+    #[must_use]
+    pub fn accepts(&self, message: &[u8], signature: &[u8]) -> bool {
+        match self {
+            Self::Ecdsa(point) => is_signed_by(point, message, signature),
+            Self::Rsassa(key) => parse_rsassa(signature).is_ok_and(|number| {
+                key.verify(Pkcs1v15Sign::new::<Sha256>(), &Sha256::digest(message), number).is_ok()
+            }),
+        }
+    }
+
+    /// How it signs, in words.
+    #[must_use]
+    pub const fn algorithm(&self) -> &'static str {
+        match self {
+            Self::Ecdsa(_) => "ECDSA P-256, SHA-256",
+            Self::Rsassa(_) => "RSASSA-2048, SHA-256",
+        }
+    }
+
+    /// The key as PEM (RFC 7468).
+    #[must_use]
+    pub fn pem(&self) -> String {
+        match self {
+            Self::Ecdsa(point) => {
+                let text = STANDARD.encode([&SPKI_P256[..], &point.to_sec1()].concat());
+                let lines: Vec<_> = text.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
+                format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", lines.join("\n"))
+            }
+            // Encoding a key that was just read cannot fail.
+            Self::Rsassa(key) => key.to_public_key_pem(LineEnding::LF).unwrap_or_default(),
+        }
     }
 }
 
@@ -83,8 +145,8 @@ pub struct AttestationKey<'a> {
     pub attributes: u32,
     /// Its authorisation policy.
     pub policy: &'a [u8],
-    /// Its point.
-    pub point: Point,
+    /// What verifies its signatures.
+    pub verifier: Verifier,
 }
 
 impl<'a> AttestationKey<'a> {
@@ -98,19 +160,13 @@ impl<'a> AttestationKey<'a> {
         outer.finish()?;
         let mut r = Reader::new(area);
         let (kind, name_algorithm, attributes, policy) = (r.u16()?, r.u16()?, r.u32()?, r.tpm2b()?);
-        if (kind, name_algorithm) != (alg::ECC, alg::SHA256) {
-            return Err(KeyProblem::Kind { kind, name_algorithm });
-        }
-        let wanted = [alg::NULL, alg::ECDSA, alg::SHA256, CURVE_P256, alg::NULL];
-        for want in wanted {
-            if r.u16()? != want {
-                return Err(KeyProblem::Scheme);
-            }
-        }
-        let (x, y) = (r.tpm2b()?, r.tpm2b()?);
+        let verifier = match (kind, name_algorithm) {
+            (alg::ECC, alg::SHA256) => read_ecdsa(&mut r)?,
+            (alg::RSA, alg::SHA256) => read_rsassa(&mut r)?,
+            _ => return Err(KeyProblem::Kind { kind, name_algorithm }),
+        };
         r.finish()?;
-        let point = Point::from_coordinates(x, y).filter(|point| point.to_public_key().is_some());
-        Ok(Self { area, attributes, policy, point: point.ok_or(KeyProblem::Point)? })
+        Ok(Self { area, attributes, policy, verifier })
     }
 
     /// Checks every attribute that makes the key one that only its policy can use, inside one TPM.
@@ -146,6 +202,38 @@ impl<'a> AttestationKey<'a> {
     }
 }
 
+fn demand(r: &mut Reader<'_>, wanted: &[u16]) -> Result<(), KeyProblem> {
+    for want in wanted {
+        if r.u16()? != *want {
+            return Err(KeyProblem::Scheme);
+        }
+    }
+    Ok(())
+}
+
+fn read_ecdsa(r: &mut Reader<'_>) -> Result<Verifier, KeyProblem> {
+    demand(r, &[alg::NULL, alg::ECDSA, alg::SHA256, CURVE_P256, alg::NULL])?;
+    let (x, y) = (r.tpm2b()?, r.tpm2b()?);
+    let point = Point::from_coordinates(x, y).filter(|point| point.to_public_key().is_some());
+    Ok(Verifier::Ecdsa(point.ok_or(KeyProblem::Point)?))
+}
+
+fn read_rsassa(r: &mut Reader<'_>) -> Result<Verifier, KeyProblem> {
+    demand(r, &[alg::NULL, alg::RSASSA, alg::SHA256, RSA_BITS])?;
+    if !matches!(r.u32()?, 0 | RSA_EXPONENT) {
+        return Err(KeyProblem::Scheme);
+    }
+    rsa_key(r.tpm2b()?).map(Verifier::Rsassa)
+}
+
+/// The RSA-2048 key of this modulus with the usual exponent.
+pub(crate) fn rsa_key(modulus: &[u8]) -> Result<RsaPublicKey, KeyProblem> {
+    let is_whole =
+        modulus.len() == usize::from(RSA_BITS / 8) && modulus.first().is_some_and(|byte| *byte >= 0x80);
+    let number = BigUint::from_bytes_be(if is_whole { modulus } else { &[] });
+    RsaPublicKey::new(number, BigUint::from(RSA_EXPONENT)).map_err(|_| KeyProblem::Modulus)
+}
+
 fn named(parts: &[&[u8]]) -> [u8; 34] {
     let mut name = [0; 34];
     let digest = sha256(parts);
@@ -161,7 +249,8 @@ mod tests {
     use dolmen_tpm::public::AK_ATTRIBUTES;
 
     fn key(attributes: u32) -> AttestationKey<'static> {
-        AttestationKey { area: &[], attributes, policy: &[], point: Point { x: [0; 32], y: [0; 32] } }
+        let verifier = Verifier::Ecdsa(Point { x: [0; 32], y: [0; 32] });
+        AttestationKey { area: &[], attributes, policy: &[], verifier }
     }
 
     #[test]

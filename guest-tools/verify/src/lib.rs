@@ -17,7 +17,9 @@
 
 mod binding;
 mod check;
+pub mod enrol;
 pub mod export;
+mod host;
 mod key;
 mod log;
 mod policy;
@@ -31,7 +33,8 @@ mod tpm;
 
 pub use binding::{extra_data, leaf};
 pub use check::{Expected, check};
-pub use key::{AttestationKey, KeyProblem};
+pub use host::check_host;
+pub use key::{AttestationKey, KeyProblem, Verifier};
 pub use log::{LogProblem, check_events};
 pub use policy::{
     AcceptedCode, AcceptedGuest, Components, Configuration, EnrolledKey, FIELDS, FactRules, Policy,

@@ -1,5 +1,7 @@
 //! `dolmen-verify`: verdicts about evidence, on the command line.
 
+mod enrolling;
+
 use std::fs;
 use std::hint::black_box;
 use std::io::Write;
@@ -9,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Parser, Subcommand};
-use dolmen_abi::evidence::{Evidence, MAX_EVIDENCE};
+use dolmen_abi::evidence::Evidence;
+use dolmen_abi::evidence::host::MAX_HOST_EVIDENCE;
 use dolmen_tpm::attest::QuoteAttest;
-use dolmen_verify::{Expected, Policy, Verdict, check, explain, export, extra_data};
+use dolmen_verify::{Expected, Policy, Report, Verdict, check, check_host, explain, export, extra_data};
 use serde::Serialize;
 
 /// Verifies evidence of guests of the Dolmen hypervisor.
@@ -28,6 +31,23 @@ struct Cli {
 enum Command {
     /// Judge evidence by a policy.
     Check(CheckArgs),
+    /// Enrol a key: prove that it lives in a TPM that a maker vouches for (docs/enrolment.md).
+    #[command(subcommand)]
+    Enrol(enrolling::Enrol),
+    /// Judge evidence about a host (`dolmen host-quote`) by a policy.
+    CheckHost {
+        /// File with the evidence.
+        evidence: PathBuf,
+        /// File with the policy (TOML).
+        #[arg(long)]
+        policy: PathBuf,
+        /// Nonce that was given to the guest, in hex.
+        #[arg(long)]
+        nonce: String,
+        /// Print the verdict as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the extra data that the quote must have, for `tpm2_checkquote -q`.
     Binding {
         /// File with the evidence.
@@ -101,11 +121,14 @@ impl CheckArgs {
     }
 
     fn policy(&self) -> Result<Policy> {
-        let text = fs::read_to_string(&self.policy)
-            .with_context(|| format!("cannot read {}", self.policy.display()))?;
-        let folder = self.policy.parent().unwrap_or(Path::new("."));
-        Policy::parse_in(&text, folder).with_context(|| format!("{} is no policy", self.policy.display()))
+        read_policy(&self.policy)
     }
+}
+
+fn read_policy(path: &Path) -> Result<Policy> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    Policy::parse_in(&text, folder).with_context(|| format!("{} is no policy", path.display()))
 }
 
 fn main() -> ExitCode {
@@ -122,6 +145,12 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<bool> {
     match command {
         Command::Check(args) => run_check(&args),
+        Command::CheckHost { evidence, policy, nonce, json } => {
+            let nonce = hex::decode(&nonce).context("--nonce is not hexadecimal")?;
+            let report = check_host(&read(&evidence)?, &read_policy(&policy)?, &nonce);
+            print_report(&report, json)
+        }
+        Command::Enrol(step) => enrolling::run(&step),
         Command::Enroll(args) => run_enroll(&args),
         Command::Throughput { check, seconds } => run_throughput(&check, Duration::from_secs(seconds)),
         Command::Binding { evidence } => {
@@ -141,7 +170,11 @@ fn run(command: Command) -> Result<bool> {
 
 fn run_check(args: &CheckArgs) -> Result<bool> {
     let report = check(&read(&args.evidence)?, &args.policy()?, &args.expected()?);
-    let text = if args.json { serde_json::to_string_pretty(&report)? } else { report.to_string() };
+    print_report(&report, args.json)
+}
+
+fn print_report(report: &Report, as_json: bool) -> Result<bool> {
+    let text = if as_json { serde_json::to_string_pretty(report)? } else { report.to_string() };
     print(&format!("{text}\n"))?;
     Ok(report.accepted)
 }
@@ -215,10 +248,10 @@ fn print(text: &str) -> Result<bool> {
 /// Reads a file, but no more of it than evidence can have.
 fn read(path: &Path) -> Result<Vec<u8>> {
     let length = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
-    if usize::try_from(length).is_ok_and(|length| length <= MAX_EVIDENCE) {
+    if usize::try_from(length).is_ok_and(|length| length <= MAX_HOST_EVIDENCE) {
         fs::read(path).with_context(|| format!("cannot read {}", path.display()))
     } else {
-        bail!("{} has {length} bytes, but evidence has at most {MAX_EVIDENCE}", path.display())
+        bail!("{} has {length} bytes, but evidence has at most {MAX_HOST_EVIDENCE}", path.display())
     }
 }
 

@@ -51,7 +51,12 @@ impl Judge<'_> {
             self.skip("pcrs", "there is no quote");
             return;
         };
-        match self.log(evidence.event_log, quote.pcr_digest) {
+        self.registers_of(evidence.event_log, quote.pcr_digest);
+    }
+
+    /// The same for a log, and the digest of PCR 17 and 18 as they were quoted.
+    pub(crate) fn registers_of(&mut self, event_log: &[u8], pcr_digest: &[u8]) {
+        match self.log(event_log, pcr_digest) {
             Some(launch) => self.pcrs(&launch),
             None => self.skip("pcrs", "no log tells which values the quoted digest is of"),
         }

@@ -12,7 +12,7 @@ pub const CHECKS: &[(&str, &str)] = &[
     ("format", "the file decodes, in its one encoding"),
     (
         "key",
-        "the key is ECC P-256 / ECDSA / SHA-256 with exactly the attributes fixedTPM, fixedParent, sensitiveDataOrigin, restricted, sign: userWithAuth and adminWithPolicy are clear",
+        "the key is ECC P-256 / ECDSA / SHA-256 or RSA-2048 / RSASSA / SHA-256, with exactly the attributes fixedTPM, fixedParent, sensitiveDataOrigin, restricted, sign: userWithAuth and adminWithPolicy are clear",
     ),
     (
         "key-policy",

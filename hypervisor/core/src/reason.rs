@@ -80,7 +80,7 @@ impl fmt::Display for Reason {
             #[cfg(not(feature = "unmeasured"))]
             Self::Tpm(error) => write!(f, "the TPM failed: {error:?}; power the machine off and on"),
             #[cfg(not(feature = "unmeasured"))]
-            Self::Keys(error) => write!(f, "no keys from the TPM: {error:?}; see docs/tpm.md"),
+            Self::Keys(error) => write!(f, "no keys from the TPM: {error}"),
             #[cfg(not(feature = "unmeasured"))]
             Self::Pcr(pcr) => {
                 write!(f, "PCR {pcr} does not hold what was measured; something else extends it")

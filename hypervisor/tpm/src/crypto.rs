@@ -102,6 +102,12 @@ pub fn parameter_cipher(
     }
 }
 
+/// AES-128-CFB with a vector of zeroes: what encrypts the identity in a credential, under a key that is used once
+/// (part 1, 24.4).
+pub fn encrypt_identity(key: &[u8; AES_SIZE], data: &mut [u8]) {
+    cfb_mode::Encryptor::<aes::Aes128>::new(key.into(), &[0; AES_SIZE].into()).encrypt(data);
+}
+
 /// A P-256 point as the TPM writes it: coordinates of 32 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Point {
@@ -149,12 +155,22 @@ pub fn left_padded(bytes: &[u8]) -> Option<[u8; 32]> {
 /// the group's range or `key` not on the curve.
 #[must_use]
 pub fn session_salt(key: &Point, scalar: &Secret<[u8; 32]>) -> Option<(Secret<[u8; SHA256_SIZE]>, Point)> {
+    shared_seed(key, scalar, b"SECRET")
+}
+
+/// The same for another purpose, which `label` names: "IDENTITY" for credentials (annex C.6.4).
+#[must_use]
+pub fn shared_seed(
+    key: &Point,
+    scalar: &Secret<[u8; 32]>,
+    label: &[u8],
+) -> Option<(Secret<[u8; SHA256_SIZE]>, Point)> {
     let ephemeral = SecretKey::from_slice(scalar.expose()).ok()?;
     let shared = ephemeral.diffie_hellman(&key.to_public_key()?);
     let encoded = ephemeral.public_key().to_sec1_point(false);
     let (x, y) = encoded.as_bytes().get(1..)?.split_at_checked(32)?;
     let sent = Point::from_coordinates(x, y)?;
-    Some((kdfe(shared.raw_secret_bytes(), b"SECRET", &sent.x, &key.x), sent))
+    Some((kdfe(shared.raw_secret_bytes(), label, &sent.x, &key.x), sent))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod attack;
 mod command;
 mod corpus;
 mod documentation;
+mod enrolling;
 mod forge;
 mod hostile;
 mod parts;

@@ -1,0 +1,199 @@
+//! Endorsement key certificates: is this one by a maker whom the relying party trusts, and for this key?
+//!
+//! Specification: TCG EK Credential Profile for TPM 2.0, 3.2; RFC 5280, 4.2 and 6.1, as far as chains of one maker need
+//! it: no policies, no name constraints, no revocation. What is not understood and critical is refused.
+
+use core::time::Duration;
+
+use p256::ecdsa::signature::hazmat::PrehashVerifier;
+use rsa::pkcs8::DecodePublicKey;
+use rsa::sha2::{Digest, Sha256, Sha384, Sha512};
+use rsa::traits::PublicKeyParts;
+use rsa::{BigUint, Pkcs1v15Sign, RsaPublicKey};
+use x509_cert::Certificate;
+use x509_cert::der::asn1::UintRef;
+use x509_cert::der::oid::ObjectIdentifier;
+use x509_cert::der::{Decode, Encode, Reader, SliceReader};
+use x509_cert::ext::pkix::{BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAltName};
+
+use super::EkPublic;
+
+/// tcg-kp-EKCertificate.
+const EK_USAGE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.23.133.8.1");
+const RSA_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.11");
+const RSA_SHA384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.12");
+const RSA_SHA512: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.13");
+const ECDSA_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2");
+/// Extensions that are understood, or that say nothing that matters here.
+const UNDERSTOOD: [ObjectIdentifier; 4] = [
+    <BasicConstraints as x509_cert::der::oid::AssociatedOid>::OID,
+    <KeyUsage as x509_cert::der::oid::AssociatedOid>::OID,
+    <ExtendedKeyUsage as x509_cert::der::oid::AssociatedOid>::OID,
+    // The EK profile makes it critical: it names the TPM, whose key counts here and not its name.
+    <SubjectAltName as x509_cert::der::oid::AssociatedOid>::OID,
+];
+/// Most certificates from the key to a root.
+const MAX_DEPTH: usize = 5;
+
+/// Why a certificate proves nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CertificateError {
+    /// Not a certificate in DER.
+    #[error("the endorsement key's certificate cannot be read: {0}")]
+    Unreadable(String),
+    /// It is for another key.
+    #[error(
+        "the certificate is for another key than the one that the TPM makes from the TCG's template; \
+         its maker may have used a template of its own"
+    )]
+    OtherKey,
+    /// Not for an endorsement key.
+    #[error("the certificate is not for an endorsement key: its extended key usage lacks 2.23.133.8.1")]
+    Usage,
+    /// Nobody who is trusted signed it.
+    #[error("no chain leads from the certificate to a root: \"{0}\" is by no certificate that was given")]
+    NoChain(String),
+    /// Too many certificates.
+    #[error("the chain of certificates is longer than 5")]
+    TooLong,
+    /// Outside of its time.
+    #[error("the certificate of \"{0}\" is not valid at this time")]
+    Time(String),
+    /// A critical extension that is not understood.
+    #[error(
+        "the certificate of \"{subject}\" has the critical extension {extension}, which is not understood"
+    )]
+    Extension {
+        /// Whose.
+        subject: String,
+        /// Its object identifier.
+        extension: String,
+    },
+}
+
+/// Checks that `der` is a certificate for the endorsement key `ek`, and that a chain leads from it through
+/// `intermediates` to one of `roots`, all of them valid at `now` (since 1970).
+///
+/// # Errors
+/// [`CertificateError`].
+pub fn check_certificate(
+    der: &[u8],
+    ek: &EkPublic<'_>,
+    intermediates: &[Certificate],
+    roots: &[Certificate],
+    now: Duration,
+) -> Result<(), CertificateError> {
+    let unreadable = |error: x509_cert::der::Error| CertificateError::Unreadable(error.to_string());
+    let leaf = Certificate::from_der(exact(der)).map_err(unreadable)?;
+    if !is_for(&leaf, ek) {
+        return Err(CertificateError::OtherKey);
+    }
+    check_one(&leaf, now)?;
+    let usage = leaf.tbs_certificate().get_extension::<ExtendedKeyUsage>().map_err(unreadable)?;
+    if !usage.is_some_and(|(_, usage)| usage.0.contains(&EK_USAGE)) {
+        return Err(CertificateError::Usage);
+    }
+    let mut current = &leaf;
+    for _ in 0..MAX_DEPTH {
+        if let Some(root) = roots.iter().find(|root| is_by(current, root)) {
+            return check_one(root, now);
+        }
+        let issuer = intermediates.iter().find(|issuer| is_by(current, issuer) && is_authority(issuer));
+        current = issuer.ok_or_else(|| CertificateError::NoChain(subject(current)))?;
+        check_one(current, now)?;
+    }
+    Err(CertificateError::TooLong)
+}
+
+/// The certificate without what makers leave after it in the TPM's memory.
+fn exact(der: &[u8]) -> &[u8] {
+    let [0x30, 0x82, high, low, ..] = der else { return der };
+    let length = usize::from(u16::from_be_bytes([*high, *low])).saturating_add(4);
+    der.get(..length).unwrap_or(der)
+}
+
+fn subject(certificate: &Certificate) -> String {
+    certificate.tbs_certificate().subject().to_string()
+}
+
+/// What each certificate of a chain must fulfil.
+fn check_one(certificate: &Certificate, now: Duration) -> Result<(), CertificateError> {
+    let tbs = certificate.tbs_certificate();
+    let validity = tbs.validity();
+    if now < validity.not_before.to_unix_duration() || now > validity.not_after.to_unix_duration() {
+        return Err(CertificateError::Time(subject(certificate)));
+    }
+    let strange = tbs.extensions().into_iter().flatten();
+    match strange.filter(|one| one.critical).find(|one| !UNDERSTOOD.contains(&one.extn_id)) {
+        Some(extension) => Err(CertificateError::Extension {
+            subject: subject(certificate),
+            extension: extension.extn_id.to_string(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Whether it may sign certificates.
+fn is_authority(certificate: &Certificate) -> bool {
+    let tbs = certificate.tbs_certificate();
+    let constraints = tbs.get_extension::<BasicConstraints>().ok().flatten();
+    let usage = tbs.get_extension::<KeyUsage>().ok().flatten();
+    constraints.is_some_and(|(_, constraints)| constraints.ca)
+        && usage.is_none_or(|(_, usage)| usage.key_cert_sign())
+}
+
+/// Whether `issuer` signed `certificate`.
+fn is_by(certificate: &Certificate, issuer: &Certificate) -> bool {
+    let tbs = certificate.tbs_certificate();
+    tbs.issuer() == issuer.tbs_certificate().subject()
+        && tbs.signature() == certificate.signature_algorithm()
+        && verify(certificate, issuer).is_some()
+}
+
+fn verify(certificate: &Certificate, issuer: &Certificate) -> Option<()> {
+    let signed = certificate.tbs_certificate().to_der().ok()?;
+    let signature = certificate.signature().as_bytes()?;
+    let spki = issuer.tbs_certificate().subject_public_key_info();
+    let rsa = |scheme: Pkcs1v15Sign, digest: &[u8]| {
+        let key = RsaPublicKey::from_public_key_der(&spki.to_der().ok()?).ok()?;
+        key.verify(scheme, digest, signature).ok()
+    };
+    match certificate.signature_algorithm().oid {
+        RSA_SHA256 => rsa(Pkcs1v15Sign::new::<Sha256>(), &Sha256::digest(&signed)),
+        RSA_SHA384 => rsa(Pkcs1v15Sign::new::<Sha384>(), &Sha384::digest(&signed)),
+        RSA_SHA512 => rsa(Pkcs1v15Sign::new::<Sha512>(), &Sha512::digest(&signed)),
+        ECDSA_SHA256 => {
+            let key = p256::ecdsa::VerifyingKey::from_sec1_bytes(spki.subject_public_key.raw_bytes()).ok()?;
+            key.verify_prehash(&Sha256::digest(&signed), &ecdsa_signature(signature)?).ok()
+        }
+        _ => None,
+    }
+}
+
+/// Ecdsa-Sig-Value (RFC 3279, 2.2.3).
+fn ecdsa_signature(der: &[u8]) -> Option<p256::ecdsa::Signature> {
+    let mut reader = SliceReader::new(der).ok()?;
+    let numbers = reader.sequence(|inner| {
+        let (r, s) = (UintRef::decode(inner)?, UintRef::decode(inner)?);
+        Ok::<_, x509_cert::der::Error>((padded(r.as_bytes()), padded(s.as_bytes())))
+    });
+    let (r, s) = numbers.ok()?;
+    p256::ecdsa::Signature::from_scalars(r?, s?).ok()
+}
+
+fn padded(number: &[u8]) -> Option<[u8; 32]> {
+    dolmen_tpm::crypto::left_padded(number)
+}
+
+/// Whether the certificate is for this key.
+fn is_for(certificate: &Certificate, ek: &EkPublic<'_>) -> bool {
+    let spki = certificate.tbs_certificate().subject_public_key_info();
+    match ek {
+        EkPublic::Rsa(modulus) => spki
+            .to_der()
+            .ok()
+            .and_then(|der| RsaPublicKey::from_public_key_der(&der).ok())
+            .is_some_and(|key| *key.n() == BigUint::from_bytes_be(modulus)),
+        EkPublic::Ecc(point) => spki.subject_public_key.raw_bytes() == point.to_sec1(),
+    }
+}
