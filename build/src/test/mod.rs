@@ -5,6 +5,7 @@ mod cargo;
 mod fuzz;
 mod guest;
 mod noise;
+mod package;
 mod smp;
 
 use std::process::ExitCode;
@@ -41,6 +42,9 @@ pub(crate) struct Options {
     /// Small guests, one for each kind of exit.
     #[arg(long)]
     guest: bool,
+    /// Debian packages of the guest tools, and the driver for every kernel.
+    #[arg(long)]
+    packages: bool,
     /// Guests on an Intel processor, by the development image.
     #[arg(long)]
     bochs: bool,
@@ -66,6 +70,7 @@ impl Options {
             reproduce: true,
             conformance: false,
             guest: false,
+            packages: false,
             bochs: false,
             e2e: false,
             all: false,
@@ -179,6 +184,7 @@ fn levels(options: &Options) -> Vec<Level> {
         tree("Miri", options.miri, cargo::miri),
         tree("fuzzing", options.fuzz, fuzz::run),
         tree("reproducible build", options.reproduce, reproducible),
+        machine("packages of the guest tools", options.packages, package::run),
         machine("micro-guests", options.guest, guest::run),
         machine("SKINIT conformance", options.conformance, conformance),
         machine("guests on Intel (Bochs)", options.bochs, bochs::run),
