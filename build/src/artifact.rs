@@ -23,10 +23,10 @@ const LAUNCH_LIMIT: u64 = 0xf000;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Program {
     pub(crate) what: &'static str,
-    package: &'static str,
+    pub(crate) package: &'static str,
     bin: &'static str,
-    target: &'static str,
-    features: &'static str,
+    pub(crate) target: &'static str,
+    pub(crate) features: &'static str,
     built: &'static str,
     pub(crate) output: &'static str,
 }
@@ -191,8 +191,16 @@ impl Artifacts {
     }
 }
 
-/// What is measured, and the loader that carries it: compared by `cargo xtask reproduce`.
-pub(crate) const REPRODUCED: [Program; 4] = [LAUNCH, CORE, LOADER_MULTIBOOT, LOADER_UEFI];
+/// What is measured, and the loader that carries it.
+pub(crate) const RELEASED: [Program; 4] = [LAUNCH, CORE, LOADER_MULTIBOOT, LOADER_UEFI];
+
+/// The development image.
+const DEVELOPED: [Program; 3] = [LOADER_UNMEASURED, UNMEASURED, CORE_UNMEASURED];
+
+/// What `cargo xtask reproduce` compares.
+pub(crate) fn reproduced() -> impl Iterator<Item = Program> {
+    RELEASED.into_iter().chain(DEVELOPED)
+}
 
 /// The development image: runs guests on machines without a dynamic launch, and says UNMEASURED. Never shipped.
 #[derive(Clone, Debug)]
@@ -214,12 +222,13 @@ impl Development {
 
 /// Builds the development image.
 pub(crate) fn development(folder: &Path) -> Result<Development> {
-    let compile = |program| compile(program, &place::root(), &place::target(), folder);
-    Ok(Development {
-        loader: compile(&LOADER_UNMEASURED)?,
-        stage: compile(&UNMEASURED)?,
-        core: compile(&CORE_UNMEASURED)?,
-    })
+    develop(&place::root(), &place::target(), folder)
+}
+
+/// Builds the development image from the sources in `root` into `folder`.
+pub(crate) fn develop(root: &Path, target: &Path, folder: &Path) -> Result<Development> {
+    let [loader, stage, core] = DEVELOPED.map(|program| compile(&program, root, target, folder));
+    Ok(Development { loader: loader?, stage: stage?, core: core? })
 }
 
 /// Builds all that the machine and its guest need.
@@ -235,7 +244,7 @@ pub(crate) fn build(tools: &Tools) -> Result<Artifacts> {
 
 /// Builds launch image, core and loader from the sources in `root` into `folder`.
 pub(crate) fn hypervisor(root: &Path, target: &Path, folder: &Path) -> Result<()> {
-    for program in &REPRODUCED {
+    for program in &RELEASED {
         compile(program, root, target, folder)?;
     }
     let length = folder.join(LAUNCH.output).metadata().context("no launch image")?.len();

@@ -1,5 +1,7 @@
 //! `cargo xtask lint`: what the compiler's lints cannot say, and the ledger of unsafe code.
 
+mod vendor;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -61,6 +63,7 @@ fn check() -> Result<Vec<Source>> {
     for source in &sources {
         complaints.extend(complaints_about(source));
     }
+    complaints.extend(vendor::complaints(&sources, &documents()?));
     for name in PURE {
         let root = PathBuf::from("hypervisor").join(name).join("src/lib.rs");
         let declared = sources.iter().any(|s| s.path == root && s.text.contains("#![forbid(unsafe_code)]"));
@@ -72,6 +75,22 @@ fn check() -> Result<Vec<Source>> {
         return Ok(sources);
     }
     bail!("{}", complaints.join("\n"))
+}
+
+/// The documents, those of decisions included.
+fn documents() -> Result<Vec<Source>> {
+    let mut documents = Vec::new();
+    for folder in ["docs", "docs/adr"] {
+        let full = place::root().join(folder);
+        for entry in full.read_dir().with_context(|| format!("cannot list {folder}"))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "md") {
+                let text = place::read(&path)?;
+                documents.push(Source { path, text: String::from_utf8_lossy(&text).into_owned() });
+            }
+        }
+    }
+    Ok(documents)
 }
 
 fn collect(root: &Path, folder: &Path, sources: &mut Vec<Source>) -> Result<()> {

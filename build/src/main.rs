@@ -28,11 +28,13 @@ mod pool;
 mod prepush;
 mod process;
 mod proof;
+mod release;
 mod reproduce;
 mod run;
 mod setup;
 mod test;
 mod ui;
+mod vectors;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -70,10 +72,14 @@ enum Task {
     Bench(bench::Options),
     /// Build twice in two folders and compare.
     Reproduce,
+    /// Put a release together: programs, reference values (JSON and CoRIM), what they are made of, checksums.
+    Release(release::Options),
     /// Run what must hold before a change is pushed.
     Prepush,
     /// Check the tree's own rules and write the ledger of unsafe code.
     Lint,
+    /// Take evidence from a whole machine into tests/vectors, after the format of evidence has changed.
+    Vectors,
     /// Pass bytes between a tpm2 tool and a relay; started by the tools themselves.
     #[command(hide = true)]
     TpmRelay {
@@ -119,7 +125,9 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
         Task::Test(options) => return test::run(&options),
         Task::Bench(options) => bench::run(&options)?,
         Task::Reproduce => reproduce::run()?,
+        Task::Release(options) => release::run(&options)?,
         Task::Lint => lint::run()?,
+        Task::Vectors => vectors::run()?,
         Task::TpmRelay { socket } => machine::relay::pass_bytes(&socket)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::artifact::Artifacts;
 use crate::measure::Reference;
-use crate::{place, process};
+use crate::{place, process, release};
 
 /// A relying party: its verifier and its policy file.
 #[derive(Clone, Debug)]
@@ -81,9 +81,33 @@ impl Proof {
 }
 
 impl RelyingParty {
-    /// A relying party that expects `reference` and has enrolled no key yet.
+    /// A relying party that expects `reference`, in a file beside its policy, and has enrolled no key yet.
     pub(crate) fn new(artifacts: &Artifacts, reference: &Reference, policy: &Path) -> Result<Self> {
-        place::write(policy, policy_text(reference)?.as_bytes())?;
+        let values = policy.with_extension("reference.json");
+        place::write(&values, serde_json::to_string_pretty(reference)?.as_bytes())?;
+        Self::of_values(artifacts, &values, policy)
+    }
+
+    /// A relying party that expects what the file `values`, beside its policy, says.
+    pub(crate) fn of_values(artifacts: &Artifacts, values: &Path, policy: &Path) -> Result<Self> {
+        place::write(policy, policy_text(values)?.as_bytes())?;
+        Ok(Self { verifier: artifacts.verifier(), policy: policy.to_owned() })
+    }
+
+    /// A relying party that trusts the code of a release in `folder`, and knows manifest and guests of `reference`.
+    pub(crate) fn of_release(
+        artifacts: &Artifacts,
+        folder: &Path,
+        reference: &Reference,
+        policy: &Path,
+    ) -> Result<Self> {
+        let values = folder.join(release::VALUES);
+        let pcr18 = &reference.bank("sha256")?.pcr18;
+        let mut text = format!("releases = [\"{}\"]\npcr18 = \"{pcr18}\"\n", values.display());
+        for guest in &reference.guests {
+            write!(text, "\n[guests.{}]\ng0 = \"{}\"\n", guest.name, guest.g0).context("no memory")?;
+        }
+        place::write(policy, format!("{text}\n").as_bytes())?;
         Ok(Self { verifier: artifacts.verifier(), policy: policy.to_owned() })
     }
 
@@ -177,15 +201,11 @@ impl RelyingParty {
     }
 }
 
-/// A policy for `dolmen-verify` from reference values.
-pub(crate) fn policy_text(reference: &Reference) -> Result<String> {
-    let bank = reference.bank("sha256")?;
-    let mut text = format!("pcr17 = \"{}\"\npcr18 = \"{}\"\n", bank.pcr17, bank.pcr18);
-    for guest in &reference.guests {
-        write!(text, "\n[guests.{}]\ng0 = \"{}\"\n", guest.name, guest.g0).context("no memory")?;
-    }
-    text.push('\n');
-    Ok(text)
+/// A policy for `dolmen-verify` that takes the reference values of the file `values`, which lies beside it.
+pub(crate) fn policy_text(values: &Path) -> Result<String> {
+    let name = values.file_name().and_then(|name| name.to_str()).context("a file whose name is no text")?;
+    // JSON and TOML write such a text alike.
+    Ok(format!("releases = [{}]\n\n", serde_json::to_string(name)?))
 }
 
 /// Registers of one bank in the summary that `tpm2_eventlog` prints after the events.

@@ -1,4 +1,4 @@
-//! `cargo xtask reproduce`: two clean builds in two folders must give the same bytes.
+//! `cargo xtask reproduce`: two clean builds in two folders must give the same bytes, and the same release.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,8 +6,8 @@ use std::process::Command;
 use anyhow::{Context, Result, anyhow, bail};
 use sha2::{Digest, Sha256};
 
-use crate::artifact::{self, REPRODUCED};
-use crate::{place, process, ui};
+use crate::artifact::{self, reproduced};
+use crate::{place, process, release, ui};
 
 /// Builds twice and compares.
 pub(crate) fn run() -> Result<()> {
@@ -19,16 +19,44 @@ pub(crate) fn run() -> Result<()> {
         let builds = [&first, &second].map(|folder| scope.spawn(|| build(&sources, folder)));
         builds.into_iter().try_for_each(|build| build.join().map_err(|_| anyhow!("a build broke off"))?)
     })?;
-    compare(&first.join("output"), &second.join("output"))
+    compare(&first.join("output"), &second.join("output"))?;
+    release::compare(&first.join("release"), &second.join("release"))?;
+    check_sums(&first.join("release"))?;
+    check_by_hand(&first.join("release"))
+}
+
+/// The document's way to PCR 17 without our code ends at the released value.
+fn check_by_hand(folder: &Path) -> Result<()> {
+    let document = String::from_utf8(place::read(&place::root().join("docs/verify-a-release.md"))?)?;
+    let script =
+        document.split("```sh\n").find(|block| block.starts_with("h() {")).context("no way by hand")?;
+    let script = script.split("```").next().unwrap_or_default();
+    let printed = process::output(Command::new("sh").args(["-euc", script]).current_dir(folder))?;
+    let value: String = printed.split_whitespace().collect();
+    let released = String::from_utf8(place::read(&folder.join(release::VALUES))?)?;
+    if value.len() != 64 || !released.contains(&format!("\"pcr17\": \"{value}\"")) {
+        bail!("by hand PCR 17 is {value}, which is not what was released");
+    }
+    Ok(())
+}
+
+/// As a stranger does it: with the command of every Linux system.
+fn check_sums(folder: &Path) -> Result<()> {
+    let mut command = Command::new("sha256sum");
+    process::output(command.args(["--check", "--strict", "--quiet", "SHA256SUMS"]).current_dir(folder))
+        .map(drop)
 }
 
 fn build(sources: &[PathBuf], folder: &Path) -> Result<()> {
     clone(sources, &folder.join("sources"))?;
-    artifact::hypervisor(&folder.join("sources"), &folder.join("target"), &folder.join("output"))
+    let [sources, target, output] = ["sources", "target", "output"].map(|name| folder.join(name));
+    artifact::hypervisor(&sources, &target, &output)?;
+    artifact::develop(&sources, &target, &output)?;
+    release::assemble(&sources, &output, &folder.join("release"), None)
 }
 
 fn compare(first: &Path, second: &Path) -> Result<()> {
-    for program in &REPRODUCED {
+    for program in reproduced() {
         let (one, two) =
             (place::read(&first.join(program.output))?, place::read(&second.join(program.output))?);
         if one != two {

@@ -51,9 +51,6 @@ const PACKAGES: &[(&str, &str)] = &[
     ("xorriso", "makes the file system of those images"),
     ("busybox-static", "user space of the demo's guest"),
     ("zstd", "unpacks the kernel in Debian's bzImage, for a guest"),
-    ("grub-common", "makes the disk that the real GRUB boots"),
-    ("grub-pc-bin", "the GRUB of a machine with BIOS"),
-    ("xorriso", "writes GRUB's disk"),
 ];
 
 /// Targets of the pinned toolchain.
@@ -146,7 +143,8 @@ fn unsupported(what: &str) -> String {
     )
 }
 
-fn toolchain() -> Result<()> {
+/// Installs parts of the toolchain that are missing.
+pub(crate) fn toolchain() -> Result<()> {
     if !process::installed("rustup") {
         return Ok(());
     }

@@ -11,6 +11,7 @@ mod size;
 mod stage;
 mod tpm;
 mod vendor;
+mod verify;
 
 use std::time::{Duration, Instant};
 
@@ -55,6 +56,8 @@ enum Subject {
     Vendors,
     /// Boot of a kernel inside of Dolmen and without it.
     Boot,
+    /// Evidence verified per second, beside `tpm2_checkquote`.
+    Verify,
 }
 
 impl Options {
@@ -74,6 +77,7 @@ struct Report {
     company: Option<Vec<company::Figure>>,
     vendors: Option<Vec<vendor::Pair>>,
     boot: Option<boot::Boots>,
+    verify: Option<Vec<verify::Throughput>>,
 }
 
 /// What one guest alone measures, and what it took to get there.
@@ -126,6 +130,7 @@ fn measure(bench: &Bench, options: &Options) -> Result<Report> {
         company: options.chosen(Subject::Company, || company::measure(bench))?,
         vendors: options.chosen(Subject::Vendors, || vendor::measure(bench))?,
         boot: options.chosen(Subject::Boot, || boot::measure(bench))?,
+        verify: options.chosen(Subject::Verify, || verify::measure(&bench.artifacts))?,
     })
 }
 
@@ -228,6 +233,9 @@ fn show(report: &Report) {
     }
     if let Some(boots) = &report.boot {
         boots.show();
+    }
+    if let Some(figures) = &report.verify {
+        verify::show(figures);
     }
 }
 

@@ -1,9 +1,10 @@
 //! `cargo xtask demo`: the whole story on one emulated machine, each claim checked as it is made.
 
 mod act;
+mod intel;
 mod narrator;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -25,7 +26,7 @@ pub(crate) struct Options {
     /// Keep transcripts, evidence and TPM state in this folder.
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
-    /// The machine: a file of qemu/machines, without `.toml`.
+    /// The machine: a file of qemu/machines, without `.toml`; or `bochs`, which has an Intel processor.
     #[arg(long, default_value = "uefi")]
     machine: String,
 }
@@ -40,6 +41,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         Some(folder) => std::path::absolute(folder).context("the folder to keep things in")?,
         None => place::output().join("demo"),
     };
+    if options.machine == intel::NAME {
+        return Ok(end(intel::tell(&artifacts, &folder), start, options.keep.is_some(), &folder));
+    }
     let release = Release::load(&artifacts, &place::root().join("dolmen.toml"))?;
     let profile = Profile::load(&options.machine)?;
     ui::heading("The machine");
@@ -54,21 +58,25 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     ui::fact(&format!("PCR 17 {}", bank.pcr17));
     ui::fact(&format!("PCR 18 {}", bank.pcr18));
     let lab = Lab::new(&tools, &artifacts, &options.machine, &folder, e2e::ALL_BANKS)?;
-    let told = tell(&lab, &artifacts, &release);
+    Ok(end(tell(&lab, &artifacts, &release), start, options.keep.is_some(), &folder))
+}
+
+/// Says how it ended.
+fn end(told: Result<()>, start: Instant, is_kept: bool, folder: &Path) -> ExitCode {
     let seconds = start.elapsed().as_secs();
     match told {
         Ok(()) => {
             ui::heading("That was the story");
             ui::good(&format!("every part of it was so ({seconds} s after set-up and build)"));
-            if options.keep.is_some() {
+            if is_kept {
                 ui::note(&format!("transcripts and evidence: {}", folder.display()));
             }
-            Ok(ExitCode::SUCCESS)
+            ExitCode::SUCCESS
         }
         Err(error) => {
             ui::bad(&format!("{error:#}"));
             ui::note(&format!("the story ends here; transcripts: {}", folder.display()));
-            Ok(ExitCode::FAILURE)
+            ExitCode::FAILURE
         }
     }
 }

@@ -1,19 +1,19 @@
-//! The other way of `cargo xtask image`: the folder for GRUB, booted by the GRUB that Debian ships.
-
-use std::path::{Path, PathBuf};
-use std::process::Command;
+//! The other way of `cargo xtask image`: a CD with Debian's GRUB. `test --bochs` boots discs that are made in the same way.
 
 use anyhow::Result;
 
 use super::{Case, Scene, launch};
-use crate::image::task;
+use crate::image::{DISC_SAYS, task};
 use crate::lab::{self, LAUNCH, STANDS_STILL};
 use crate::machine::Medium;
-use crate::{place, process};
+use crate::place;
 
 /// The tests of this file.
 pub(super) const CASES: &[Case] =
-    &[Case { name: "grub_boots_the_folder_that_the_image_command_writes_for_it", run: grub }];
+    &[Case { name: "grub_boots_the_disc_of_the_image_command_and_ends_where_uefi_does", run: grub }];
+
+/// All that swtpm has.
+const BANKS: [&str; 4] = ["sha1", "sha256", "sha384", "sha512"];
 
 /// What a user has: a manifest beside kernels of their own, and nothing of this tree.
 const MANIFEST: &str = r#"
@@ -40,7 +40,7 @@ cmdline = "handover"
 consoles = ["none"]
 "#;
 
-/// Firmware, GRUB's own boot sector, GRUB, our loader, and from there on as ever.
+/// Firmware, GRUB from its CD, our loader, and from there on as ever. The same start by UEFI ends in the same registers.
 fn grub(scene: &Scene<'_>) -> Result<()> {
     let own = scene.folder.join("own");
     let artifacts = &scene.bench.artifacts;
@@ -49,11 +49,11 @@ fn grub(scene: &Scene<'_>) -> Result<()> {
     place::copy(&artifacts.file("initramfs.cpio"), &own.join("initrd.img"))?;
     place::copy(&super::image::kernel(scene)?, &own.join("small.elf"))?;
     let made = task::make(artifacts, &own.join("my.toml"), own.join("my.img"))?;
-    let disk = disk(&made.multiboot, &scene.folder)?;
 
     let lab = scene.lab("bios")?;
-    let mut machine = lab.boot_medium("grub", &Medium::Disk(disk), &STANDS_STILL.map(str::to_owned))?;
-    machine.log.wait_for("GRUB: the menu of the image command", LAUNCH)?;
+    let medium = Medium::Disc(made.disc.clone());
+    let mut machine = lab.boot_medium("grub", &medium, &STANDS_STILL.map(str::to_owned))?;
+    machine.log.wait_for(DISC_SAYS, LAUNCH)?;
     lab::measured(&mut machine)?;
     for guest in ["web", "small"] {
         machine.log.wait_for(&format!("guest runs name={guest}"), LAUNCH)?;
@@ -61,28 +61,12 @@ fn grub(scene: &Scene<'_>) -> Result<()> {
     let mut shell = lab::shell(&mut machine)?;
     shell.expect("grep -q '^flags.* hypervisor' /proc/cpuinfo")?;
     let (_power, tpm) = lab::autopsy(machine)?;
-    launch::check(&tpm, &made.reference, &["sha1", "sha256", "sha384", "sha512"])
-}
+    launch::check(&tpm, &made.reference, &BANKS)?;
 
-/// A disk with GRUB for machines with BIOS, whose own menu goes on with the folder's.
-fn disk(multiboot: &Path, folder: &Path) -> Result<PathBuf> {
-    let tree = folder.join("disk");
-    let name = multiboot.file_name().unwrap_or_default();
-    for entry in std::fs::read_dir(multiboot)? {
-        let file = entry?.path();
-        place::copy(&file, &tree.join(name).join(file.file_name().unwrap_or_default()))?;
-    }
-    let menu = format!(
-        "serial --unit=0 --speed=115200\nterminal_output serial\nset timeout=0\n\
-         echo \"GRUB: the menu of the image command\"\nsource /{}/grub.cfg\n",
-        name.to_string_lossy()
-    );
-    place::write(&tree.join("boot/grub/grub.cfg"), menu.as_bytes())?;
-    let disk = folder.join("grub.img");
-    process::output(
-        Command::new("grub-mkrescue")
-            .args(["--directory=/usr/lib/grub/i386-pc", "--compress=no", "-o"])
-            .args([&disk, &tree]),
-    )?;
-    Ok(disk)
+    let lab = scene.lab("uefi")?;
+    let medium = Medium::Disk(made.image.clone());
+    let mut machine = lab.boot_medium("uefi", &medium, &STANDS_STILL.map(str::to_owned))?;
+    lab::measured(&mut machine)?;
+    let (_power, tpm) = lab::autopsy(machine)?;
+    launch::check(&tpm, &made.reference, &BANKS)
 }

@@ -12,7 +12,7 @@ use crate::lab::{self, LAUNCH, Lab, Release};
 use crate::machine::Machine;
 use crate::machine::shell::Shell;
 use crate::proof::{Proof, RelyingParty, Verdict};
-use crate::{demo, measure, place};
+use crate::{artifact, demo, measure, place, release};
 
 /// What is sealed in these tests.
 const SECRET: &str = "three knocks and a whistle";
@@ -77,6 +77,7 @@ fn refused_evidence(scene: &Scene<'_>) -> Result<()> {
         bail!("good evidence is refused: {:?}", party.verify(&proof)?);
     }
     party.checkquote(&proof, &key, reference)?;
+    released(scene, &proof)?;
     must_refuse(&party, &proof.about(&demo::nonce()?), "another nonce")?;
     let later = quote(&mut shell, &scene.folder.join("later"))?;
     must_refuse(&party, &proof.about_that_of(&later), "the nonce of a later request")?;
@@ -91,6 +92,38 @@ fn refused_evidence(scene: &Scene<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A relying party that knows the code by a release alone, as a stranger does who rebuilt it, says the same, and so does
+/// one whose release has manifest and guests; by a release with another core it refuses.
+fn released(scene: &Scene<'_>, proof: &Proof) -> Result<()> {
+    let (artifacts, reference) = (&scene.bench.artifacts, &scene.release.reference);
+    let party = |name: &str, built: &Path| {
+        let folder = scene.folder.join(name);
+        release::assemble(&place::root(), built, &folder, None)?;
+        RelyingParty::of_release(artifacts, &folder, reference, &folder.with_extension("toml"))
+    };
+    let whole = scene.folder.join("whole-release");
+    release::assemble(&place::root(), &artifacts.folder, &whole, Some(&super::one_guest()))?;
+    let whole = RelyingParty::of_values(artifacts, &whole.join(release::VALUES), &whole.join("policy.toml"))?;
+    for party in [party("release", &artifacts.folder)?, whole] {
+        party.enrol(proof)?;
+        match party.verify(proof)? {
+            Verdict::Trusted => {}
+            Verdict::Refused(_, why) => bail!("by the release, good evidence is refused: {why}"),
+        }
+    }
+    let other = scene.folder.join("another-build");
+    for program in &artifact::RELEASED {
+        place::copy(&artifacts.file(program.output), &other.join(program.output))?;
+    }
+    lab::flipped(&artifacts.core(), &other.join(artifact::CORE.output), |bytes| bytes.len().checked_sub(1))?;
+    match party("another-release", &other)?.verify(proof)? {
+        Verdict::Refused(checks, _) if checks.iter().any(|check| check == "pcrs") => Ok(()),
+        verdict @ (Verdict::Trusted | Verdict::Refused(..)) => {
+            bail!("by a release with another core: {verdict:?}")
+        }
+    }
 }
 
 /// Places that matter: in the quote, its signature, the log's digest of the core, the binding.

@@ -119,6 +119,35 @@ pub(crate) fn write_multiboot(parts: &Parts, loader: &Path, folder: &Path) -> Re
     place::write(&folder.join("grub.cfg"), menu.as_bytes())
 }
 
+/// Said by GRUB on the serial port before it starts the loader.
+pub(crate) const DISC_SAYS: &str = "GRUB: starting Dolmen";
+
+/// Makes a CD image from what [`write_multiboot`] wrote: GRUB for machines with BIOS, whose menu goes on with the
+/// folder's. A disk that holds it boots as well.
+pub(crate) fn write_disc(multiboot: &Path, image: &Path) -> Result<()> {
+    let name = multiboot.file_name().and_then(|name| name.to_str()).context("a folder needs a name")?;
+    let folder = image.parent().context("an image needs a folder")?;
+    place::make(folder)?;
+    let work = tempfile::tempdir_in(folder).context("cannot make a folder")?;
+    for entry in multiboot.read_dir().with_context(|| format!("cannot list {}", multiboot.display()))? {
+        let file = entry?;
+        place::copy(&file.path(), &work.path().join(name).join(file.file_name()))?;
+    }
+    let menu = format!(
+        "serial --unit=0 --speed=115200\nterminal_output console serial\nset timeout=0\necho \"{DISC_SAYS}\"\n\
+         source /{name}/grub.cfg\n"
+    );
+    place::write(&work.path().join("boot/grub/grub.cfg"), menu.as_bytes())?;
+    process::output(
+        Command::new("grub-mkrescue")
+            .args(["--directory=/usr/lib/grub/i386-pc", "--compress=no", "-o"])
+            .args([image, work.path()])
+            .env("SOURCE_DATE_EPOCH", DATE),
+    )
+    .context("cannot make a CD image; `cargo xtask setup` installs what makes it")
+    .map(drop)
+}
+
 /// Makes an empty FAT32 file system with room for `files`.
 fn format(partition: &Path, files: &[(PathBuf, String)]) -> Result<()> {
     let mut bytes = 0_u64;

@@ -29,7 +29,9 @@ pub(crate) struct Options {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Made {
     /// Disk image for UEFI firmware.
-    image: PathBuf,
+    pub(crate) image: PathBuf,
+    /// CD image for firmware that is a BIOS.
+    pub(crate) disc: PathBuf,
     /// Folder with the files for GRUB.
     pub(crate) multiboot: PathBuf,
     /// Policy for `dolmen-verify`.
@@ -63,17 +65,20 @@ pub(crate) fn make(artifacts: &Artifacts, manifest: &Path, image: PathBuf) -> Re
     super::write(&release.parts, &image)?;
     let multiboot = image.with_extension("multiboot");
     super::write_multiboot(&release.parts, &artifacts.loader_multiboot(), &multiboot)?;
+    let disc = image.with_extension("iso");
+    super::write_disc(&multiboot, &disc)?;
     let reference_file = image.with_extension("reference.json");
     place::write(&reference_file, serde_json::to_string_pretty(&release.reference)?.as_bytes())?;
     let policy = image.with_extension("policy.toml");
-    place::write(&policy, proof::policy_text(&release.reference)?.as_bytes())?;
-    Ok(Made { image, multiboot, policy, reference_file, reference: release.reference })
+    place::write(&policy, proof::policy_text(&reference_file)?.as_bytes())?;
+    Ok(Made { image, disc, multiboot, policy, reference_file, reference: release.reference })
 }
 
 fn show(made: &Made) {
     measure::show(&made.reference);
     ui::heading("Files");
     ui::good(&format!("{}: boots on UEFI firmware", made.image.display()));
+    ui::good(&format!("{}: boots on a BIOS, by GRUB, from CD or disk", made.disc.display()));
     ui::good(&format!("{}: what GRUB boots, with an entry for its menu", made.multiboot.display()));
     ui::good(&format!("{}: PCR 17, PCR 18 and each guest's identity", made.reference_file.display()));
     ui::good(&format!(

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -15,7 +15,7 @@ use anyhow::{Context, Result, anyhow};
 use super::child;
 use super::stream::Stream;
 use crate::image::{self, Parts};
-use crate::{place, process};
+use crate::place;
 
 /// Longest wait for the emulator to open its serial ports.
 const OPENING: Duration = Duration::from_secs(60);
@@ -82,21 +82,12 @@ impl Drop for Bochs {
     }
 }
 
-/// Makes the CD image.
+/// Makes the CD image, as `cargo xtask image` does.
 fn disc(parts: &Parts, loader: &Path, folder: &Path) -> Result<PathBuf> {
-    let tree = folder.join("disc");
-    if tree.exists() {
-        std::fs::remove_dir_all(&tree).with_context(|| format!("cannot empty {}", tree.display()))?;
-    }
-    let own = tree.join("dolmen");
-    image::write_multiboot(parts, loader, &own)?;
-    let menu = place::read(&own.join("grub.cfg"))?;
-    let menu = ["set timeout=0\n".as_bytes(), &menu].concat();
-    place::write(&tree.join("boot/grub/grub.cfg"), &menu)?;
-    let image = folder.join("disc.iso");
-    process::output(Command::new("grub-mkrescue").arg("-o").arg(&image).arg(&tree))
-        .context("cannot make a CD image; `cargo xtask setup` installs what makes it")?;
-    Ok(image)
+    let (multiboot, disc) = (folder.join("dolmen"), folder.join("dolmen.iso"));
+    image::write_multiboot(parts, loader, &multiboot)?;
+    image::write_disc(&multiboot, &disc)?;
+    Ok(disc)
 }
 
 /// The machine in Bochs' words.
@@ -108,7 +99,7 @@ fn configuration(model: &Model<'_>, image: &Path, folder: &Path, ports: &[TcpLis
          memory: guest={memory_mib}, host={memory_mib}\n\
          romimage: file=/usr/share/bochs/BIOS-bochs-latest\n\
          vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest\n\
-         cpu: model={processor}, count={count}, ips={INSTRUCTIONS_PER_SECOND}, reset_on_triple_fault=0\n\
+         cpu: model={processor}, count={count}, quantum=32, ips={INSTRUCTIONS_PER_SECOND}, reset_on_triple_fault=0\n\
          clock: sync=none\n\
          boot: cdrom\n\
          ata0-master: type=cdrom, path=\"{image}\", status=inserted\n\

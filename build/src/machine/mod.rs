@@ -38,6 +38,8 @@ const OVMF: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVM
 pub(crate) enum Medium {
     /// A disk image.
     Disk(PathBuf),
+    /// A CD image.
+    Disc(PathBuf),
     /// A Multiboot kernel with its modules, loaded by the emulator.
     Multiboot {
         /// The kernel's file.
@@ -306,6 +308,12 @@ fn medium(medium: &Medium, command: &mut Command) -> Result<()> {
             command
                 .args(["-drive", &format!("if=none,id=disk,format=raw,snapshot=on,file={}", escaped(image)?)])
                 .args(["-device", "nvme,drive=disk,serial=dolmen,bootindex=1"]);
+        }
+        Medium::Disc(image) => {
+            let image = escaped(image)?;
+            command
+                .args(["-drive", &format!("if=none,id=disc,format=raw,media=cdrom,readonly=on,file={image}")])
+                .args(["-device", "ide-cd,drive=disc,bootindex=1"]);
         }
         Medium::Multiboot { kernel, modules, arguments } => {
             command.arg("-kernel").arg(kernel);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::table::{ENDINGS, Ending, LOOKS_AROUND};
 use super::{Bench, Tally, noise, smp};
 use crate::artifact::{self, MICRO_GUEST};
 use crate::e2e::{self, ALL_BANKS};
@@ -16,15 +17,6 @@ use crate::{place, ui};
 
 /// Longest run of the guest's tests, and longest wait for an ending's verdict.
 pub(super) const LIMIT: Duration = Duration::from_secs(90);
-
-/// Ways to end, and what the hypervisor's log must say of each.
-const ENDINGS: [(&str, &str); 5] = [
-    ("triple-fault", "stop: "),
-    ("halt", "stop: "),
-    ("tables", "stop: "),
-    ("reset", "stop: the guest resets the machine"),
-    ("exotic", "stop: "),
-];
 
 /// Runs the guest's own tests, each ending, and noise.
 pub(super) fn run(bench: &Bench) -> Result<Tally> {
@@ -39,7 +31,10 @@ pub(super) fn run(bench: &Bench) -> Result<Tally> {
             })
         }));
     }
-    for (name, said) in ENDINGS.into_iter().filter(|(name, _)| bench.is_chosen(&format!("ends_{name}"))) {
+    for Ending { name, said } in ENDINGS {
+        if !bench.is_chosen(&format!("ends_{name}")) {
+            continue;
+        }
         let (folder, kernel) = (folder.join(name), &kernel);
         let shown = format!("a guest that ends by {name} is named, and nothing else happens");
         jobs.push(Job::new(shown.clone(), 1, move || {
@@ -68,25 +63,31 @@ fn own_tests(bench: &Bench, folder: &Path, kernel: &Path) -> Result<Tally> {
     let mut machine = start(bench, folder, kernel, "")?;
     machine.log.wait_for("serve: guest runs", LAUNCH)?;
     let mut console = machine.console.take().context("no console")?;
-    let tally = sum(&mut console, LIMIT)?;
+    let tally = sum(&mut console, LIMIT, LOOKS_AROUND)?;
     machine.wait_off_or(LIMIT, "stop: the guest switched its machine off")?;
     Ok(tally)
 }
 
-/// Hears what a micro-guest says of its tests, up to the sum.
-pub(super) fn sum(console: &mut Stream, limit: Duration) -> Result<Tally> {
+/// Hears what a micro-guest says of its tests, up to the sum: they must be those of the table, whatever became of them.
+pub(super) fn sum(console: &mut Stream, limit: Duration, tests: &[&str]) -> Result<Tally> {
     let mut tally = Tally::default();
+    let mut heard = Vec::new();
     let sum = console.find("the micro-guest's sum", limit, |line| {
         if let Some(failure) = line.strip_prefix("FAIL ") {
             ui::bad(failure);
             tally.failed = tally.failed.saturating_add(1);
-        } else if line.starts_with("ok ") {
+            heard.extend(failure.split(' ').next().map(str::to_owned));
+        } else if let Some(name) = line.strip_prefix("ok ") {
             tally.passed = tally.passed.saturating_add(1);
+            heard.push(name.to_owned());
         }
         line.starts_with("micro: ").then(|| line.to_owned())
     })?;
     if sum != format!("micro: {} passed, {} failed", tally.passed, tally.failed) {
         bail!("the guest says `{sum}`, but {tally:?} were heard");
+    }
+    if heard != tests {
+        bail!("the guest's tests are not those of the table: {heard:?}");
     }
     Ok(tally)
 }

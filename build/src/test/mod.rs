@@ -7,6 +7,7 @@ mod guest;
 mod noise;
 mod package;
 mod smp;
+mod table;
 
 use std::process::ExitCode;
 use std::time::Instant;

@@ -2,19 +2,26 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use super::guest::{LIMIT, sum};
+use super::table::{NEIGHBOURS, PROCESSORS};
 use super::{Bench, Tally};
 use crate::e2e::{self, ALL_BANKS};
 use crate::lab::{LAUNCH, Lab, STANDS_STILL};
-use crate::machine::Machine;
+use crate::machine::stream::Stream;
 use crate::pool::Job;
 use crate::ui;
 
 /// One guest: processors, command line, console.
-type Guest = (u32, &'static str, &'static str);
+pub(super) type Guest = (u32, &'static str, &'static str);
+
+/// The tests of the guest with this command line.
+fn tests_of(command_line: &str) -> &'static [&'static str] {
+    if command_line == "smp" { PROCESSORS } else { NEIGHBOURS }
+}
 
 /// What is run: name, sentence, machine, guests.
 type Case = (&'static str, &'static str, &'static str, &'static [Guest]);
@@ -52,15 +59,22 @@ fn run(bench: &Bench, folder: &Path, kernel: &Path, machine: &str, guests: &[Gue
     let release = e2e::release(bench, folder, &manifest(kernel, guests)?)?;
     let mut machine = lab.boot_with("run", &release.parts, None, &STANDS_STILL.map(str::to_owned))?;
     machine.log.wait_for("serve: guest runs", LAUNCH)?;
-    hear(&mut machine, guests)
+    let mut console = machine.console.take().context("no console")?;
+    hear(&mut machine.log, &mut console, guests, LIMIT)
 }
 
-fn hear(machine: &mut Machine, guests: &[Guest]) -> Result<Tally> {
-    let mut console = machine.console.take().context("no console")?;
-    let mut tally = sum(&mut console, LIMIT)?;
+/// Hears what the guests say of their tests; one of them has the second port to itself.
+pub(super) fn hear(
+    log: &mut Stream,
+    console: &mut Stream,
+    guests: &[Guest],
+    limit: Duration,
+) -> Result<Tally> {
+    let first = guests.first().map_or("", |(_, command_line, _)| command_line);
+    let mut tally = sum(console, limit, tests_of(first))?;
     if guests.iter().any(|(.., console)| *console == "com1") {
         // The hypervisor's log shares that line, and shows whose words they are.
-        let line = machine.log.find("the second guest's verdict", LIMIT, |line| {
+        let line = log.find("the second guest's verdict", limit, |line| {
             (line.contains("ok registers_stay_this_guests") || line.contains("FAIL "))
                 .then(|| line.to_owned())
         })?;
@@ -75,7 +89,8 @@ fn hear(machine: &mut Machine, guests: &[Guest]) -> Result<Tally> {
     Ok(tally)
 }
 
-fn manifest(kernel: &Path, guests: &[Guest]) -> Result<String> {
+/// The manifest of these guests.
+pub(super) fn manifest(kernel: &Path, guests: &[Guest]) -> Result<String> {
     let mut text = String::new();
     for (number, (vcpus, command_line, console)) in (1..).zip(guests) {
         write!(

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
-use dolmen_abi::{REPORT_DATA_BYTES, SealPolicy};
+use dolmen_abi::{AkId, HOST_PCRS, MAX_HOST_NONCE, REPORT_DATA_BYTES, SealPolicy};
 
 /// What a measured hypervisor offers its guest: sealed secrets, quotes, registers, random numbers; and, if the
 /// manifest allows it, the other guests.
@@ -63,10 +63,16 @@ pub(crate) enum Action {
     },
     /// Get evidence for a relying party: a hardware quote that binds this guest
     Quote(Quote),
+    /// Get evidence about the host: a hardware quote over a nonce as it is, for tools that know nothing of guests
+    HostQuote(HostQuote),
     /// Get the event log of the launch (TCG crypto-agile format)
     Log,
-    /// Get the attestation key's public part (TPM2B_PUBLIC)
-    Ak,
+    /// Get an attestation key's public part (TPM2B_PUBLIC)
+    Ak {
+        /// Which: `ecdsa` and `rsa` bind guests, `host-ecdsa` and `host-rsa` speak of the host
+        #[arg(long, default_value = "ecdsa", value_parser = attestation_key)]
+        key: AkId,
+    },
     /// List all guests of the machine: state, last stop, processors, memory
     Ps,
     /// Start a guest that does not run, and wait until it does
@@ -129,6 +135,68 @@ pub(crate) struct Quote {
     /// All 64 bytes of report data
     #[arg(long, group = "bound", value_name = "HEX", value_parser = exact::<REPORT_DATA_BYTES>)]
     pub(crate) report_data: Option<[u8; REPORT_DATA_BYTES]>,
+    /// Which key signs: `ecdsa` or `rsa`
+    #[arg(long, default_value = "ecdsa", value_parser = guest_key)]
+    pub(crate) key: AkId,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HostQuote {
+    /// The relying party's nonce, 1 to 64 bytes, which the TPM signs as it is
+    #[arg(long, value_name = "HEX", value_parser = raw_nonce)]
+    pub(crate) nonce: Nonce,
+    /// Which key signs: `ecdsa` or `rsa`
+    #[arg(long, default_value = "ecdsa", value_parser = host_key)]
+    pub(crate) key: AkId,
+    /// Registers of the SHA-256 bank, such as `0-7,17,18`, or `all`
+    #[arg(long, value_name = "LIST", default_value = "17,18", value_parser = registers)]
+    pub(crate) pcrs: u32,
+}
+
+/// A nonce of any length that a quote about the host takes.
+#[derive(Clone, Debug)]
+pub(crate) struct Nonce(pub(crate) Vec<u8>);
+
+fn raw_nonce(text: &str) -> Result<Nonce, String> {
+    let bytes = hex::decode(text).map_err(|error| format!("not hexadecimal: {error}"))?;
+    if (1..=MAX_HOST_NONCE).contains(&bytes.len()) {
+        Ok(Nonce(bytes))
+    } else {
+        Err(format!("{} bytes where 1 to {MAX_HOST_NONCE} are needed", bytes.len()))
+    }
+}
+
+fn attestation_key(text: &str) -> Result<AkId, String> {
+    let words: Vec<&str> = AkId::ALL.iter().map(|entry| entry.1).collect();
+    AkId::from_word(text).ok_or_else(|| format!("not one of {}", words.join(", ")))
+}
+
+fn guest_key(text: &str) -> Result<AkId, String> {
+    AkId::from_word(text).filter(|key| !key.is_host()).ok_or_else(|| "not one of ecdsa, rsa".to_owned())
+}
+
+fn host_key(text: &str) -> Result<AkId, String> {
+    guest_key(text)?;
+    attestation_key(&format!("host-{text}"))
+}
+
+fn registers(text: &str) -> Result<u32, String> {
+    let number = |text: &str| {
+        let pcr =
+            text.trim().parse().ok().filter(|pcr| usize::try_from(*pcr).is_ok_and(|pcr| pcr < HOST_PCRS));
+        pcr.ok_or_else(|| format!("`{text}` is not one of 0 to 23"))
+    };
+    if text == "all" {
+        return Ok(0x00ff_ffff);
+    }
+    text.split(',').try_fold(0, |pcrs, part| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u32, u32) = (number(first)?, number(last)?);
+        if first > last {
+            return Err(format!("`{part}` runs backwards"));
+        }
+        Ok((first..=last).fold(pcrs, |pcrs, pcr| pcrs | 1u32.wrapping_shl(pcr)))
+    })
 }
 
 fn exact<const N: usize>(text: &str) -> Result<[u8; N], String> {
@@ -193,6 +261,30 @@ mod tests {
         ] {
             assert_eq!(policy(text).ok(), want, "{text}");
         }
+    }
+
+    #[test]
+    fn registers_are_lists_and_ranges() {
+        for (text, want) in [
+            ("17,18", Some(0x0006_0000)),
+            ("0-7, 17", Some(0x0002_00ff)),
+            ("all", Some(0x00ff_ffff)),
+            ("24", None),
+            ("5-3", None),
+            ("", None),
+            ("-1", None),
+        ] {
+            assert_eq!(registers(text).ok(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_guests_key_is_no_key_of_the_hosts() {
+        assert!(parse("dolmen quote --nonce 00 --key rsa").is_ok());
+        assert!(parse("dolmen quote --nonce 00 --key host-rsa").is_err());
+        assert_eq!(host_key("rsa"), Ok(AkId::HOST_RSA));
+        assert!(parse("dolmen host-quote --key host-rsa --nonce 00").is_err());
+        assert!(parse("dolmen host-quote").is_err());
     }
 
     #[test]

@@ -6,12 +6,12 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use dolmen_abi::evidence::MAX_EVENT_LOG;
-use dolmen_abi::{MAX_AK_PUBLIC, MAX_SECRET, SEALED_OVERHEAD};
+use dolmen_abi::{AkId, MAX_AK_PUBLIC, MAX_SECRET, SEALED_OVERHEAD};
 use dolmen_guest::{Client, Transport};
 use sha2::{Digest, Sha384};
 use zeroize::Zeroizing;
 
-use crate::args::{Action, Extend, Quote};
+use crate::args::{Action, Extend, HostQuote, Quote};
 use crate::failure::Failure;
 use crate::manage::{self, Request};
 use crate::output::Product;
@@ -28,8 +28,9 @@ pub(crate) fn gather(action: &Action) -> Result<Zeroizing<Vec<u8>>, Failure> {
         | Action::Registers
         | Action::Extend(_)
         | Action::Quote(_)
+        | Action::HostQuote(_)
         | Action::Log
-        | Action::Ak
+        | Action::Ak { .. }
         | Action::Ps
         | Action::Start(_)
         | Action::Stop(_)
@@ -68,9 +69,13 @@ where
             secret.truncate(length);
             Ok(Product::bytes("secret", secret))
         }
-        Action::Quote(Quote { nonce, report_data }) => {
+        Action::Quote(Quote { nonce, report_data, key }) => {
             let bound = nonce.or(*report_data).ok_or_else(|| Failure::plain(&"nothing to bind"))?;
-            Ok(Product::bytes("evidence", Zeroizing::new(client.evidence(&bound)?)))
+            Ok(Product::bytes("evidence", Zeroizing::new(client.evidence_by(*key, &bound)?)))
+        }
+        Action::HostQuote(HostQuote { nonce, key, pcrs }) => {
+            let evidence = client.host_evidence(*key, *pcrs, &nonce.0)?;
+            Ok(Product::bytes("host-evidence", Zeroizing::new(evidence)))
         }
         Action::Log => {
             let mut log = Zeroizing::new(vec![0; MAX_EVENT_LOG]);
@@ -78,11 +83,14 @@ where
             log.truncate(length);
             Ok(Product::bytes("log", log))
         }
-        Action::Ak => {
-            let mut key = Zeroizing::new(vec![0; MAX_AK_PUBLIC]);
-            let length = client.ak_public(&mut key)?;
-            key.truncate(length);
-            Ok(Product::bytes("ak", key))
+        Action::Ak { key } => {
+            let mut public = Zeroizing::new(vec![0; MAX_AK_PUBLIC]);
+            let length = match *key {
+                AkId::GUEST_ECDSA => client.ak_public(&mut public)?,
+                other => client.key_public(other, &mut public)?,
+            };
+            public.truncate(length);
+            Ok(Product::bytes("ak", public))
         }
         Action::Ps => Ok(guests::list(&manage::snapshot(client)?)),
         Action::Start(target) => manage::carry_out(client, Request::Start, target),

@@ -1,11 +1,13 @@
 //! The calls as functions.
 
 use dolmen_abi::{
-    AkPublic, Call, EventLog, EventLogReply, EventLogRequest, Extend, ExtendRequest, GuestInfo, GuestName,
-    ListGuests, ListGuestsReply, MAX_GUESTS, MAX_LABEL, MAX_RANDOM, MAX_SECRET, Quote, QuoteReply,
-    QuoteRequest, REGISTER_BYTES, REPORT_DATA_BYTES, Random, RandomRequest, ReadRegisters, Registers,
-    ResetGuest, SEALED_OVERHEAD, Seal, SealPolicy, SealRequest, StartGuest, Status, StopGuest, TpmFailure,
-    Unseal, UnsealRequest, Version, VersionReply,
+    ActivateCredential, ActivateRequest, AkId, AkPublic, Call, EkCertificate, EkId, EndorsementKey, EventLog,
+    EventLogReply, EventLogRequest, Extend, ExtendRequest, GuestInfo, GuestName, HostQuote, HostQuoteReply,
+    HostQuoteRequest, KeyPublic, KeyRequest, ListGuests, ListGuestsReply, MAX_ACTIVATED, MAX_GUESTS,
+    MAX_HOST_NONCE, MAX_LABEL, MAX_RANDOM, MAX_SECRET, Quote, QuoteReply, QuoteRequest, REGISTER_BYTES,
+    REPORT_DATA_BYTES, Random, RandomRequest, ReadRegisters, Registers, ResetGuest, SEALED_OVERHEAD, Seal,
+    SealPolicy, SealRequest, StartGuest, Status, StopGuest, TpmFailure, Unseal, UnsealRequest, Version,
+    VersionReply,
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -131,7 +133,24 @@ impl<T: Transport> Client<T> {
     /// # Errors
     /// [`Error`].
     pub fn quote(&mut self, report_data: &[u8; REPORT_DATA_BYTES]) -> Result<QuoteReply, Error<T::Error>> {
-        let request = QuoteRequest { flags: 0, reserved: 0, report_data: *report_data };
+        self.quote_by(AkId::GUEST_ECDSA, report_data)
+    }
+
+    /// The same by one of the two keys that bind guests.
+    ///
+    /// # Errors
+    /// [`Error::Length`] for a key that does not bind guests, or another [`Error`].
+    pub fn quote_by(
+        &mut self,
+        key: AkId,
+        report_data: &[u8; REPORT_DATA_BYTES],
+    ) -> Result<QuoteReply, Error<T::Error>> {
+        let flags = match key {
+            AkId::GUEST_ECDSA => 0,
+            AkId::GUEST_RSA => QuoteRequest::RSA,
+            _ => return Err(Error::Length),
+        };
+        let request = QuoteRequest { flags, reserved: 0, report_data: *report_data };
         let reply = self.fixed::<Quote>(&request)?;
         if reply.binding.report_data == *report_data { Ok(reply) } else { Err(Error::Reply) }
     }
@@ -142,6 +161,65 @@ impl<T: Transport> Client<T> {
     /// [`Error`].
     pub fn ak_public(&mut self, out: &mut [u8]) -> Result<usize, Error<T::Error>> {
         self.call::<AkPublic>(&[], out)
+    }
+
+    /// A quote about the host by one of the two keys for that: over registers of the SHA-256 bank (bit n for PCR n),
+    /// with `nonce` as its extra data, and the registers' values.
+    ///
+    /// # Errors
+    /// [`Error::Length`] for a nonce that is too long, or another [`Error`].
+    pub fn host_quote(
+        &mut self,
+        key: AkId,
+        pcrs: u32,
+        nonce: &[u8],
+    ) -> Result<HostQuoteReply, Error<T::Error>> {
+        let mut padded = [0; MAX_HOST_NONCE];
+        padded.get_mut(..nonce.len()).ok_or(Error::Length)?.copy_from_slice(nonce);
+        let nonce_length = length_of(nonce)?;
+        let request = HostQuoteRequest { key: key.0, pcrs, nonce_length, reserved: 0, nonce: padded };
+        self.fixed::<HostQuote>(&request)
+    }
+
+    /// An attestation key's public part (`TPM2B_PUBLIC`), into `out`; its length.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn key_public(&mut self, key: AkId, out: &mut [u8]) -> Result<usize, Error<T::Error>> {
+        self.call::<KeyPublic>(&[KeyRequest { key: key.0, reserved: 0 }.as_bytes()], out)
+    }
+
+    /// An endorsement key's public part (`TPM2B_PUBLIC`), into `out`; its length.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn endorsement_key(&mut self, key: EkId, out: &mut [u8]) -> Result<usize, Error<T::Error>> {
+        self.call::<EndorsementKey>(&[KeyRequest { key: key.0, reserved: 0 }.as_bytes()], out)
+    }
+
+    /// An endorsement key's certificate, into `out`; its length.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with [`Status::NO_CERTIFICATE`] if the TPM has none, or another [`Error`].
+    pub fn ek_certificate(&mut self, key: EkId, out: &mut [u8]) -> Result<usize, Error<T::Error>> {
+        self.call::<EkCertificate>(&[KeyRequest { key: key.0, reserved: 0 }.as_bytes()], out)
+    }
+
+    /// Opens a credential for `key` that was encrypted to `ek` (`TPM2B_ID_OBJECT` and `TPM2B_ENCRYPTED_SECRET`, both
+    /// without their sizes), into `out`; its length.
+    ///
+    /// # Errors
+    /// [`Error`]; [`Error::Tpm`] if it is not for this key of this TPM.
+    pub fn activate_credential(
+        &mut self,
+        (key, ek): (AkId, EkId),
+        credential: &[u8],
+        secret: &[u8],
+        out: &mut [u8; MAX_ACTIVATED],
+    ) -> Result<usize, Error<T::Error>> {
+        let (credential_length, secret_length) = (length_of(credential)?, length_of(secret)?);
+        let request = ActivateRequest { key: key.0, ek: ek.0, credential_length, secret_length };
+        self.call::<ActivateCredential>(&[request.as_bytes(), credential, secret], out)
     }
 
     /// The launch's event log into `out`; its length.
@@ -252,16 +330,69 @@ impl<T: Transport> Client<T> {
     /// # Errors
     /// [`Error`].
     pub fn evidence(&mut self, report_data: &[u8; REPORT_DATA_BYTES]) -> Result<Vec<u8>, Error<T::Error>> {
+        self.evidence_by(AkId::GUEST_ECDSA, report_data)
+    }
+
+    /// The same by one of the two keys that bind guests.
+    ///
+    /// # Errors
+    /// As [`Self::evidence`].
+    pub fn evidence_by(
+        &mut self,
+        key: AkId,
+        report_data: &[u8; REPORT_DATA_BYTES],
+    ) -> Result<Vec<u8>, Error<T::Error>> {
         use dolmen_abi::evidence::{Evidence, MAX_EVENT_LOG, MAX_EVIDENCE};
         let mut log = vec![0; MAX_EVENT_LOG];
         let log_length = self.event_log(&mut log)?;
-        let mut key = [0; dolmen_abi::MAX_AK_PUBLIC];
-        let key_length = self.ak_public(&mut key)?;
-        let reply = self.quote(report_data)?;
-        let (key, log) = (key.get(..key_length), log.get(..log_length));
+        let mut public = [0; dolmen_abi::MAX_AK_PUBLIC];
+        let public_length = if key == AkId::GUEST_ECDSA {
+            self.ak_public(&mut public)?
+        } else {
+            self.key_public(key, &mut public)?
+        };
+        let reply = self.quote_by(key, report_data)?;
+        let (key, log) = (public.get(..public_length), log.get(..log_length));
         let (Some(key), Some(log)) = (key, log) else { return Err(Error::Reply) };
         let evidence = Evidence::from_reply(&reply, key, log).map_err(|_| Error::Reply)?;
         let mut file = vec![0; MAX_EVIDENCE];
+        let length = evidence.encode(&mut file).map_err(|_| Error::Reply)?;
+        file.truncate(length);
+        Ok(file)
+    }
+}
+
+#[cfg(feature = "evidence")]
+impl<T: Transport> Client<T> {
+    /// Evidence about the host: quote over `nonce` as it is, values, key and log in one file (`docs/evidence.md`).
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn host_evidence(&mut self, key: AkId, pcrs: u32, nonce: &[u8]) -> Result<Vec<u8>, Error<T::Error>> {
+        use dolmen_abi::evidence::MAX_EVENT_LOG;
+        use dolmen_abi::evidence::host::{HostEvidence, MAX_HOST_EVIDENCE};
+        let mut log = vec![0; MAX_EVENT_LOG];
+        let log_length = self.event_log(&mut log)?;
+        let mut public = [0; dolmen_abi::MAX_AK_PUBLIC];
+        let public_length = self.key_public(key, &mut public)?;
+        let reply = self.host_quote(key, pcrs, nonce)?;
+        let mut values = [0; dolmen_abi::HOST_PCRS * 32];
+        let values_length = HostEvidence::quoted_values(&reply, pcrs, &mut values);
+        let used = |bytes: &'_ [u8], length: u32| {
+            let length = usize::try_from(length).map_err(|_| Error::Reply)?;
+            bytes.get(..length).map(<[u8]>::to_vec).ok_or(Error::Reply)
+        };
+        let attest = used(&reply.attest, reply.attest_length)?;
+        let signature = used(&reply.signature, reply.signature_length)?;
+        let evidence = HostEvidence {
+            attest: &attest,
+            signature: &signature,
+            ak_public: public.get(..public_length).ok_or(Error::Reply)?,
+            event_log: log.get(..log_length).ok_or(Error::Reply)?,
+            pcrs,
+            values: values.get(..values_length).ok_or(Error::Reply)?,
+        };
+        let mut file = vec![0; MAX_HOST_EVIDENCE];
         let length = evidence.encode(&mut file).map_err(|_| Error::Reply)?;
         file.truncate(length);
         Ok(file)

@@ -12,8 +12,8 @@ use dolmen_tpm::codec::DecodeError;
 use dolmen_tpm::crypto::{Point, sha256};
 
 use crate::binding::extra_data;
-use crate::check::replay;
 use crate::key::{AttestationKey, KeyProblem};
+use crate::registers::replay;
 
 /// SubjectPublicKeyInfo of a P-256 key, up to its point (RFC 5480).
 const SPKI_P256: [u8; 26] = [

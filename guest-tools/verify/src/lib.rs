@@ -21,13 +21,27 @@ pub mod export;
 mod key;
 mod log;
 mod policy;
+mod record;
+mod reference;
+mod registers;
 mod report;
+mod same;
 mod sketch;
+mod tpm;
 
 pub use binding::{extra_data, leaf};
 pub use check::{Expected, check};
 pub use key::{AttestationKey, KeyProblem};
 pub use log::{LogProblem, check_events};
-pub use policy::{AcceptedGuest, EnrolledKey, FactRules, Policy, PolicyError};
-pub use report::{Check, Outcome, Report, Verdict};
+pub use policy::{
+    AcceptedCode, AcceptedGuest, Components, Configuration, EnrolledKey, FIELDS, FactRules, Policy,
+    PolicyError, TpmRules,
+};
+pub use reference::{BANKS, REFERENCE_FORMAT, ReferenceError, Release};
+pub use report::{CHECKS, Check, Outcome, Report, VERDICT_FORMAT, Verdict};
 pub use sketch::explain;
+
+/// The examples of the documentation compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/verify.md")]
+struct Documentation;

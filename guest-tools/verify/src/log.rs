@@ -1,7 +1,7 @@
 //! The event log: does it have the shape that Dolmen writes?
 
 use dolmen_drtm::bank::{PCR_CODE, PCR_CONFIGURATION};
-use dolmen_drtm::log::{CORE_EVENT, EVENT_TYPE, LAUNCH_EVENT, MANIFEST_EVENT};
+use dolmen_drtm::log::{CORE_EVENT, EVENT_TYPE, HEADER_TYPE, LAUNCH_EVENT, MANIFEST_EVENT, SIGNATURE};
 use dolmen_drtm::replay::{Event, EventLog};
 
 /// What every event of a guest's component begins with.
@@ -43,7 +43,7 @@ pub fn check_events(log: &EventLog<'_>) -> Result<(), LogProblem> {
         if event.kind != EVENT_TYPE {
             return Err(LogProblem::Kind { index, kind: event.kind });
         }
-        if event.pcr != PCR_CODE.into() && event.pcr != PCR_CONFIGURATION.into() {
+        if ![PCR_CODE, PCR_CONFIGURATION].map(u32::from).contains(&event.pcr) {
             return Err(LogProblem::Pcr { index, pcr: event.pcr });
         }
     }
@@ -57,6 +57,44 @@ pub fn check_events(log: &EventLog<'_>) -> Result<(), LogProblem> {
     } else {
         Err(LogProblem::Configuration)
     }
+}
+
+/// Whether `bytes` are exactly what Dolmen writes for what the log tells: nothing signs the header, nor the order in
+/// which a record has its digests, so only one form of them is accepted.
+pub(crate) fn is_as_written(bytes: &[u8], log: &EventLog<'_>) -> bool {
+    rewritten(log).as_deref() == Some(bytes)
+}
+
+/// The log as Dolmen writes it, with the banks in their order; nothing if it has a bank that Dolmen has not.
+fn rewritten(log: &EventLog<'_>) -> Option<Vec<u8>> {
+    let count = u32::try_from(log.algorithms().count()).ok()?;
+    // Signature, class, version and width, the count, the algorithms, and no vendor data.
+    let length = count.checked_mul(4)?.checked_add(16 + 8 + 4 + 1)?;
+    let mut out = Vec::new();
+    out.extend(0u32.to_le_bytes());
+    out.extend(HEADER_TYPE.to_le_bytes());
+    out.extend([0; 20]);
+    out.extend(length.to_le_bytes());
+    out.extend(SIGNATURE);
+    out.extend([0, 0, 0, 0, 0, 2, 0, 2]);
+    out.extend(count.to_le_bytes());
+    for algorithm in log.algorithms() {
+        out.extend(algorithm.id().to_le_bytes());
+        out.extend(u16::try_from(algorithm.size()).ok()?.to_le_bytes());
+    }
+    out.push(0);
+    for event in log.events() {
+        out.extend(event.pcr.to_le_bytes());
+        out.extend(event.kind.to_le_bytes());
+        out.extend(count.to_le_bytes());
+        for algorithm in log.algorithms() {
+            out.extend(algorithm.id().to_le_bytes());
+            out.extend(event.digest(algorithm)?);
+        }
+        out.extend(u32::try_from(event.data.len()).ok()?.to_le_bytes());
+        out.extend(event.data);
+    }
+    Some(out)
 }
 
 fn events_of<'a>(log: &EventLog<'a>, pcr: u8) -> impl Iterator<Item = Event<'a>> {

@@ -1,15 +1,18 @@
 //! `dolmen-verify`: verdicts about evidence, on the command line.
 
 use std::fs;
+use std::hint::black_box;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Parser, Subcommand};
 use dolmen_abi::evidence::{Evidence, MAX_EVIDENCE};
 use dolmen_tpm::attest::QuoteAttest;
 use dolmen_verify::{Expected, Policy, Verdict, check, explain, export, extra_data};
+use serde::Serialize;
 
 /// Verifies evidence of guests of the Dolmen hypervisor.
 ///
@@ -36,6 +39,14 @@ enum Command {
         evidence: PathBuf,
         /// Folder for the files; made if it is not there.
         folder: PathBuf,
+    },
+    /// Count how often per second one processor checks this evidence, which must be accepted.
+    Throughput {
+        #[command(flatten)]
+        check: CheckArgs,
+        /// How long to count, in seconds.
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=60))]
+        seconds: u64,
     },
     /// Tell what the evidence claims, without judging it.
     Explain {
@@ -92,7 +103,8 @@ impl CheckArgs {
     fn policy(&self) -> Result<Policy> {
         let text = fs::read_to_string(&self.policy)
             .with_context(|| format!("cannot read {}", self.policy.display()))?;
-        Policy::parse(&text).with_context(|| format!("{} is no policy", self.policy.display()))
+        let folder = self.policy.parent().unwrap_or(Path::new("."));
+        Policy::parse_in(&text, folder).with_context(|| format!("{} is no policy", self.policy.display()))
     }
 }
 
@@ -111,6 +123,7 @@ fn run(command: Command) -> Result<bool> {
     match command {
         Command::Check(args) => run_check(&args),
         Command::Enroll(args) => run_enroll(&args),
+        Command::Throughput { check, seconds } => run_throughput(&check, Duration::from_secs(seconds)),
         Command::Binding { evidence } => {
             let bytes = read(&evidence)?;
             let decoded = decode(&bytes, &evidence)?;
@@ -147,6 +160,38 @@ fn run_enroll(args: &CheckArgs) -> Result<bool> {
     let name = report.key.unwrap_or_default();
     let (resets, restarts) = (quote.reset_count, quote.restart_count);
     print(&format!("[[keys]]\nname = \"{name}\"\nreset_count = {resets}\nrestart_count = {restarts}\n"))
+}
+
+/// How fast evidence is checked.
+#[derive(Serialize)]
+struct Throughput {
+    checks: u64,
+    seconds: f64,
+    per_second: f64,
+}
+
+fn run_throughput(args: &CheckArgs, time: Duration) -> Result<bool> {
+    let (bytes, policy, expected) = (read(&args.evidence)?, args.policy()?, args.expected()?);
+    let report = check(&bytes, &policy, &expected);
+    if !report.accepted {
+        eprintln!("{report}");
+        return Ok(false);
+    }
+    let start = Instant::now();
+    let mut checks: u32 = 0;
+    while start.elapsed() < time {
+        if !check(black_box(&bytes), &policy, &expected).accepted {
+            bail!("the same evidence got another verdict");
+        }
+        checks = checks.saturating_add(1);
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    let per_second = f64::from(checks) / seconds;
+    if args.json {
+        let figures = Throughput { checks: checks.into(), seconds, per_second };
+        return print(&format!("{}\n", serde_json::to_string_pretty(&figures)?));
+    }
+    print(&format!("{per_second:.0} checks per second ({checks} in {seconds:.2} s, on one processor)\n"))
 }
 
 fn run_export(evidence: &Path, folder: &Path) -> Result<bool> {

@@ -1,52 +1,32 @@
-//! The relying party's policy: a TOML file.
+//! The relying party's policy: a TOML file (`docs/verify.md`, "Policy").
+
+mod complaint;
+mod load;
+mod read;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
 use dolmen_abi::{LaunchFacts, REGISTER_BYTES};
-use serde::Deserialize;
+use dolmen_tpm::policy::launch_policy;
 
-/// Why a policy cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum PolicyError {
-    /// Not TOML, or not with these keys.
-    #[error("{0}")]
-    Syntax(#[from] toml::de::Error),
-    /// A value that is not so many bytes in hex.
-    #[error("{key}: expected {bytes} bytes in hex, found \"{found}\"")]
-    Hex {
-        /// Where.
-        key: String,
-        /// How many bytes it should be.
-        bytes: usize,
-        /// What it is.
-        found: String,
-    },
-    /// A launch fact that does not exist.
-    #[error("facts: there is no launch fact \"{0}\"; see docs/abi.md")]
-    NoSuchFact(String),
-    /// A launch fact that is always refused.
-    #[error("facts: {0} is always refused and cannot be allowed")]
-    Forbidden(&'static str),
-    /// A register that a guest cannot extend.
-    #[error("guests.{guest}.registers: there is no register \"{found}\"; expected g1 to g7")]
-    NoSuchRegister {
-        /// Which guest.
-        guest: String,
-        /// The name.
-        found: String,
-    },
-    /// A policy that accepts nobody.
-    #[error("guests: expected at least one guest")]
-    NoGuest,
-}
+use crate::reference::Release;
+
+pub use complaint::PolicyError;
+pub use load::FIELDS;
 
 /// What a relying party accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// Reference value of PCR 17 in the SHA-256 bank: launch image and core.
-    pub pcr17: [u8; 32],
-    /// Reference value of PCR 18 in the SHA-256 bank: manifest and guests.
-    pub pcr18: [u8; 32],
+    /// Accepted values of PCR 17 in the SHA-256 bank: launch image and core.
+    pub code: Vec<AcceptedCode>,
+    /// Accepted values of PCR 18 in the SHA-256 bank: manifest and guests.
+    pub configuration: Configuration,
+    /// Digests by component, to name what differs.
+    pub components: Components,
+    /// Builds whose reference values were read from files.
+    pub releases: Vec<Release>,
     /// Accepted guests by name.
     pub guests: BTreeMap<String, AcceptedGuest>,
     /// Enrolled keys.
@@ -55,17 +35,70 @@ pub struct Policy {
     pub allow_unenrolled: bool,
     /// Most dynamic launches since the TPM was reset; each adds one to its restart count.
     pub max_launches: Option<u32>,
+    /// The TPM.
+    pub tpm: TpmRules,
     /// Launch facts.
     pub facts: FactRules,
+}
+
+/// An accepted PCR 17, and the policy of keys that only this launch can use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AcceptedCode {
+    pcr17: [u8; 32],
+    key_policy: [u8; 32],
+}
+
+impl AcceptedCode {
+    /// Accepts this value of PCR 17.
+    #[must_use]
+    pub fn new(pcr17: [u8; 32]) -> Self {
+        Self { pcr17, key_policy: launch_policy(&pcr17) }
+    }
+
+    /// The value of PCR 17.
+    #[must_use]
+    pub const fn pcr17(&self) -> &[u8; 32] {
+        &self.pcr17
+    }
+
+    /// The policy that an attestation key of this launch has.
+    #[must_use]
+    pub const fn key_policy(&self) -> &[u8; 32] {
+        &self.key_policy
+    }
+}
+
+/// Which values of PCR 18 are accepted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Configuration {
+    /// Any: then only the identity of the guest that sends evidence is known, not its neighbours.
+    pub is_any: bool,
+    /// These values.
+    pub values: Vec<[u8; 32]>,
+    /// A manifest of one of these digests, if the digest of everything that follows it is among `parts`.
+    pub manifests: Vec<[u8; 32]>,
+    /// Digests of guests' components and command lines.
+    pub parts: Vec<[u8; 32]>,
+}
+
+/// SHA-256 digests of components that the policy knows of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Components {
+    /// Launch images: the part that the processor measures.
+    pub launch_images: Vec<[u8; 32]>,
+    /// Cores.
+    pub cores: Vec<[u8; 32]>,
+    /// Manifests.
+    pub manifests: Vec<[u8; 32]>,
 }
 
 /// A guest that is accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AcceptedGuest {
-    /// Its identity.
-    pub g0: [u8; REGISTER_BYTES],
-    /// Values that registers G1 to G7 must have; others may have any.
-    pub registers: BTreeMap<usize, [u8; REGISTER_BYTES]>,
+    /// Its identities.
+    pub g0: Vec<[u8; REGISTER_BYTES]>,
+    /// Values that registers G1 to G7 must have, one of each list; others may have any.
+    pub registers: BTreeMap<usize, Vec<[u8; REGISTER_BYTES]>>,
 }
 
 /// A key that belongs to a known TPM.
@@ -77,6 +110,19 @@ pub struct EnrolledKey {
     pub reset_count: u32,
     /// Its restart count at enrolment.
     pub restart_count: u32,
+    /// What says so: the file of an enrolment record; nothing for an entry of the policy itself.
+    pub record: Option<String>,
+}
+
+/// What the TPM must say of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TpmRules {
+    /// Least (reset count, restart count), compared as a pair: a reset sets the restart count to zero.
+    pub min_counts: Option<(u32, u32)>,
+    /// Whether its clock must be one that never ran backwards.
+    pub safe_clock: bool,
+    /// Accepted firmware versions, in the maker's own form; all if empty.
+    pub firmware: Vec<u64>,
 }
 
 /// Which launch facts must and may be there.
@@ -98,159 +144,5 @@ impl Default for FactRules {
                 .union(LaunchFacts::MEMORY_ENCRYPTED)
                 .union(LaunchFacts::PROCESSORS_PARKED),
         }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    pcr17: String,
-    pcr18: String,
-    #[serde(default)]
-    allow_unenrolled: bool,
-    max_launches: Option<u32>,
-    guests: BTreeMap<String, FileGuest>,
-    #[serde(default)]
-    keys: Vec<FileKey>,
-    facts: Option<FileFacts>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileGuest {
-    g0: String,
-    #[serde(default)]
-    registers: BTreeMap<String, String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileKey {
-    name: String,
-    #[serde(default)]
-    reset_count: u32,
-    #[serde(default)]
-    restart_count: u32,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileFacts {
-    require: Option<Vec<String>>,
-    allow: Option<Vec<String>>,
-}
-
-impl Policy {
-    /// Reads a policy.
-    ///
-    /// # Errors
-    /// [`PolicyError`] names the key and what was expected there.
-    pub fn parse(text: &str) -> Result<Self, PolicyError> {
-        let file: File = toml::from_str(text)?;
-        if file.guests.is_empty() {
-            return Err(PolicyError::NoGuest);
-        }
-        let guests = file.guests.into_iter().map(|(name, guest)| Ok((name.clone(), guest.read(&name)?)));
-        let keys = file.keys.iter().map(|key| {
-            let name = bytes("keys.name", &key.name)?;
-            Ok(EnrolledKey { name, reset_count: key.reset_count, restart_count: key.restart_count })
-        });
-        Ok(Self {
-            pcr17: bytes("pcr17", &file.pcr17)?,
-            pcr18: bytes("pcr18", &file.pcr18)?,
-            guests: guests.collect::<Result<_, PolicyError>>()?,
-            keys: keys.collect::<Result<_, PolicyError>>()?,
-            allow_unenrolled: file.allow_unenrolled,
-            max_launches: file.max_launches,
-            facts: file.facts.map_or_else(|| Ok(FactRules::default()), |facts| facts.read())?,
-        })
-    }
-}
-
-impl FileGuest {
-    fn read(&self, guest: &str) -> Result<AcceptedGuest, PolicyError> {
-        let mut registers = BTreeMap::new();
-        for (name, value) in &self.registers {
-            let index = (1..8).find(|index| *name == format!("g{index}"));
-            let index = index.ok_or_else(|| PolicyError::NoSuchRegister {
-                guest: guest.to_owned(),
-                found: name.clone(),
-            })?;
-            registers.insert(index, bytes(&format!("guests.{guest}.registers.{name}"), value)?);
-        }
-        Ok(AcceptedGuest { g0: bytes(&format!("guests.{guest}.g0"), &self.g0)?, registers })
-    }
-}
-
-impl FileFacts {
-    fn read(&self) -> Result<FactRules, PolicyError> {
-        let mut rules = FactRules::default();
-        if let Some(names) = &self.require {
-            rules.require = facts(names)?;
-        }
-        if let Some(names) = &self.allow {
-            rules.allow = facts(names)?;
-        }
-        for (bit, name) in [(LaunchFacts::DEBUG, "DEBUG"), (LaunchFacts::UNMEASURED, "UNMEASURED")] {
-            if rules.require.union(rules.allow).contains(bit) {
-                return Err(PolicyError::Forbidden(name));
-            }
-        }
-        Ok(rules)
-    }
-}
-
-fn facts(names: &[String]) -> Result<LaunchFacts, PolicyError> {
-    names.iter().try_fold(LaunchFacts::empty(), |sum, name| {
-        let entry = LaunchFacts::ALL.iter().find(|(_, known, _)| known == name);
-        entry.map(|(bit, ..)| sum.union(*bit)).ok_or_else(|| PolicyError::NoSuchFact(name.clone()))
-    })
-}
-
-fn bytes<const N: usize>(key: &str, text: &str) -> Result<[u8; N], PolicyError> {
-    let mut value = [0; N];
-    hex::decode_to_slice(text, &mut value).map_err(|_| PolicyError::Hex {
-        key: key.to_owned(),
-        bytes: N,
-        found: text.to_owned(),
-    })?;
-    Ok(value)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn text(extra: &str) -> String {
-        let (pcr, g) = ("11".repeat(32), "22".repeat(48));
-        format!("pcr17 = \"{pcr}\"\npcr18 = \"{pcr}\"\n{extra}\n[guests.demo]\ng0 = \"{g}\"\n")
-    }
-
-    #[test]
-    fn the_smallest_policy_has_safe_defaults() {
-        let policy = Policy::parse(&text("")).unwrap();
-        assert_eq!(policy.pcr17, [0x11; 32]);
-        assert_eq!(policy.guests.get("demo").unwrap().g0, [0x22; 48]);
-        assert!(!policy.allow_unenrolled && policy.keys.is_empty());
-        assert!(policy.facts.require.contains(LaunchFacts::IOMMU_SHIELDED));
-        assert!(!policy.facts.allow.contains(LaunchFacts::SHIELD_RACE));
-    }
-
-    #[test]
-    fn an_error_names_the_key_and_what_was_expected() {
-        for (extra, want) in [
-            ("[[keys]]\nname = \"000b\"", "keys.name: expected 34 bytes in hex, found \"000b\""),
-            ("[facts]\nallow = [\"NOPE\"]", "facts: there is no launch fact \"NOPE\"; see docs/abi.md"),
-            ("[facts]\nallow = [\"DEBUG\"]", "facts: DEBUG is always refused and cannot be allowed"),
-            (
-                "[facts]\nrequire = [\"UNMEASURED\"]",
-                "facts: UNMEASURED is always refused and cannot be allowed",
-            ),
-        ] {
-            assert_eq!(Policy::parse(&text(extra)).unwrap_err().to_string(), want);
-        }
-        assert!(matches!(Policy::parse(&text("pcr19 = \"\"")), Err(PolicyError::Syntax(_))));
-        let register = text("").replace("[guests.demo]", "[guests.demo]\nregisters.g0 = \"00\"");
-        assert!(matches!(Policy::parse(&register), Err(PolicyError::NoSuchRegister { .. })));
     }
 }

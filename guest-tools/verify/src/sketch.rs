@@ -8,8 +8,8 @@ use dolmen_drtm::replay::EventLog;
 use dolmen_tpm::attest::QuoteAttest;
 
 use crate::binding::extra_data;
-use crate::check::replay;
 use crate::key::AttestationKey;
+use crate::registers::replay;
 
 /// What the evidence claims, as text. Control characters in it are escaped.
 ///

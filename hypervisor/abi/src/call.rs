@@ -23,11 +23,26 @@ pub const MAX_ATTEST: usize = 256;
 /// Longest signature, as `TPMT_SIGNATURE`.
 pub const MAX_SIGNATURE: usize = 512;
 
+/// Longest nonce of a quote about the host.
+pub const MAX_HOST_NONCE: usize = 64;
+/// Registers that a quote about the host can be over.
+pub const HOST_PCRS: usize = 24;
+/// Longest certificate of an endorsement key.
+pub const MAX_CERTIFICATE: usize = 4096;
+/// Longest credential: `TPM2B_ID_OBJECT` without its size.
+pub const MAX_CREDENTIAL: usize = 132;
+/// Longest encrypted seed of a credential: `TPM2B_ENCRYPTED_SECRET` without its size.
+pub const MAX_ENCRYPTED_SECRET: usize = 256;
+/// Most bytes that a credential can hold.
+pub const MAX_ACTIVATED: usize = 64;
+/// Groups each of which lets a guest read the attestation keys' public parts.
+const KEY_READERS: CallGroup = CallGroup::QUOTE.union(CallGroup::HOST_QUOTE).union(CallGroup::ENROL);
+
 /// One hypercall: a number, a request and a reply, each a structure that data may follow.
 pub trait Call {
     /// Number for EAX: [`NUMBER_BASE`] and the call's own part.
     const NUMBER: u32;
-    /// The group that the manifest must allow; empty if every guest may call.
+    /// The group that the manifest must allow, or groups of which one is enough; empty if every guest may call.
     const GROUP: CallGroup;
     /// Most bytes that may follow the request; 0 if its length is fixed.
     const REQUEST_DATA: usize = 0;
@@ -48,7 +63,7 @@ pub struct CallInfo {
     pub name: &'static str,
     /// What it does.
     pub meaning: &'static str,
-    /// The group that the manifest must allow.
+    /// The group that the manifest must allow, or groups of which one is enough.
     pub group: CallGroup,
     /// Bytes of the request's structure.
     pub request_bytes: usize,
@@ -117,6 +132,19 @@ calls! {
     /// A window of the launch's event log (TCG crypto-agile format).
     EventLog = 0x32, group: CallGroup::LOG, request: EventLogRequest, then: 0,
         reply: EventLogReply, then: MAX_LOG_WINDOW;
+    /// A TPM quote about the host: a nonce as it is, registers of the caller's choice and their values.
+    HostQuote = 0x33, group: CallGroup::HOST_QUOTE, request: HostQuoteRequest, then: 0,
+        reply: HostQuoteReply, then: 0;
+    /// An attestation key's public part as TPM2B_PUBLIC; made if it was not there.
+    KeyPublic = 0x34, group: KEY_READERS, request: KeyRequest, then: 0, reply: (), then: MAX_AK_PUBLIC;
+    /// An endorsement key's public part as TPM2B_PUBLIC.
+    EndorsementKey = 0x35, group: CallGroup::ENROL, request: KeyRequest, then: 0, reply: (), then: MAX_AK_PUBLIC;
+    /// An endorsement key's certificate as the TPM's maker stored it.
+    EkCertificate = 0x36, group: CallGroup::ENROL, request: KeyRequest, then: 0,
+        reply: (), then: MAX_CERTIFICATE;
+    /// Opens a credential that was made for an attestation key; credential and encrypted seed follow the request.
+    ActivateCredential = 0x37, group: CallGroup::ENROL, request: ActivateRequest,
+        then: MAX_CREDENTIAL.saturating_add(MAX_ENCRYPTED_SECRET), reply: (), then: MAX_ACTIVATED;
     /// All guests: state, last stop, counters.
     ListGuests = 0x40, group: CallGroup::MANAGE, request: (), then: 0,
         reply: ListGuestsReply, then: MAX_GUESTS.saturating_mul(size_of::<GuestInfo>());
@@ -205,7 +233,7 @@ wire! {
 
     /// Request of Quote.
     pub struct QuoteRequest {
-        /// Zero: no flag is defined.
+        /// 0, or 1 for a quote by the RSA key.
         pub flags: u32,
         /// Zero.
         pub reserved: u32,
@@ -237,6 +265,55 @@ wire! {
         pub signature: [u8; MAX_SIGNATURE],
     }
 
+    /// Request of HostQuote.
+    pub struct HostQuoteRequest {
+        /// Which key signs (AkId): one that speaks of the host.
+        pub key: u32,
+        /// Registers of the SHA-256 bank, bit n for PCR n: at least one of the first 24.
+        pub pcrs: u32,
+        /// Bytes of the nonce.
+        pub nonce_length: u32,
+        /// Zero.
+        pub reserved: u32,
+        /// The quote's extra data, as it is; zeroes after it.
+        pub nonce: [u8; MAX_HOST_NONCE],
+    }
+
+    /// Reply of HostQuote; unused bytes are zero.
+    pub struct HostQuoteReply {
+        /// Bytes used in `attest`.
+        pub attest_length: u32,
+        /// Bytes used in `signature`.
+        pub signature_length: u32,
+        /// The quote: TPMS_ATTEST.
+        pub attest: [u8; MAX_ATTEST],
+        /// Its signature: TPMT_SIGNATURE.
+        pub signature: [u8; MAX_SIGNATURE],
+        /// The registers that were quoted; zeroes in place of the others.
+        pub values: [[u8; 32]; HOST_PCRS],
+    }
+
+    /// Request of KeyPublic, EndorsementKey and EkCertificate.
+    pub struct KeyRequest {
+        /// Which key (AkId or EkId).
+        pub key: u32,
+        /// Zero.
+        pub reserved: u32,
+    }
+
+    /// Request of ActivateCredential; `credential_length` bytes of TPM2B_ID_OBJECT and `secret_length` bytes of
+    /// TPM2B_ENCRYPTED_SECRET follow, both without their sizes.
+    pub struct ActivateRequest {
+        /// The attestation key that the credential is for (AkId).
+        pub key: u32,
+        /// The endorsement key that it was encrypted to (EkId).
+        pub ek: u32,
+        /// Bytes of the credential.
+        pub credential_length: u32,
+        /// Bytes of the encrypted seed.
+        pub secret_length: u32,
+    }
+
     /// Request of EventLog.
     pub struct EventLogRequest {
         /// First byte wanted.
@@ -260,6 +337,11 @@ wire! {
         /// Zero.
         pub reserved: u32,
     }
+}
+
+impl QuoteRequest {
+    /// Flag: the RSA key signs.
+    pub const RSA: u32 = 1;
 }
 
 /// Longest request of any call.
@@ -298,6 +380,11 @@ const _: () = {
     assert!(core::mem::offset_of!(QuoteReply, path) == 512);
     assert!(core::mem::offset_of!(QuoteReply, attest) == 672);
     assert!(core::mem::offset_of!(QuoteReply, signature) == 928);
+    assert!(size_of::<HostQuoteRequest>() == 80);
+    assert!(size_of::<HostQuoteReply>() == 1544);
+    assert!(core::mem::offset_of!(HostQuoteReply, values) == 776);
+    assert!(size_of::<KeyRequest>() == 8);
+    assert!(size_of::<ActivateRequest>() == 16);
     assert!(size_of::<EventLogRequest>() == 8);
     assert!(size_of::<EventLogReply>() == 8);
     assert!(size_of::<TpmFailure>() == 8);

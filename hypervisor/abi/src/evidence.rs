@@ -12,6 +12,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{Binding, MAX_AK_PUBLIC, MAX_ATTEST, MAX_PATH, MAX_SIGNATURE, QuoteReply, merkle};
 
+pub mod host;
+
 /// Value of key 0: what this is, and in which version.
 pub const FORMAT: &str = "dolmen-evidence-1";
 /// Longest event log in evidence.

@@ -119,6 +119,8 @@ numbers! {
         CHANGED_FILE = 11, "changed-file";
         /// The image could not be loaded.
         NOT_LOADABLE = 12, "not-loadable";
+        /// It switched hardware tasks, and the processor leaves that to software.
+        TASK_SWITCH = 13, "task-switch";
     }
 }
 

@@ -63,6 +63,8 @@ statuses! {
     WRONG_STATE = 20;
     /// The guest's files are no longer what was measured: it does not run again before the next launch.
     CHANGED_FILE = 21;
+    /// The TPM has no certificate for this endorsement key.
+    NO_CERTIFICATE = 22;
     /// No call has this number (KVM's answer to an unknown hypercall).
     NO_SUCH_CALL = (-1000_i32).cast_unsigned();
 }

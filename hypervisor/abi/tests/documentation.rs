@@ -8,11 +8,12 @@ mod generated;
 use core::fmt::Write;
 
 use dolmen_abi::{
-    Binding, BlobHeader, CALLS, CallGroup, EXIT_KINDS, EventLogReply, EventLogRequest, ExtendReply,
-    ExtendRequest, GuestInfo, GuestName, GuestState, LaunchFacts, Layout, ListGuestsReply, MAX_AK_PUBLIC,
-    MAX_ATTEST, MAX_LABEL, MAX_LOG_WINDOW, MAX_PATH, MAX_RANDOM, MAX_SECRET, MAX_SIGNATURE, MAX_WAITING,
-    QuoteReply, QuoteRequest, RandomRequest, RegistersReply, SealRequest, Status, StopCause, TpmFailure,
-    UnsealRequest, VersionReply,
+    ActivateRequest, AkId, Binding, BlobHeader, CALLS, CallGroup, EXIT_KINDS, EkId, EventLogReply,
+    EventLogRequest, ExtendReply, ExtendRequest, GuestInfo, GuestName, GuestState, HostQuoteReply,
+    HostQuoteRequest, KeyRequest, LaunchFacts, Layout, ListGuestsReply, MAX_ACTIVATED, MAX_AK_PUBLIC,
+    MAX_ATTEST, MAX_CERTIFICATE, MAX_HOST_NONCE, MAX_LABEL, MAX_LOG_WINDOW, MAX_PATH, MAX_RANDOM, MAX_SECRET,
+    MAX_SIGNATURE, MAX_WAITING, QuoteReply, QuoteRequest, RandomRequest, RegistersReply, SealRequest, Status,
+    StopCause, TpmFailure, UnsealRequest, VersionReply,
 };
 
 /// A table for each mark in the document.
@@ -40,6 +41,12 @@ fn tables() -> Vec<(&'static str, String)> {
         ("QuoteRequest", structure::<QuoteRequest>()),
         ("QuoteReply", structure::<QuoteReply>()),
         ("Binding", structure::<Binding>()),
+        ("HostQuoteRequest", structure::<HostQuoteRequest>()),
+        ("HostQuoteReply", structure::<HostQuoteReply>()),
+        ("KeyRequest", structure::<KeyRequest>()),
+        ("ActivateRequest", structure::<ActivateRequest>()),
+        ("attestation keys", numbers(AkId::ALL.iter().map(|(key, word, meaning)| (key.0, *word, *meaning)))),
+        ("endorsement keys", numbers(EkId::ALL.iter().map(|(key, word, meaning)| (key.0, *word, *meaning)))),
         ("EventLogRequest", structure::<EventLogRequest>()),
         ("EventLogReply", structure::<EventLogReply>()),
         ("TpmFailure", structure::<TpmFailure>()),
@@ -62,8 +69,9 @@ fn calls() -> String {
     let mut text =
         "| number | call | group | request | reply | what |\n|---|---|---|---|---|---|\n".to_owned();
     for call in CALLS {
-        let group =
-            CallGroup::ALL.iter().find(|entry| entry.0 == call.group).map_or("always", |entry| entry.1);
+        let groups: Vec<&str> =
+            CallGroup::ALL.iter().filter(|entry| call.group.contains(entry.0)).map(|entry| entry.1).collect();
+        let group = if groups.is_empty() { "always".to_owned() } else { groups.join(" or ") };
         let length = |fixed: usize, data: usize| match (fixed, data) {
             (0, 0) => "none".to_owned(),
             (fixed, 0) => format!("{fixed}"),
@@ -112,6 +120,9 @@ fn limits() -> String {
         ("bytes of the attestation key", MAX_AK_PUBLIC),
         ("bytes of a quote (`TPMS_ATTEST`)", MAX_ATTEST),
         ("bytes of its signature (`TPMT_SIGNATURE`)", MAX_SIGNATURE),
+        ("bytes of a nonce about the host", MAX_HOST_NONCE),
+        ("bytes of a certificate", MAX_CERTIFICATE),
+        ("bytes in a credential", MAX_ACTIVATED),
         ("requests in one quote", MAX_WAITING),
         ("siblings in a Merkle path", MAX_PATH),
     ] {

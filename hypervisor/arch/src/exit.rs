@@ -155,6 +155,8 @@ pub enum VmExit {
     },
     /// Triple fault, or another cause of a processor shutdown.
     Shutdown,
+    /// A switch of hardware tasks, on a processor that leaves it to software.
+    TaskSwitch,
     /// The processor refused the guest's state: at entry, or on a write of a reserved register bit.
     InvalidState,
     /// An exit that was never asked for.

@@ -19,6 +19,8 @@ pub const MISC_ENABLE: u32 = 0x1a0;
 pub const DEBUG_CTL: u32 = 0x1d9;
 pub const PAT: u32 = 0x277;
 pub const MTRR_DEF_TYPE: u32 = 0x2ff;
+/// Intel PT's control register, IA32_RTIT_CTL.
+pub const TRACE_CONTROL: u32 = 0x570;
 pub const TSC_DEADLINE: u32 = 0x6e0;
 pub const X2APIC_FIRST: u32 = 0x800;
 pub const X2APIC_LAST: u32 = 0x8ff;

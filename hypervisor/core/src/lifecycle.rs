@@ -167,7 +167,7 @@ fn forget<E: Extension>(fleet: &Fleet<E>, tenant: &Tenant) {
     }
     let mut service = tenant.service.lock();
     let mut desk = fleet.desk.lock();
-    service.restart(dolmen_vm::service::TpmService::desk(&mut **desk));
+    service.restart(&mut **desk);
     for outlet in &tenant.outlets {
         outlet.forget();
     }

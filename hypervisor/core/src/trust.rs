@@ -2,16 +2,20 @@
 
 use alloc::vec::Vec;
 
-use dolmen_abi::LaunchFacts;
+use dolmen_abi::{AkId, EkId, LaunchFacts};
 use dolmen_drtm::Algorithm;
 use dolmen_machine::{cpu, cpus};
 use dolmen_tpm::Secret;
+use dolmen_tpm::attestation::{AkKind, AttestationKey};
+use dolmen_tpm::clerk::{self, Answer, Clerk, ClerkPoll, EkKind, Parcel};
 use dolmen_tpm::drbg::Drbg;
-use dolmen_tpm::keys::{self, AttestationKey, Setup};
-use dolmen_tpm::quote::{self, QuoteJob};
+use dolmen_tpm::keys::{self, Setup};
+use dolmen_tpm::policy::QUOTED;
 use dolmen_tpm::reseed::{ReseedJob, ReseedPoll};
 use dolmen_tpm::session::HmacSession;
-use dolmen_vm::service::{self, NoEntropy, QuoteDesk, QuotePoll, SignedQuote, TpmBusy, TpmService};
+use dolmen_vm::service::{
+    self, Errand, ErrandAnswer, ErrandDesk, NoEntropy, QuoteDesk, QuotePoll, SignedQuote, TpmBusy, TpmService,
+};
 
 use crate::door::Published;
 use crate::host::Host;
@@ -74,9 +78,14 @@ fn processor_entropy() -> Secret<[u8; SEED_WORDS * 8]> {
 pub(crate) struct TpmDesk {
     tpm: Tpm,
     trust: Trust,
-    quote: QuoteJob,
+    clerk: Clerk,
     reseed: ReseedJob,
     desk: QuoteDesk,
+    errands: ErrandDesk,
+    /// The clerk's last errand was one of those, and not a quote that binds guests.
+    was_errand: bool,
+    /// What of the clerk's errand goes before its answer: a size, or nothing.
+    is_sized: bool,
 }
 
 impl TpmDesk {
@@ -84,10 +93,13 @@ impl TpmDesk {
     pub(crate) fn new(meter: Meter, trust: Trust) -> Self {
         Self {
             tpm: meter.tpm,
+            clerk: Clerk::new(trust.ak),
             trust,
-            quote: QuoteJob::new(),
             reseed: ReseedJob::new(),
             desk: QuoteDesk::new(),
+            errands: ErrandDesk::new(),
+            was_errand: false,
+            is_sized: false,
         }
     }
 
@@ -105,6 +117,14 @@ impl TpmDesk {
         if self.desk.is_busy() {
             QuoteDesk::pump(self);
         }
+        if self.errands.is_busy() {
+            ErrandDesk::pump(self);
+        }
+    }
+
+    fn send(&mut self, errand: clerk::Errand) -> Result<(), TpmBusy> {
+        let nonce = self.trust.drbg.draw().map_err(|_| TpmBusy)?;
+        self.clerk.start(errand, nonce).map_err(|_| TpmBusy)
     }
 }
 
@@ -113,21 +133,61 @@ impl TpmService for TpmDesk {
         self.trust.drbg.fill(out).map_err(|_| NoEntropy)
     }
 
-    fn start_quote(&mut self, extra_data: [u8; 32]) -> Result<(), TpmBusy> {
-        let nonce = self.trust.drbg.draw().map_err(|_| TpmBusy)?;
-        self.quote.start(extra_data, nonce).map_err(|_| TpmBusy)
+    fn start_quote(&mut self, key: AkId, extra_data: [u8; 32]) -> Result<(), TpmBusy> {
+        // Both kinds of work have their turn: guests that quote all the time do not keep an errand waiting.
+        if self.errands.is_waiting() && !self.was_errand {
+            return Err(TpmBusy);
+        }
+        let key = attestation_key(key).ok_or(TpmBusy)?;
+        let data = Parcel::new(&extra_data).ok_or(TpmBusy)?;
+        self.send(clerk::Errand::Quote { key, pcrs: QUOTED, data, with_values: false })?;
+        self.was_errand = false;
+        Ok(())
     }
 
     fn poll_quote(&mut self, into: &mut SignedQuote) -> QuotePoll {
-        match self.quote.poll(&mut self.tpm, &self.trust.ak) {
-            quote::QuotePoll::Pending => QuotePoll::Pending,
-            quote::QuotePoll::Done(quote) if into.set(quote.attest(), quote.signature()) => QuotePoll::Done,
-            quote::QuotePoll::Idle | quote::QuotePoll::Done(_) => QuotePoll::Failed(0),
-            quote::QuotePoll::Failed(error) => {
+        match self.clerk.poll(&mut self.tpm) {
+            ClerkPoll::Pending => QuotePoll::Pending,
+            ClerkPoll::Done(Answer::Quote(quote)) if into.set(quote.attest(), quote.signature()) => {
+                QuotePoll::Done
+            }
+            ClerkPoll::Idle | ClerkPoll::Done(_) => QuotePoll::Failed(0),
+            ClerkPoll::Failed(error) => {
                 log::warn!(target: "serve", "the TPM gave no quote: {error:?}");
                 QuotePoll::Failed(error.response_code())
             }
         }
+    }
+
+    fn start_errand(&mut self, errand: &Errand) -> Result<(), TpmBusy> {
+        self.send(order(errand).ok_or(TpmBusy)?)?;
+        self.was_errand = true;
+        self.is_sized = matches!(errand, Errand::KeyPublic(_) | Errand::EndorsementKey(_));
+        Ok(())
+    }
+
+    fn poll_errand(&mut self, into: &mut ErrandAnswer) -> QuotePoll {
+        let is_set = match self.clerk.poll(&mut self.tpm) {
+            ClerkPoll::Pending => return QuotePoll::Pending,
+            ClerkPoll::Done(Answer::Quote(quote)) => {
+                into.set_host_quote(quote.attest(), quote.signature(), self.clerk.answer())
+            }
+            ClerkPoll::Done(Answer::Bytes) => {
+                let bytes = self.clerk.answer();
+                let size = u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes();
+                into.set(&[if self.is_sized { &size } else { &[] }, bytes])
+            }
+            ClerkPoll::Idle => false,
+            ClerkPoll::Failed(error) => {
+                log::warn!(target: "serve", "the TPM did no errand: {error:?}");
+                return QuotePoll::Failed(error.response_code());
+            }
+        };
+        if is_set { QuotePoll::Done } else { QuotePoll::Failed(0) }
+    }
+
+    fn errands(&mut self) -> &mut ErrandDesk {
+        &mut self.errands
     }
 
     fn desk(&mut self) -> &mut QuoteDesk {
@@ -142,4 +202,43 @@ pub(crate) fn facts(said: u32) -> LaunchFacts {
     facts.set(LaunchFacts::DEBUG, cfg!(debug_assertions) || cfg!(feature = "self-check"));
     facts.set(LaunchFacts::NO_PROCESSOR_RANDOM, !cpu::has_random());
     facts
+}
+
+const fn attestation_key(key: AkId) -> Option<AkKind> {
+    match key {
+        AkId::GUEST_ECDSA => Some(AkKind::GuestEcdsa),
+        AkId::GUEST_RSA => Some(AkKind::GuestRsa),
+        AkId::HOST_ECDSA => Some(AkKind::HostEcdsa),
+        AkId::HOST_RSA => Some(AkKind::HostRsa),
+        _ => None,
+    }
+}
+
+const fn endorsement_key(key: EkId) -> Option<EkKind> {
+    match key {
+        EkId::RSA => Some(EkKind::Rsa),
+        EkId::ECC => Some(EkKind::Ecc),
+        _ => None,
+    }
+}
+
+/// A guest's errand in the clerk's words. Only a key that speaks of the host signs what somebody chose.
+fn order(errand: &Errand) -> Option<clerk::Errand> {
+    Some(match errand {
+        Errand::HostQuote { key, pcrs, nonce } => clerk::Errand::Quote {
+            key: attestation_key(*key).filter(|key| key.is_host())?,
+            pcrs: *pcrs,
+            data: Parcel::new(nonce.get())?,
+            with_values: true,
+        },
+        Errand::KeyPublic(key) => clerk::Errand::Public(attestation_key(*key)?),
+        Errand::EndorsementKey(key) => clerk::Errand::EndorsementKey(endorsement_key(*key)?),
+        Errand::Certificate(key) => clerk::Errand::Certificate(endorsement_key(*key)?),
+        Errand::Activate { key, ek, credential, secret } => clerk::Errand::Activate {
+            key: attestation_key(*key)?,
+            ek: endorsement_key(*ek)?,
+            credential: Parcel::new(credential.get())?,
+            secret: Parcel::new(secret.get())?,
+        },
+    })
 }

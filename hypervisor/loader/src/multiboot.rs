@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use crate::map::{Kind, MapError, MemoryMap};
-use crate::staged::{FIXED_FILES, MAX_FILES, Staged};
+use crate::staged::{FIXED_FILES, FIXED_NAMES, MAX_FILES, Staged};
 use core::fmt;
 use dolmen_drtm::handoff::Extent;
 
@@ -59,11 +59,14 @@ impl fmt::Display for MultibootError {
                 )
             }
             Self::NoMemoryMap => f.write_str("the boot loader gave no memory map; use one that does"),
-            Self::TooFewModules(count) => write!(
-                f,
-                "the boot loader gave {count} modules; give launch image, core and manifest, then the guests' \
-                 components in the manifest's order"
-            ),
+            Self::TooFewModules(count) => {
+                let missing = FIXED_NAMES.get(*count).copied().unwrap_or_default();
+                write!(
+                    f,
+                    "the boot loader gave {count} modules, and no {missing}; give launch image, core and manifest, \
+                     then the guests' components in the manifest's order"
+                )
+            }
             Self::TooManyModules => {
                 write!(f, "the boot loader gave more than {MAX_FILES} modules; give fewer")
             }

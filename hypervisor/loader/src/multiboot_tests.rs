@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use std::string::ToString;
 use std::vec::Vec;
 
 struct Fake(Vec<u8>);
@@ -72,7 +73,11 @@ fn multiboot_2_gives_the_same() {
 fn what_is_missing_is_said() {
     let parse = |fake: &Fake, magic| parse(fake, magic, 0x100, &mut MemoryMap::new()).unwrap_err();
     assert_eq!(parse(&multiboot_1(3), 0), MultibootError::Magic(0));
-    assert_eq!(parse(&multiboot_1(2), MAGIC_1), MultibootError::TooFewModules(2));
+    for (count, missing) in [(0, "no launch image;"), (1, "no core;"), (2, "no manifest;")] {
+        let refusal = parse(&multiboot_1(count.try_into().unwrap()), MAGIC_1);
+        assert_eq!(refusal, MultibootError::TooFewModules(count));
+        assert!(refusal.to_string().contains(missing), "{refusal}");
+    }
     assert_eq!(parse(&multiboot_1(100), MAGIC_1), MultibootError::TooManyModules);
     let mut fake = multiboot_1(3);
     fake.put(0x100, &[0x0c]);

@@ -8,6 +8,8 @@ use dolmen_drtm::handoff::{Extent, Handoff, MAX_COMPONENTS, MAX_RANGES, MemoryRa
 
 /// Files before the components: launch image, core, manifest.
 pub const FIXED_FILES: usize = 3;
+/// What they are, in this order.
+pub const FIXED_NAMES: [&str; FIXED_FILES] = ["launch image", "core", "manifest"];
 /// Most boot files.
 pub const MAX_FILES: usize = FIXED_FILES + MAX_COMPONENTS;
 

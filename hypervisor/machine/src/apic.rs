@@ -119,9 +119,11 @@ fn set_up() {
     }
     write(Register::InitialCount, 0);
     write(Register::DivideConfiguration, DIVIDE_BY_1);
-    write(Register::TimerEntry, u32::from(TIMER_VECTOR));
     write(Register::TaskPriority, 0);
+    // A processor that was started has its APIC disabled by software, and a disabled one keeps every entry masked,
+    // whatever is written (SDM vol. 3A, 11.4.7.2): enabled first, so that the timer's mask can go.
     write(Register::Spurious, SOFTWARE_ENABLE | u32::from(SPURIOUS_VECTOR));
+    write(Register::TimerEntry, u32::from(TIMER_VECTOR));
 }
 
 /// This processor's local APIC ID.

@@ -8,6 +8,7 @@ use p256::ecdsa::{Signature, VerifyingKey};
 use crate::codec::{DecodeError, Reader};
 use crate::constant::{alg, tag};
 use crate::crypto::{Point, SHA256_SIZE, left_padded, sha256};
+use crate::public::RSA_BYTES;
 use crate::response::{Banks, read_selection};
 
 /// TPM_GENERATED_VALUE: the TPM itself made this.
@@ -87,6 +88,29 @@ pub fn parse_ecdsa(bytes: &[u8]) -> Result<([u8; 32], [u8; 32]), DecodeError> {
     reader.finish()?;
     let number = |bytes: &[u8]| left_padded(bytes).ok_or(DecodeError::Trailing);
     Ok((number(r)?, number(s)?))
+}
+
+/// TPMT_SIGNATURE by RSASSA with SHA-256: the number that PKCS #1 calls the signature.
+///
+/// # Errors
+/// [`DecodeError`] for what is wrong, other algorithms included.
+pub fn parse_rsassa(bytes: &[u8]) -> Result<&[u8], DecodeError> {
+    let mut reader = Reader::new(bytes);
+    for want in [alg::RSASSA, alg::SHA256] {
+        let told = reader.u16()?;
+        if told != want {
+            return Err(DecodeError::Value(u32::from(told)));
+        }
+    }
+    let number = reader.tpm2b()?;
+    reader.finish()?;
+    Ok(number)
+}
+
+/// Whether `signature` (TPMT_SIGNATURE) is one by an RSA-2048 key with RSASSA and SHA-256, by its form.
+#[must_use]
+pub fn has_rsassa_form(signature: &[u8]) -> bool {
+    parse_rsassa(signature).is_ok_and(|number| number.len() == RSA_BYTES)
 }
 
 /// Whether `signature` (TPMT_SIGNATURE) is by the holder of `key` over `attest`.

@@ -12,6 +12,8 @@ pub mod tag {
     pub const ATTEST_QUOTE: u16 = 0x8018;
     /// TPMT_TK_CREATION.
     pub const CREATION: u16 = 0x8021;
+    /// TPMT_TK_AUTH of TPM2_PolicySecret.
+    pub const AUTH_SECRET: u16 = 0x8023;
 }
 
 /// TPM_CC: command codes.
@@ -20,12 +22,20 @@ pub mod cc {
     pub const CREATE_PRIMARY: u32 = 0x131;
     /// TPM2_StartUp.
     pub const STARTUP: u32 = 0x144;
+    /// TPM2_ActivateCredential.
+    pub const ACTIVATE_CREDENTIAL: u32 = 0x147;
+    /// TPM2_NV_Read.
+    pub const NV_READ: u32 = 0x14e;
+    /// TPM2_PolicySecret.
+    pub const POLICY_SECRET: u32 = 0x151;
     /// TPM2_HMAC.
     pub const HMAC: u32 = 0x155;
     /// TPM2_Quote.
     pub const QUOTE: u32 = 0x158;
     /// TPM2_FlushContext.
     pub const FLUSH_CONTEXT: u32 = 0x165;
+    /// TPM2_NV_ReadPublic.
+    pub const NV_READ_PUBLIC: u32 = 0x169;
     /// TPM2_PolicyLocality.
     pub const POLICY_LOCALITY: u32 = 0x16f;
     /// TPM2_ReadPublic.
@@ -46,6 +56,8 @@ pub mod cc {
 
 /// TPM_ALG_ID: algorithms.
 pub mod alg {
+    /// RSA object.
+    pub const RSA: u16 = 0x1;
     /// SHA-1.
     pub const SHA1: u16 = 0x4;
     /// HMAC.
@@ -64,6 +76,8 @@ pub mod alg {
     pub const NULL: u16 = 0x10;
     /// SM3 with 256 bits.
     pub const SM3_256: u16 = 0x12;
+    /// RSA signature, PKCS #1 version 1.5.
+    pub const RSASSA: u16 = 0x14;
     /// ECDSA.
     pub const ECDSA: u16 = 0x18;
     /// Elliptic-curve object.
@@ -126,7 +140,7 @@ pub mod property {
     pub const FIRMWARE_VERSION_1: u32 = 0x10b;
     /// Largest command, in bytes.
     pub const MAX_COMMAND_SIZE: u32 = 0x11e;
-    /// TPMA_PERMANENT: bit 0 set if the owner hierarchy has an authorisation value.
+    /// TPMA_PERMANENT: bit 0 set if the owner hierarchy has an authorisation value, bit 9 in lock-out.
     pub const PERMANENT: u32 = 0x200;
 }
 

@@ -15,6 +15,7 @@ pub struct Exchange {
     command: [u8; BUFFER],
     command_len: usize,
     response: [u8; BUFFER],
+    response_len: usize,
     sent: bool,
 }
 
@@ -22,7 +23,7 @@ impl Exchange {
     /// Nothing in flight.
     #[must_use]
     pub const fn new() -> Self {
-        Self { command: [0; BUFFER], command_len: 0, response: [0; BUFFER], sent: false }
+        Self { command: [0; BUFFER], command_len: 0, response: [0; BUFFER], response_len: 0, sent: false }
     }
 
     /// Sends what `encode` writes, and waits for the response.
@@ -86,7 +87,7 @@ impl Exchange {
         match tpm.poll(command, &mut self.response) {
             Ok(None) => Ok(None),
             Ok(Some(size)) => {
-                self.sent = false;
+                (self.sent, self.response_len) = (false, size);
                 self.response.get_mut(..size).ok_or(TransportError::BadCommand).map(Some)
             }
             Err(error) => {
@@ -94,6 +95,12 @@ impl Exchange {
                 Err(error)
             }
         }
+    }
+
+    /// The response that [`Exchange::poll`] gave last.
+    #[must_use]
+    pub fn received(&self) -> &[u8] {
+        self.response.get(..self.response_len).unwrap_or(&[])
     }
 
     /// Whether a command is on its way.

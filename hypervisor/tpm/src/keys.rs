@@ -7,6 +7,7 @@
 //! Failure: any deviation is an error, and nothing half made is handed out.
 //! Specification: TPM 2.0 library, part 1, 17 to 21; the reasons are in docs/tpm.md.
 
+use crate::attestation::{AkKind, AttestationKey};
 use crate::codec::DecodeError;
 use crate::command::{PcrIndex, get_random};
 use crate::constant::{ResponseCode, alg, cc, handle};
@@ -58,35 +59,6 @@ pub struct Setup<'a> {
     pub provisioned: Option<Provisioned>,
 }
 
-/// The attestation key, loaded.
-#[derive(Clone, Copy, Debug)]
-pub struct AttestationKey {
-    /// Its transient handle.
-    pub handle: u32,
-    /// TPMT_PUBLIC.
-    pub public: PublicArea,
-    /// Its Name.
-    pub name: Name,
-    /// Its public point.
-    pub point: Point,
-    /// The PCR 17 that its policy demands.
-    pub pcr17: [u8; SHA256_SIZE],
-}
-
-impl AttestationKey {
-    /// Its qualified Name, which every attestation carries: a primary key's parent is its hierarchy
-    /// (part 1, "Qualified name").
-    #[must_use]
-    pub fn qualified_name(&self) -> Name {
-        let mut qualified = self.name;
-        let digest = sha256(&[&handle::ENDORSEMENT.to_be_bytes(), &self.name]);
-        for (to, from) in qualified.iter_mut().skip(2).zip(digest) {
-            *to = from;
-        }
-        qualified
-    }
-}
-
 /// What [`set_up`] made.
 #[derive(Debug)]
 pub struct Keys {
@@ -113,7 +85,7 @@ pub fn set_up(tpm: &mut impl Transport, setup: &Setup<'_>) -> Result<Keys, KeyEr
     let mut maker = Maker::new(tpm, setup)?;
     maker.seed()?;
     let policy = launch_policy(&setup.pcr17);
-    let ak = maker.attestation_key(&policy)?;
+    let ak = maker.attestation_key()?;
     let root = maker.root(&policy, setup.provisioned.as_ref())?;
     Ok(Keys { ak, root, session: maker.session, drbg: maker.drbg, policy })
 }
@@ -194,15 +166,12 @@ impl<'t, T: Transport> Maker<'t, T> {
         Ok(())
     }
 
-    fn attestation_key(&mut self, policy: &[u8; SHA256_SIZE]) -> Result<AttestationKey, KeyError> {
-        let template = Template::attestation_key(policy).during(cc::CREATE_PRIMARY)?;
-        let (handle, public, name) = self.primary(handle::ENDORSEMENT, &template, KeyRole::Attestation)?;
-        let bad = |error| KeyError::NotTheTemplate(KeyRole::Attestation, error);
-        let point = template.point(public.bytes()).map_err(bad)?;
-        if point.to_public_key().is_none() {
-            return Err(bad(DecodeError::Value(u32::from(alg::ECC))));
-        }
-        Ok(AttestationKey { handle, public, name, point, pcr17: self.pcr17 })
+    fn attestation_key(&mut self) -> Result<AttestationKey, KeyError> {
+        let (kind, role) = (AkKind::GuestEcdsa, KeyRole::Attestation);
+        let template = kind.template(&self.pcr17).during(cc::CREATE_PRIMARY)?;
+        let (handle, public, _) = self.primary(handle::ENDORSEMENT, &template, role)?;
+        let key = AttestationKey::check(kind, handle, public.bytes(), self.pcr17);
+        key.map_err(|error| KeyError::NotTheTemplate(role, error))
     }
 
     /// A primary key, checked against its template. The session authorises it, so its answer is the TPM's.

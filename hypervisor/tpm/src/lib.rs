@@ -21,6 +21,12 @@ mod transport;
 #[cfg(feature = "keys")]
 pub mod attest;
 #[cfg(feature = "keys")]
+pub mod attestation;
+#[cfg(feature = "keys")]
+pub mod clerk;
+#[cfg(feature = "keys")]
+pub mod credential;
+#[cfg(feature = "keys")]
 pub mod crypto;
 #[cfg(feature = "keys")]
 pub mod drbg;

@@ -5,6 +5,7 @@
 use crate::codec::{DecodeError, EncodeError, Reader, Writer};
 use crate::constant::alg;
 use crate::crypto::{Point, SHA256_SIZE, sha256};
+use crate::policy::endorsement_policy;
 
 /// TPMA_OBJECT bits.
 mod attribute {
@@ -12,6 +13,7 @@ mod attribute {
     pub(super) const FIXED_PARENT: u32 = 1 << 4;
     pub(super) const SENSITIVE_DATA_ORIGIN: u32 = 1 << 5;
     pub(super) const USER_WITH_AUTH: u32 = 1 << 6;
+    pub(super) const ADMIN_WITH_POLICY: u32 = 1 << 7;
     pub(super) const NO_DA: u32 = 1 << 10;
     pub(super) const RESTRICTED: u32 = 1 << 16;
     pub(super) const DECRYPT: u32 = 1 << 17;
@@ -23,7 +25,7 @@ mod attribute {
 /// TPM_ECC_NIST_P256.
 const CURVE_P256: u16 = 3;
 /// Bytes of the longest public area of ours.
-const MAX_PUBLIC: usize = 160;
+const MAX_PUBLIC: usize = 320;
 
 /// Attributes of the attestation key: restricted signing, resident; userWithAuth and adminWithPolicy are clear,
 /// so only its policy lets it sign.
@@ -36,6 +38,17 @@ pub const SALT_ATTRIBUTES: u32 = attribute::RESIDENT
     | attribute::NO_DA
     | attribute::RESTRICTED
     | attribute::DECRYPT;
+
+/// Attributes of an endorsement key, as the TCG's templates have them: it decrypts credentials for keys of its own TPM
+/// and nothing else, under the endorsement hierarchy's authorisation.
+pub const EK_ATTRIBUTES: u32 =
+    attribute::RESIDENT | attribute::ADMIN_WITH_POLICY | attribute::RESTRICTED | attribute::DECRYPT;
+
+/// Bits and bytes of our RSA keys.
+const RSA_BITS: u16 = 2048;
+pub(crate) const RSA_BYTES: usize = 256;
+/// An RSA key's exponent, where 0 stands for the usual one.
+const RSA_EXPONENT: u32 = 0;
 
 /// A marshalled TPMT_PUBLIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +93,8 @@ pub struct Template {
     head: [u8; MAX_PUBLIC],
     len: usize,
     kind: u16,
+    /// Zeroes in each part of the unique field, where a template wants some.
+    filler: usize,
 }
 
 impl Template {
@@ -95,6 +110,46 @@ impl Template {
             w.u16(CURVE_P256)?;
             w.u16(alg::NULL) // key derivation
         })
+    }
+
+    /// The same for RSA-2048: RSASSA (PKCS #1 version 1.5) with SHA-256.
+    ///
+    /// # Errors
+    /// As [`Template::attestation_key`].
+    pub fn rsa_attestation_key(policy: &[u8; SHA256_SIZE]) -> Result<Self, EncodeError> {
+        Self::build(alg::RSA, AK_ATTRIBUTES, policy, |w| {
+            w.u16(alg::NULL)?; // symmetric
+            w.u16(alg::RSASSA)?;
+            w.u16(alg::SHA256)?;
+            w.u16(RSA_BITS)?;
+            w.u32(RSA_EXPONENT)
+        })
+    }
+
+    /// The RSA-2048 endorsement key (TCG EK Credential Profile, template L-1).
+    ///
+    /// # Errors
+    /// As [`Template::attestation_key`].
+    pub fn rsa_endorsement_key() -> Result<Self, EncodeError> {
+        let template = Self::build(alg::RSA, EK_ATTRIBUTES, &endorsement_policy(), |w| {
+            write_storage_parameters(w)?;
+            w.u16(RSA_BITS)?;
+            w.u32(RSA_EXPONENT)
+        })?;
+        Ok(Self { filler: RSA_BYTES, ..template })
+    }
+
+    /// The ECC P-256 endorsement key (TCG EK Credential Profile, template L-2).
+    ///
+    /// # Errors
+    /// As [`Template::attestation_key`].
+    pub fn ecc_endorsement_key() -> Result<Self, EncodeError> {
+        let template = Self::build(alg::ECC, EK_ATTRIBUTES, &endorsement_policy(), |w| {
+            write_storage_parameters(w)?;
+            w.u16(CURVE_P256)?;
+            w.u16(alg::NULL) // key derivation
+        })?;
+        Ok(Self { filler: SHA256_SIZE, ..template })
     }
 
     /// The sealing root: HMAC with SHA-256.
@@ -114,10 +169,7 @@ impl Template {
     /// As [`Template::attestation_key`].
     pub fn session_salt() -> Result<Self, EncodeError> {
         Self::build(alg::ECC, SALT_ATTRIBUTES, &[], |w| {
-            w.u16(alg::AES)?;
-            w.u16(128)?;
-            w.u16(alg::CFB)?;
-            w.u16(alg::NULL)?; // scheme
+            write_storage_parameters(w)?;
             w.u16(CURVE_P256)?;
             w.u16(alg::NULL) // key derivation
         })
@@ -137,7 +189,7 @@ impl Template {
         w.tpm2b(policy)?;
         parameters(&mut w)?;
         let len = w.len();
-        Ok(Self { head, len, kind })
+        Ok(Self { head, len, kind, filler: 0 })
     }
 
     fn head(&self) -> &[u8] {
@@ -145,7 +197,7 @@ impl Template {
     }
 
     /// Writes it as the TPM2B_PUBLIC of TPM2_CreatePrimary. `unique` makes one key differ from another of the
-    /// same template; empty for keys that must come out the same each time.
+    /// same template; empty for keys that must come out the same each time, whose field is what the template says.
     ///
     /// # Errors
     /// [`EncodeError`] if `w` is full.
@@ -153,9 +205,11 @@ impl Template {
         let at = w.len();
         w.u16(0)?;
         w.bytes(self.head())?;
-        w.tpm2b(unique)?;
+        let zeroes = [0; RSA_BYTES];
+        let filler = zeroes.get(..self.filler).unwrap_or(&[]);
+        w.tpm2b(if unique.is_empty() { filler } else { unique })?;
         if self.kind == alg::ECC {
-            w.tpm2b(&[])?;
+            w.tpm2b(filler)?;
         }
         w.close_u16(at)
     }
@@ -185,8 +239,10 @@ impl Template {
             let first = r.tpm2b()?;
             let second = if self.kind == alg::ECC { r.tpm2b()? } else { &[] };
             r.finish()?;
-            let plausible = |part: &[u8]| !part.is_empty() && part.len() <= SHA256_SIZE;
-            if plausible(first) && (self.kind != alg::ECC || plausible(second)) {
+            let most = if self.kind == alg::RSA { RSA_BYTES } else { SHA256_SIZE };
+            let plausible = |part: &[u8]| !part.is_empty() && part.len() <= most;
+            let is_whole = self.kind != alg::RSA || first.len() == RSA_BYTES;
+            if plausible(first) && is_whole && (self.kind != alg::ECC || plausible(second)) {
                 return Ok((first, second));
             }
             return Err(DecodeError::Length(u32::try_from(first.len()).unwrap_or(u32::MAX)));
@@ -194,6 +250,14 @@ impl Template {
         let differs = head.iter().zip(area).position(|(a, b)| a != b).unwrap_or(area.len());
         Err(DecodeError::Value(u32::try_from(differs).unwrap_or(u32::MAX)))
     }
+}
+
+/// Storage keys protect with AES-128 in CFB mode and have no scheme of their own.
+fn write_storage_parameters(w: &mut Writer<'_>) -> Result<(), EncodeError> {
+    w.u16(alg::AES)?;
+    w.u16(128)?;
+    w.u16(alg::CFB)?;
+    w.u16(alg::NULL) // scheme
 }
 
 #[cfg(test)]
@@ -214,6 +278,7 @@ mod tests {
         assert_eq!(AK_ATTRIBUTES, 0x0005_0032);
         assert_eq!(ROOT_ATTRIBUTES, 0x0004_0032);
         assert_eq!(SALT_ATTRIBUTES, 0x0003_0472);
+        assert_eq!(EK_ATTRIBUTES, 0x0003_00b2);
     }
 
     #[test]
@@ -230,6 +295,9 @@ mod tests {
 
     #[test]
     fn the_unique_part_must_be_there_and_nothing_after_it() {
+        let rsa = Template::rsa_attestation_key(&[7; 32]).unwrap();
+        assert!(rsa.check(&area(&rsa, &[&[1; 256]])).is_ok());
+        assert_eq!(rsa.check(&area(&rsa, &[&[1; 255]])), Err(DecodeError::Length(255)));
         let template = Template::sealing_root(&[7; 32]).unwrap();
         assert!(template.check(&area(&template, &[&[1; 32]])).is_ok());
         assert_eq!(template.check(&area(&template, &[&[]])), Err(DecodeError::Length(0)));

@@ -1,18 +1,20 @@
-//! A quote over PCR 17 and 18 as a job that CPUs poll: no step waits for the TPM.
+//! A quote as a job that CPUs poll: no step waits for the TPM.
 //!
-//! Promise: what is handed out is an attestation by our attestation key over exactly our extra data and exactly PCR
-//! 17 and 18 of the SHA-256 bank, its signature checked. Whatever happens, the policy session is flushed.
-//! Steps: policy session → PolicyPCR → PolicyLocality → Quote. A PCR that changes in between makes the TPM refuse the
+//! Promise: what is handed out is an attestation by the attestation key that was named, over exactly our extra data and
+//! exactly the registers of the SHA-256 bank that were asked for, its signature checked
+//! ([`AttestationKey::signs`]). Whatever happens, the policy session is flushed.
+//! Steps: policy session → PolicyPCR → PolicyLocality → Quote; for a key that speaks of the host PolicyLocality comes
+//! first, as its policy has it. A PCR that changes in between makes the TPM refuse the
 //! session; the whole is then done once more.
 
-use crate::attest::{QuoteAttest, is_signed_by};
+use crate::attest::QuoteAttest;
+use crate::attestation::AttestationKey;
 use crate::codec::{DecodeError, EncodeError, Reader};
 use crate::command::{begin_tagged, end, flush_context};
 use crate::constant::{ResponseCode, alg, cc, tag};
 use crate::crypto::{SHA256_SIZE, sha256};
 use crate::exchange::Exchange;
-use crate::keys::AttestationKey;
-use crate::policy::{SELECT_17, SELECT_17_18};
+use crate::policy::{QUOTED, SELECT_17, selection};
 use crate::response::{Response, TpmError};
 use crate::session::{
     NONCE, decode_start_session, policy_locality, policy_pcr, read_policy_entry, start_policy_session,
@@ -24,7 +26,9 @@ use crate::transport::PolledTransport;
 /// Bytes of the longest attestation that is taken.
 pub const MAX_ATTEST: usize = 256;
 /// Bytes of the longest signature that is taken.
-pub const MAX_SIGNATURE: usize = 80;
+pub const MAX_SIGNATURE: usize = 264;
+/// Bytes of the longest extra data: a TPM2B_DATA of SHA-512.
+pub const MAX_EXTRA_DATA: usize = 64;
 /// How often a quote is begun anew because a PCR changed.
 const MAX_RESTARTS: u8 = 1;
 
@@ -135,7 +139,9 @@ pub struct QuoteJob {
     exchange: Exchange,
     prepared: bool,
     session: u32,
-    extra_data: [u8; SHA256_SIZE],
+    extra_data: [u8; MAX_EXTRA_DATA],
+    extra_length: usize,
+    pcrs: u32,
     nonce: [u8; NONCE],
     restarts: u8,
 }
@@ -149,7 +155,9 @@ impl QuoteJob {
             exchange: Exchange::new(),
             prepared: false,
             session: 0,
-            extra_data: [0; SHA256_SIZE],
+            extra_data: [0; MAX_EXTRA_DATA],
+            extra_length: 0,
+            pcrs: 0,
             nonce: [0; NONCE],
             restarts: 0,
         }
@@ -161,15 +169,24 @@ impl QuoteJob {
         self.step != Step::Idle
     }
 
-    /// Asks for a quote over `extra_data`. `nonce` is fresh randomness; it need not be secret.
+    /// Asks for a quote over PCR 17 and 18 with `extra_data`. `nonce` is fresh randomness; it need not be secret.
     ///
     /// # Errors
     /// [`Busy`] while one is under way.
     pub fn start(&mut self, extra_data: [u8; SHA256_SIZE], nonce: [u8; NONCE]) -> Result<(), Busy> {
+        self.start_over(QUOTED, &extra_data, nonce)
+    }
+
+    /// Asks for a quote over the registers `pcrs` (bit n for PCR n) with up to [`MAX_EXTRA_DATA`] bytes of extra data.
+    ///
+    /// # Errors
+    /// [`Busy`] while one is under way, or if there is more extra data than a TPM takes.
+    pub fn start_over(&mut self, pcrs: u32, extra_data: &[u8], nonce: [u8; NONCE]) -> Result<(), Busy> {
         if self.is_busy() {
             return Err(Busy);
         }
-        self.extra_data = extra_data;
+        self.extra_data.get_mut(..extra_data.len()).ok_or(Busy)?.copy_from_slice(extra_data);
+        (self.extra_length, self.pcrs) = (extra_data.len(), pcrs);
         self.nonce = nonce;
         self.restarts = 0;
         self.enter(Step::StartSession);
@@ -194,6 +211,16 @@ impl QuoteJob {
                 QuotePoll::Done(quote)
             }
             Err(error) => self.fail(error),
+        }
+    }
+
+    /// What comes after a part of the policy: a key that speaks of the host has them in the other order.
+    const fn after(step: Step, ak: &AttestationKey) -> Step {
+        match (step, ak.kind.is_host()) {
+            (Step::StartSession, false) | (Step::PolicyLocality, true) => Step::PolicyPcr,
+            (Step::StartSession, true) | (Step::PolicyPcr, false) => Step::PolicyLocality,
+            (Step::PolicyPcr, true) | (Step::PolicyLocality, false) => Step::Quote,
+            (other, _) => other,
         }
     }
 
@@ -253,20 +280,21 @@ impl QuoteJob {
             Step::Idle => {}
             Step::StartSession => {
                 self.session = decode_start_session(bytes).map_err(failed)?.0;
-                self.enter(Step::PolicyPcr);
+                self.enter(Self::after(self.step, ak));
             }
             Step::PolicyPcr => {
                 let done = Response::plain(bytes).and_then(|r| Ok(r.finish()?));
                 done.map_err(|error| wrong_pcr(error).unwrap_or(failed(error)))?;
-                self.enter(Step::PolicyLocality);
+                self.enter(Self::after(self.step, ak));
             }
             Step::PolicyLocality => {
                 Response::plain(bytes).and_then(|r| Ok(r.finish()?)).map_err(failed)?;
-                self.enter(Step::Quote);
+                self.enter(Self::after(self.step, ak));
             }
             Step::Quote => {
                 let (attest, signature) = decode_quote(bytes).map_err(failed)?;
-                check(attest, signature, &self.extra_data, ak)?;
+                let (data, length) = (self.extra_data, self.extra_length);
+                check(attest, signature, data.get(..length).unwrap_or(&[]), self.pcrs, ak)?;
                 return Quote::new(attest, signature).map(Some).map_err(|error| failed(error.into()));
             }
             // Whether it worked or not, nothing more can be done for the session.
@@ -296,7 +324,9 @@ impl QuoteJob {
     }
 
     fn prepare(&mut self, ak: &AttestationKey) -> Result<(), EncodeError> {
-        let (session, nonce, extra_data) = (self.session, self.nonce, self.extra_data);
+        let (session, nonce, pcrs) = (self.session, self.nonce, self.pcrs);
+        let data = self.extra_data;
+        let extra_data = data.get(..self.extra_length).unwrap_or(&[]);
         match self.step {
             Step::Idle => Ok(()),
             Step::StartSession => self.exchange.prepare(|buf| start_policy_session(buf, &nonce)),
@@ -307,7 +337,9 @@ impl QuoteJob {
             Step::PolicyLocality => {
                 self.exchange.prepare(|buf| policy_locality(buf, session, Locality::Two.attribute()))
             }
-            Step::Quote => self.exchange.prepare(|buf| quote(buf, ak.handle, session, &nonce, &extra_data)),
+            Step::Quote => {
+                self.exchange.prepare(|buf| quote(buf, ak.handle, session, &nonce, pcrs, extra_data))
+            }
             Step::Flush(_) => self.exchange.prepare(|buf| flush_context(buf, session)),
         }
     }
@@ -340,6 +372,7 @@ pub fn quote<'b>(
     key: u32,
     policy: u32,
     nonce: &[u8; NONCE],
+    pcrs: u32,
     extra_data: &[u8],
 ) -> Result<&'b [u8], EncodeError> {
     let mut w = begin_tagged(buf, tag::SESSIONS, cc::QUOTE)?;
@@ -350,7 +383,7 @@ pub fn quote<'b>(
     w.close_u32(area)?;
     w.tpm2b(extra_data)?;
     w.u16(alg::NULL)?;
-    w.bytes(&SELECT_17_18)?;
+    w.bytes(&selection(pcrs))?;
     end(w)
 }
 
@@ -376,14 +409,20 @@ pub fn decode_quote(bytes: &[u8]) -> Result<(&[u8], &[u8]), TpmError> {
 }
 
 /// Checks that the attestation is what was asked for, by the key that was asked.
-fn check(attest: &[u8], signature: &[u8], extra_data: &[u8], ak: &AttestationKey) -> Result<(), QuoteError> {
+fn check(
+    attest: &[u8],
+    signature: &[u8],
+    extra_data: &[u8],
+    pcrs: u32,
+    ak: &AttestationKey,
+) -> Result<(), QuoteError> {
     let parsed = QuoteAttest::parse(attest).map_err(|error| QuoteError::Command(cc::QUOTE, error.into()))?;
     let asked = parsed.extra_data == extra_data
         && parsed.qualified_signer == ak.qualified_name()
-        && parsed.selection.marshals_to(&SELECT_17_18)
+        && parsed.selection.marshals_to(&selection(pcrs))
         && parsed.pcr_digest.len() == SHA256_SIZE;
     if !asked {
         return Err(QuoteError::OtherAttestation);
     }
-    if is_signed_by(&ak.point, attest, signature) { Ok(()) } else { Err(QuoteError::BadSignature) }
+    if ak.signs(attest, signature) { Ok(()) } else { Err(QuoteError::BadSignature) }
 }

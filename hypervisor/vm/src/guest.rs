@@ -150,6 +150,7 @@ impl ExitKind {
             VmExit::Pause
             | VmExit::CacheFlush
             | VmExit::Shutdown
+            | VmExit::TaskSwitch
             | VmExit::InvalidState
             | VmExit::Unknown { .. } => Self::Other,
         }

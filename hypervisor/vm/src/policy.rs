@@ -96,6 +96,8 @@ pub enum StopReason {
     HaltedForEver,
     /// The processor refuses its state.
     InvalidState,
+    /// It switches hardware tasks on a processor that leaves this to software.
+    TaskSwitch,
     /// Its page tables, or what an event is delivered through, lie outside its RAM.
     TablesOutsideRam(Gpa),
     /// An instruction on device memory that is not emulated.
@@ -200,6 +202,7 @@ pub const fn decide(exit: VmExit) -> Action {
             Action::Stop(StopReason::TablesOutsideRam(gpa))
         }
         VmExit::Shutdown => Action::Stop(StopReason::TripleFault),
+        VmExit::TaskSwitch => Action::Stop(StopReason::TaskSwitch),
         VmExit::InvalidState => Action::ExplainInvalidState,
         VmExit::Unknown { code } => Action::Stop(StopReason::UnexpectedExit(code)),
     }
@@ -252,6 +255,7 @@ mod tests {
             (fault(FaultAccess::Fetch), Action::Inject(Event::INVALID_OPCODE)),
             (fault(FaultAccess::TableWalk), Action::Stop(StopReason::TablesOutsideRam(gpa))),
             (VmExit::Shutdown, Action::Stop(StopReason::TripleFault)),
+            (VmExit::TaskSwitch, Action::Stop(StopReason::TaskSwitch)),
             (VmExit::InvalidState, Action::ExplainInvalidState),
             (VmExit::Unknown { code: 0x999 }, Action::Stop(StopReason::UnexpectedExit(0x999))),
         ] {

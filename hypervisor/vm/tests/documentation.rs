@@ -84,6 +84,7 @@ fn exits() -> String {
         ("execution of an address without RAM", fault(FaultAccess::Fetch)),
         ("page tables at an address without RAM", fault(FaultAccess::TableWalk)),
         ("triple fault", VmExit::Shutdown),
+        ("hardware task switch, on Intel's processors", VmExit::TaskSwitch),
         ("a state that the processor refuses", VmExit::InvalidState),
         ("anything else", VmExit::Unknown { code: 0 }),
     ] {

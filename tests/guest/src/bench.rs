@@ -6,7 +6,6 @@ mod life;
 mod pair;
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicBool, Ordering};
 
 use dolmen_abi::{
     BlobHeader, Call, Quote, QuoteReply, QuoteRequest, Random, RandomRequest, Seal, SealRequest, Status,
@@ -14,7 +13,7 @@ use dolmen_abi::{
 };
 
 use crate::apic::{self, Register};
-use crate::{cpu, fault, say, user};
+use crate::{call, cpu, fault, say};
 
 /// Measurements of each operation.
 const RUNS: usize = 64;
@@ -47,27 +46,10 @@ const BLOB: usize = size_of::<BlobHeader>() + SECRET + 16;
 
 const _: () = assert!(size_of::<SealRequest>() == 16 && size_of::<UnsealRequest>() == 16);
 
-/// Whether the hypercall instruction is Intel's: noted, because to find out is an exit.
-static BY_VMCALL: AtomicBool = AtomicBool::new(false);
-
 /// Makes one call; status and length of the reply.
 #[inline(always)]
 fn call(number: u32, request: (u64, u64), reply: (u64, u64)) -> (u64, u64) {
-    let (status, length);
-    if BY_VMCALL.load(Ordering::Relaxed) {
-        // SAFETY: the service writes only where the reply points: buffers of the callers.
-        unsafe {
-            asm!("vmcall", inout("rax") u64::from(number) => status, in("rdi") request.0, in("rsi") request.1,
-                 inout("rdx") reply.0 => length, in("rcx") reply.1, options(nostack));
-        }
-    } else {
-        // SAFETY: as above.
-        unsafe {
-            asm!("vmmcall", inout("rax") u64::from(number) => status, in("rdi") request.0, in("rsi") request.1,
-                 inout("rdx") reply.0 => length, in("rcx") reply.1, options(nostack));
-        }
-    }
-    (status, length)
+    call::call(number.into(), [request.0, request.1, reply.0, reply.1])
 }
 
 /// Where a value is, and its bytes.
@@ -103,9 +85,6 @@ fn tell(name: &str, ticks: &mut [u64]) {
 
 /// Measures what the command line asks for, if it is something of this module's.
 pub(crate) fn run(command_line: &[u8]) {
-    if command_line.starts_with(b"bench") {
-        BY_VMCALL.store(user::is_intel(), Ordering::Relaxed);
-    }
     match command_line {
         b"bench" => everything(),
         b"bench-exits" => exits(),

@@ -6,7 +6,7 @@ use core::arch::asm;
 use dolmen_abi::{Call, Quote, QuoteReply, QuoteRequest, Status, Version};
 
 use crate::apic::{self, Register};
-use crate::{console, cpu, fault, say};
+use crate::{call, console, cpu, fault, say};
 
 /// Ticks of the time-stamp counter between two interrupts: 10 ms at 1 GHz.
 const PERIOD: u32 = 10_000_000;
@@ -84,12 +84,7 @@ const REPLY: u64 = 0x190_0000;
 const SLEEPS: u32 = 1200;
 
 fn call(number: u32, request: u64, reply: u64) -> Status {
-    let status: u64;
-    // SAFETY: the service writes only where the reply points.
-    unsafe {
-        asm!("vmmcall", inout("rax") u64::from(number) => status, in("rdi") REQUEST, in("rsi") request,
-             inout("rdx") REPLY => _, in("rcx") reply, options(nostack));
-    }
+    let (status, _) = call::call(number.into(), [REQUEST, request, REPLY, reply]);
     Status(status as u32)
 }
 

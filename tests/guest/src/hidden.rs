@@ -1,7 +1,7 @@
 //! What a guest must not find, whoever made the processor: SVM, SKINIT, VMX, SMX, the TPM, the IOMMU.
 
 use crate::fault::{GP, UD};
-use crate::{Test, Verdict, attempt, check, cpu, user};
+use crate::{Test, Verdict, attempt, call, check, cpu};
 
 pub(crate) const TESTS: &[Test] = &[
     ("cpuid_hides_svm_and_skinit", cpuid_hides_svm),
@@ -63,7 +63,7 @@ fn vmx_instructions() -> Verdict {
 }
 
 fn other_call() -> Verdict {
-    let fault = if user::is_intel() { attempt!("vmmcall") } else { attempt!("vmcall") };
+    let fault = if call::is_intel() { attempt!("vmmcall") } else { attempt!("vmcall") };
     check(fault.is_some_and(|fault| fault.is(UD)), "not #UD")
 }
 

@@ -113,6 +113,11 @@ const MSRS: [u32; 10] = [
     msr::TSC_AUX,
 ];
 
+/// As much of a value as the register has on every maker's processors: of some the upper half is reserved.
+const fn fitting(register: u32, value: u64) -> u64 {
+    if matches!(register, msr::TSC_AUX | msr::SFMASK) { value & 0xffff_ffff } else { value }
+}
+
 /// Fills and checks, round after round; `seed` tells this guest from the other.
 pub(crate) fn run(seed: u8) -> Verdict {
     first_values()?;
@@ -121,7 +126,7 @@ pub(crate) fn run(seed: u8) -> Verdict {
         let value = |n: u64| (u64::from(seed) << 40 | round << 24 | n << 8 | 0x5a).wrapping_mul(0x0101_0001);
         let low = |n: u64| value(n) & 0x0000_3fff_ffff_f000;
         for (n, register) in (0..).zip(MSRS) {
-            let fits = if register == msr::TSC_AUX { low(n) & 0xffff_ffff } else { low(n) };
+            let fits = fitting(register, low(n));
             cpu::write_msr(register, fits).map_err(|_| "an MSR cannot be written")?;
         }
         set_debug([low(20), low(21), low(22), low(23)]);
@@ -143,7 +148,7 @@ pub(crate) fn run(seed: u8) -> Verdict {
         check(now & 0xffc0 == mxcsr & 0xffc0, "MXCSR is another guest's")?;
         check(debug() == [low(20), low(21), low(22), low(23)], "DR0 to DR3 are another guest's")?;
         for (n, register) in (0..).zip(MSRS) {
-            let fits = if register == msr::TSC_AUX { low(n) & 0xffff_ffff } else { low(n) };
+            let fits = fitting(register, low(n));
             check(cpu::read_msr(register) == Ok(fits), "an MSR is another guest's")?;
         }
         let aux: u32;

@@ -19,6 +19,7 @@
 
 mod apic;
 mod bench;
+mod call;
 mod company;
 mod console;
 mod cpu;
@@ -55,6 +56,7 @@ const fn check(condition: bool, why: &'static str) -> Verdict {
 extern "C" fn guest_main(start: u64) -> ! {
     fault::install();
     apic::enable();
+    call::prepare();
     let mut command_line = [0; 64];
     let command_line = start::command_line(start, &mut command_line);
     if let Some(name) = command_line.strip_prefix(b"ends=") {

@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_timer_belongs_to_its_processor", timers),
     ("a_processor_can_be_stopped_and_started_again", restart),
     ("a_second_start_up_changes_nothing", second_start_up),
+    ("init_and_start_up_twice_are_one_start", doubled),
 ];
 
 /// Vector that is counted by whom it reaches.
@@ -255,6 +256,24 @@ fn restart() -> Verdict {
     let before = calls(index);
     apic::send_to(index as u32, CALL as u32);
     check(wait_until(|| calls(index) == before + 1), "it takes no interrupts")
+}
+
+/// As the manual has it for processors that may miss a message: INIT twice, then start-up twice, without a pause.
+fn doubled() -> Verdict {
+    let index = count() - 1;
+    for round in 0..8 {
+        let before = starts(index);
+        for message in [INIT, INIT, START_UP | PAGE as u32 >> 12, START_UP | PAGE as u32 >> 12] {
+            apic::send_to(index as u32, message);
+        }
+        check(wait_until(|| starts(index) > before), "it did not start")?;
+        pause(1_000_000 * round);
+        check(starts(index) == before + 1, "it started twice")?;
+        let called = calls(index);
+        apic::send_to(index as u32, CALL as u32);
+        check(wait_until(|| calls(index) == called + 1), "it takes no interrupts")?;
+    }
+    Ok(())
 }
 
 fn second_start_up() -> Verdict {

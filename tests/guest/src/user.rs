@@ -1,10 +1,10 @@
 //! Hypercalls, from the kernel and from user mode, and what else user mode may not do.
 
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 
 use dolmen_abi::Status;
-use dolmen_guest::vmmcall::Instruction;
 
+use crate::call::{call, is_intel};
 use crate::fault::{self, GP, UD};
 use crate::{Test, Verdict, check};
 
@@ -67,30 +67,6 @@ unsafe extern "C" {
     static code_out: u8;
     static code_hlt: u8;
     static code_cpuid: u8;
-}
-
-fn call(number: u64, arguments: [u64; 4]) -> (u64, u64) {
-    let [rdi, rsi, rdx, rcx] = arguments;
-    let (status, length);
-    if is_intel() {
-        // SAFETY: the service writes only where the arguments point: buffers of the callers.
-        unsafe {
-            asm!("vmcall", inout("rax") number => status, in("rdi") rdi, in("rsi") rsi,
-                 inout("rdx") rdx => length, in("rcx") rcx, options(nostack));
-        }
-    } else {
-        // SAFETY: as above.
-        unsafe {
-            asm!("vmmcall", inout("rax") number => status, in("rdi") rdi, in("rsi") rsi,
-                 inout("rdx") rdx => length, in("rcx") rcx, options(nostack));
-        }
-    }
-    (status, length)
-}
-
-/// Whether the hypercall instruction is Intel's here.
-pub(crate) fn is_intel() -> bool {
-    Instruction::detect() == Some(Instruction::Vmcall)
 }
 
 fn hypercall() -> Verdict {

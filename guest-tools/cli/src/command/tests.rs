@@ -90,6 +90,25 @@ fn a_quote_is_evidence_that_binds_the_nonce() {
 }
 
 #[test]
+fn a_quote_about_the_host_has_the_nonce_as_it_is_and_the_registers_wanted() {
+    use dolmen_abi::evidence::host::HostEvidence;
+    let product = run_line(&mut client(), "dolmen host-quote --nonce c0ffee --pcrs 4,17", &[]).unwrap();
+    let evidence = HostEvidence::decode(product.as_bytes()).unwrap();
+    assert_eq!((evidence.attest, evidence.pcrs), (&[0xc0, 0xff, 0xee][..], 0x0002_0010));
+    assert_eq!(evidence.values, [[4; 32], [17; 32]].concat());
+    assert_eq!(evidence.ak_public, b"k\x02");
+}
+
+#[test]
+fn the_rsa_key_signs_if_it_is_asked_to() {
+    let mut client = client();
+    let product = run_line(&mut client, "dolmen quote --nonce 00 --key rsa", &[]).unwrap();
+    assert_eq!(Evidence::decode(product.as_bytes()).unwrap().ak_public, b"k\x01");
+    assert_eq!(client.transport().tpm.key, AkId::GUEST_RSA);
+    assert_eq!(run_line(&mut client, "dolmen ak --key host-rsa", &[]).unwrap().as_bytes(), b"k\x03");
+}
+
+#[test]
 fn log_and_key_come_as_they_are() {
     let mut client = client();
     let log = run_line(&mut client, "dolmen log", &[]).unwrap();

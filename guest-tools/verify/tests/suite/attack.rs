@@ -3,7 +3,7 @@
 use dolmen_abi::LaunchFacts;
 use dolmen_drtm::Algorithm;
 use dolmen_tpm::policy::launch_policy;
-use dolmen_verify::{Expected, Outcome, Report, Verdict, check};
+use dolmen_verify::{AttestationKey, Expected, Outcome, Report, Verdict, check};
 
 use crate::forge::{Forge, NONCE, judge};
 
@@ -277,22 +277,128 @@ fn a_reserved_field_that_is_set_is_refused() {
 }
 
 #[test]
-fn every_check_stands_in_the_documentation() {
-    let documentation = include_str!("../../../../docs/evidence.md");
+fn a_register_may_have_one_of_several_values() {
     let honest = Forge::honest();
-    let mut policy = honest.policy();
-    policy.max_launches = Some(1);
-    for made in check(&honest.bytes(), &policy, &Expected::nonce(NONCE).unwrap()).checks {
-        assert!(documentation.contains(&format!("\n| `{}` |", made.id)), "{}", made.id);
+    let list = format!("registers.g3 = [\"{}\", \"{}\"]\n[[keys]]", "00".repeat(48), "01".repeat(48));
+    let policy = dolmen_verify::Policy::parse(&honest.policy_text().replace("[[keys]]", &list)).unwrap();
+    let expected = Expected::nonce(NONCE).unwrap();
+    for (value, verdict) in [(0, Verdict::Trusted), (1, Verdict::Trusted), (2, Verdict::Refused)] {
+        let mut forge = Forge::honest();
+        forge.binding.registers[3] = [value; 48];
+        assert_eq!(check(&forge.bytes(), &policy, &expected).verdict, verdict, "{value}");
     }
 }
 
 #[test]
-fn the_defaults_in_the_documentation_are_those_of_the_code() {
-    let documentation = include_str!("../../../../docs/evidence.md");
-    let policy = documentation.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
-    let (_, facts) = policy.split_once("[facts]").unwrap();
-    let honest = Forge::honest().policy_text();
-    let written = dolmen_verify::Policy::parse(&format!("{honest}[facts]{facts}")).unwrap();
-    assert_eq!(written.facts, dolmen_verify::FactRules::default());
+fn any_configuration_is_accepted_only_if_the_policy_says_so_and_the_verdict_tells() {
+    let honest = Forge::honest();
+    let text = honest.policy_text();
+    let line = text.lines().nth(1).unwrap();
+    let any = dolmen_verify::Policy::parse(&text.replace(line, "pcr18 = \"any\"")).unwrap();
+    let mut forge = Forge::honest();
+    forge.events[2].2 = b"another manifest";
+    let expected = Expected::nonce(NONCE).unwrap();
+    let report = check(&forge.bytes(), &any, &expected);
+    assert_eq!(report.verdict, Verdict::Trusted, "{report}");
+    assert_eq!(report.find("configuration").unwrap().outcome, Outcome::Note);
+    refuses_only(&check(&forge.bytes(), &honest.policy(), &expected), "pcrs");
+}
+
+#[test]
+fn components_are_judged_one_by_one() {
+    let digest = |bytes: &[u8]| hex::encode(dolmen_tpm::crypto::sha256(&[bytes]));
+    let list = |all: &[&[u8]]| {
+        all.iter().map(|bytes| format!("\"{}\"", digest(bytes))).collect::<Vec<_>>().join(", ")
+    };
+    let honest = Forge::honest();
+    let text = honest.policy_text();
+    let rest: Vec<&str> = text.lines().skip(2).collect();
+    let text = format!(
+        "launch_image = [{}]\ncore = [{}]\nmanifest = [{}]\ncomponents = [{}]\n{}\n",
+        list(&[b"launch image", b"older launch image"]),
+        list(&[b"core", b"newer core"]),
+        list(&[b"manifest"]),
+        list(&[b"kernel", b"newer kernel", b"console=ttyS0"]),
+        rest.join("\n")
+    );
+    let policy = dolmen_verify::Policy::parse(&text).unwrap();
+    let expected = Expected::nonce(NONCE).unwrap();
+    let judged = |index: usize, bytes: &'static [u8]| {
+        let mut forge = Forge::honest();
+        forge.events[index].2 = bytes;
+        forge.key_policy = launch_policy(&forge.pcr(17));
+        let mut policy = policy.clone();
+        policy.keys[0].name = AttestationKey::parse(&forge.public()).unwrap().name();
+        check(&forge.bytes(), &policy, &expected)
+    };
+    for (index, bytes) in [(0, &b"older launch image"[..]), (1, b"newer core"), (3, b"newer kernel")] {
+        assert_eq!(judged(index, bytes).verdict, Verdict::Trusted, "{}", judged(index, bytes));
+    }
+    for (index, want) in [
+        (0, "the launch image (sha256 "),
+        (1, "the core (sha256 "),
+        (2, "the manifest (sha256 "),
+        (3, "part 1 of the guests (sha256 "),
+        (4, "part 2 of the guests (sha256 "),
+    ] {
+        let report = judged(index, b"evil");
+        refuses(&report, "pcrs");
+        assert!(report.find("pcrs").unwrap().text.contains(want), "{report}");
+    }
+}
+
+#[test]
+fn the_quoted_hypervisor_is_the_one_that_the_keys_policy_names() {
+    // Both are accepted, but a key of the one that signs a quote of the other is in no TPM.
+    let mut other = Forge::honest();
+    other.events[1].2 = b"newer core";
+    let honest = Forge::honest();
+    let text = honest.policy_text();
+    let list = format!("pcr17 = [\"{}\", \"{}\"]", hex::encode(honest.pcr(17)), hex::encode(other.pcr(17)));
+    let policy = dolmen_verify::Policy::parse(&text.replace(text.lines().next().unwrap(), &list)).unwrap();
+    let expected = Expected::nonce(NONCE).unwrap();
+    assert_eq!(check(&honest.bytes(), &policy, &expected).verdict, Verdict::Trusted);
+    let report = check(&other.bytes(), &policy, &expected);
+    refuses_only(&report, "pcrs");
+    assert!(
+        report.find("pcrs").unwrap().text.contains("not the one that the key's policy names"),
+        "{report}"
+    );
+}
+
+#[test]
+fn a_tpm_that_is_not_as_the_policy_wants_is_refused() {
+    let honest = Forge::honest();
+    let expected = Expected::nonce(NONCE).unwrap();
+    for (rules, verdict) in [
+        ("min_reset_count = 7\nmin_restart_count = 1", Verdict::Trusted),
+        ("min_reset_count = 6\nmin_restart_count = 9", Verdict::Trusted),
+        ("min_reset_count = 7\nmin_restart_count = 2", Verdict::Refused),
+        ("min_reset_count = 8", Verdict::Refused),
+        ("safe_clock = true", Verdict::Trusted),
+        ("firmware = [1, 0x2020031800120000]", Verdict::Trusted),
+        ("firmware = 1", Verdict::Refused),
+    ] {
+        let policy =
+            dolmen_verify::Policy::parse(&format!("{}[tpm]\n{rules}\n", honest.policy_text())).unwrap();
+        assert_eq!(check(&honest.bytes(), &policy, &expected).verdict, verdict, "{rules}");
+    }
+}
+
+#[test]
+fn a_key_is_enrolled_by_its_record() {
+    let honest = Forge::honest();
+    let text = honest.policy_text();
+    let (rest, key) = text.split_once("[[keys]]").unwrap();
+    let name = key.split('"').nth(1).unwrap().to_owned();
+    let policy = |resets: u32| {
+        let record = format!("{{\"ak_name\": \"{name}\", \"reset_count\": {resets}, \"restart_count\": 0}}");
+        let text = format!("{rest}[[keys]]\nrecord = \"host-17.json\"\n");
+        dolmen_verify::Policy::parse_with(&text, &|_| Ok(record.clone().into_bytes())).unwrap()
+    };
+    let expected = Expected::nonce(NONCE).unwrap();
+    let report = check(&honest.bytes(), &policy(7), &expected);
+    assert_eq!((report.verdict, report.enrolled_by.as_deref()), (Verdict::Trusted, Some("host-17.json")));
+    assert!(report.find("enrolled").unwrap().text.contains("by host-17.json"), "{report}");
+    refuses_only(&check(&honest.bytes(), &policy(8), &expected), "counters");
 }

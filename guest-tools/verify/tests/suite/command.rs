@@ -100,3 +100,47 @@ fn binding_explain_and_export_say_the_same_extra_data() {
     assert!(String::from_utf8(exported.stdout).unwrap().contains(binding.trim()));
     assert_eq!(std::fs::read_to_string(files.path("parts/extra-data")).unwrap(), binding);
 }
+
+#[test]
+fn a_mistake_in_the_policy_is_pointed_at() {
+    let honest = Forge::honest();
+    let files = Files::of(&honest, &honest.policy_text().replace("reset_count = 7", "reset_count = true"));
+    let output = files.run("check evidence --policy policy.toml --any-report-data");
+    assert_eq!(output.status.code(), Some(2));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        text.contains(
+            "policy.toml is no policy: line 7, column 15: `keys.reset_count` is true; expected a count"
+        ),
+        "{text}"
+    );
+}
+
+#[test]
+fn files_that_the_policy_names_are_looked_for_beside_it() {
+    let honest = Forge::honest();
+    let text = honest.policy_text();
+    let (_, keys) = text.split_once("[[keys]]").unwrap();
+    let files = Files::of(&honest, "");
+    std::fs::create_dir(files.path("trust")).unwrap();
+    std::fs::write(files.path("trust/values.json"), crate::reference::values(&honest).to_string()).unwrap();
+    std::fs::write(files.path("trust/policy.toml"), format!("releases = \"values.json\"\n[[keys]]{keys}"))
+        .unwrap();
+    let nonce = hex::encode(NONCE);
+    let output = files.run(&format!("check evidence --policy trust/policy.toml --nonce {nonce}"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn throughput_counts_accepted_evidence_only() {
+    let honest = Forge::honest();
+    let files = Files::of(&honest, &honest.policy_text());
+    let nonce = hex::encode(NONCE);
+    let counted =
+        files.run(&format!("throughput evidence --policy policy.toml --nonce {nonce} --seconds 1 --json"));
+    assert!(counted.status.success());
+    let json: serde_json::Value = serde_json::from_slice(&counted.stdout).unwrap();
+    assert!(json["checks"].as_u64().unwrap() > 0 && json["per_second"].as_f64().unwrap() > 0.0, "{json}");
+    let refused = files.run("throughput evidence --policy policy.toml --nonce 00 --seconds 1");
+    assert_eq!((refused.status.code(), refused.stdout.len()), (Some(1), 0));
+}

@@ -11,6 +11,10 @@
 
 mod attack;
 mod command;
+mod corpus;
+mod documentation;
 mod forge;
 mod hostile;
+mod parts;
+mod reference;
 mod stock;

@@ -3,6 +3,7 @@
 //! Specification: APM vol. 2, chapter 15 and appendix B. Vendor words stop at [`decode`].
 
 mod asid;
+mod capability;
 mod control;
 mod decode;
 mod event;
@@ -13,6 +14,7 @@ mod save;
 mod vmcb;
 
 pub use asid::{Asid, Asids};
+pub use capability::{SvmCapabilities, SvmFeatures};
 pub use control::{Clean, ControlArea, TlbControl};
 pub use decode::{decode, instruction_length, pending_event};
 pub use exit_code::ExitCode;

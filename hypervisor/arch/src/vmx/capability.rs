@@ -29,6 +29,14 @@ pub mod feature_control {
     pub const VMX_OUTSIDE_SMX: u64 = 1 << 2;
 }
 
+/// Whether the processor can trace itself (Intel PT, SDM vol. 3C, 33.3). A trace goes to physical addresses that
+/// whoever began it chose, past all tables of ours.
+pub fn has_trace(cpu: &impl CpuidSource) -> bool {
+    const STRUCTURED_FEATURES: u32 = 7;
+    const EBX_TRACE: u32 = 1 << 25;
+    cpu.leaf(0, 0).eax >= STRUCTURED_FEATURES && cpu.leaf(STRUCTURED_FEATURES, 0).ebx & EBX_TRACE != 0
+}
+
 /// Whoever can read the processor's registers: the processor, or a test's table.
 pub trait MsrSource {
     /// Reads a register that the processor has.
@@ -290,6 +298,23 @@ pub(super) mod tests {
             assert_eq!(found, Err(want), "{msr:#x}");
         }
         assert_eq!(Capabilities::detect(&Vmx(false), &Registers(Vec::new())), Err(Lack::Vmx));
+    }
+
+    #[test]
+    fn a_processor_that_can_trace_itself_is_told_from_others() {
+        struct Leaves(u32, u32);
+        impl CpuidSource for Leaves {
+            fn leaf(&self, leaf: u32, _: u32) -> Leaf {
+                match leaf {
+                    0 => Leaf { eax: self.0, ..Leaf::default() },
+                    // What lies behind the last leaf is that leaf again.
+                    _ => Leaf { ebx: self.1, ..Leaf::default() },
+                }
+            }
+        }
+        assert!(has_trace(&Leaves(7, 1 << 25)));
+        assert!(!has_trace(&Leaves(7, !(1 << 25))));
+        assert!(!has_trace(&Leaves(6, u32::MAX)));
     }
 
     #[test]

@@ -81,12 +81,15 @@ pub fn decode(exit: &ExitInformation, gprs: &Gprs) -> VmExit {
         ExitReason::GETSEC | ExitReason::INVEPT | ExitReason::INVVPID | ExitReason::VMFUNC => {
             VmExit::Virtualisation
         }
-        ExitReason::MONITOR | ExitReason::MWAIT | ExitReason::RSM => VmExit::HiddenFeature,
+        ExitReason::MONITOR | ExitReason::MWAIT | ExitReason::RSM | ExitReason::ENCLS => {
+            VmExit::HiddenFeature
+        }
         ExitReason::INVD | ExitReason::WBINVD => VmExit::CacheFlush,
         ExitReason::RDPMC => VmExit::ReadCounter,
         ExitReason::PAUSE => VmExit::Pause,
         ExitReason::EPT_VIOLATION => nested_fault(exit.qualification, exit.address),
         ExitReason::TRIPLE_FAULT => VmExit::Shutdown,
+        ExitReason::TASK_SWITCH => VmExit::TaskSwitch,
         ExitReason(reason) => VmExit::Unknown { code: reason.into() },
     }
 }
@@ -239,7 +242,7 @@ mod tests {
             (48, 0x083, 0xfed4_0000, fault(0xfed4_0000, FaultAccess::TableWalk)),
             (48, 0x001, 0xfed4_0000, fault(0xfed4_0000, FaultAccess::TableWalk)),
             (49, 0, 0, VmExit::Unknown { code: 49 }),
-            (9, 0, 0, VmExit::Unknown { code: 9 }),
+            (9, 0, 0, VmExit::TaskSwitch),
         ] {
             assert_eq!(decode(&exited(reason, qualification, address), &GPRS), want, "{reason}");
         }
@@ -250,7 +253,7 @@ mod tests {
         for reason in (19..=27).chain([11, 50, 53, 59]) {
             assert_eq!(decode(&exited(reason, 0, 0), &GPRS), VmExit::Virtualisation, "{reason}");
         }
-        for reason in [36, 39, 17] {
+        for reason in [36, 39, 17, 60] {
             assert_eq!(decode(&exited(reason, 0, 0), &GPRS), VmExit::HiddenFeature, "{reason}");
         }
     }

@@ -16,6 +16,7 @@ impl ExitReason {
     pub const OTHER_SMI: Self = Self(6);
     pub const INTERRUPT_WINDOW: Self = Self(7);
     pub const NMI_WINDOW: Self = Self(8);
+    pub const TASK_SWITCH: Self = Self(9);
     pub const CPUID: Self = Self(10);
     pub const GETSEC: Self = Self(11);
     pub const HLT: Self = Self(12);
@@ -42,6 +43,7 @@ impl ExitReason {
     pub const WBINVD: Self = Self(54);
     pub const XSETBV: Self = Self(55);
     pub const VMFUNC: Self = Self(59);
+    pub const ENCLS: Self = Self(60);
 }
 
 impl ExitReason {

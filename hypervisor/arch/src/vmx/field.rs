@@ -182,6 +182,16 @@ pub mod timer {
     }
 }
 
+/// What processors have that have enclaves (SDM vol. 3C, 25.6.16).
+pub mod enclave {
+    use super::{Bits64, Field};
+
+    fields! {
+        /// Which leaves of ENCLS exit; the last bit stands for all further ones.
+        ENCLS_EXITS: Bits64 = 0x202e;
+    }
+}
+
 macro_rules! kept_fields {
     ($( $name:ident : $width:ident = $encoding:literal; )*) => {
         fields! { $( $name: $width = $encoding; )* }

@@ -64,6 +64,8 @@ bitflags! {
         const UNRESTRICTED_GUEST = 1 << 7;
         /// INVPCID is there.
         const INVPCID = 1 << 12;
+        /// ENCLS, the kernel's instructions of enclaves (SGX), by the bitmap of its leaves.
+        const ENCLS = 1 << 15;
         const _ = !0;
     }
 
@@ -150,6 +152,9 @@ impl Controls {
     /// Windows that a guest in service may ask for.
     const WINDOWS: Primary = Primary::INTERRUPT_WINDOW.union(Primary::NMI_WINDOW);
 
+    /// What processors have that have enclaves: ENCLS then works for a guest unless it exits, whatever CPUID says.
+    const ENCLAVES: Secondary = Secondary::ENCLS;
+
     /// Instructions that CPUID may show the guest and that need a control to be there.
     const INSTRUCTIONS: Secondary = Secondary::RDTSCP.union(Secondary::INVPCID);
 
@@ -162,7 +167,7 @@ impl Controls {
         let lack = |register| move |missing| Lack::Control(register, missing);
         let primary = want.primary.union(Self::WINDOWS).bits();
         let primary = capabilities.primary.adjust(primary, 0).map_err(lack(0x48e))?;
-        let secondary = (want.secondary.bits(), Self::INSTRUCTIONS.bits());
+        let secondary = (want.secondary.bits(), Self::INSTRUCTIONS.union(Self::ENCLAVES).bits());
         let secondary = capabilities.secondary.adjust(secondary.0, secondary.1).map_err(lack(0x48b))?;
         Ok(Self {
             pin: Pin::from_bits_retain(
@@ -205,6 +210,15 @@ mod tests {
         const XSAVES: u32 = 1 << 20;
         let set = Controls::guest(&skylake()).unwrap();
         assert_eq!(set.secondary.bits() & (VMFUNC | SHADOW | XSAVES), 0);
+    }
+
+    #[test]
+    fn enclaves_are_kept_from_guests_by_processors_that_have_them() {
+        let mut able = skylake();
+        able.secondary.may |= Secondary::ENCLS.bits();
+        assert!(Controls::guest(&able).unwrap().secondary.contains(Secondary::ENCLS));
+        able.secondary.may &= !Secondary::ENCLS.bits();
+        assert!(!Controls::guest(&able).unwrap().secondary.contains(Secondary::ENCLS), "none to keep");
     }
 
     #[test]

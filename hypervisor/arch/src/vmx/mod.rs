@@ -14,7 +14,7 @@ pub mod intercept;
 pub mod permission;
 mod state;
 
-pub use capability::{Allowed, Capabilities, Lack, MsrSource, feature_control};
+pub use capability::{Allowed, Capabilities, Lack, MsrSource, feature_control, has_trace};
 pub use check::{Refusal, explain};
 pub use decode::{ExitInformation, decode, instruction_length, moved_register, pending_event};
 pub use event::Injection;

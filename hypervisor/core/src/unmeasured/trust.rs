@@ -3,9 +3,11 @@
 
 use alloc::vec::Vec;
 
-use dolmen_abi::LaunchFacts;
+use dolmen_abi::{AkId, LaunchFacts};
 use dolmen_machine::{cpu, cpus};
-use dolmen_vm::service::{self, NoEntropy, QuoteDesk, QuotePoll, SignedQuote, TpmBusy, TpmService};
+use dolmen_vm::service::{
+    self, Errand, ErrandAnswer, ErrandDesk, NoEntropy, QuoteDesk, QuotePoll, SignedQuote, TpmBusy, TpmService,
+};
 
 use crate::door::Published;
 use crate::host::Host;
@@ -36,12 +38,13 @@ pub(crate) fn derive(_: &mut Host) -> Result<Trust, Reason> {
 /// In place of the TPM, as the hypercall service sees it.
 pub(crate) struct TpmDesk {
     desk: QuoteDesk,
+    errands: ErrandDesk,
 }
 
 impl TpmDesk {
     /// A desk where nobody sits.
     pub(crate) const fn new(_: Meter, _: Trust) -> Self {
-        Self { desk: QuoteDesk::new() }
+        Self { desk: QuoteDesk::new(), errands: ErrandDesk::new() }
     }
 
     /// There is nothing to do.
@@ -59,12 +62,24 @@ impl TpmService for TpmDesk {
         Ok(())
     }
 
-    fn start_quote(&mut self, _: [u8; 32]) -> Result<(), TpmBusy> {
+    fn start_quote(&mut self, _: AkId, _: [u8; 32]) -> Result<(), TpmBusy> {
         Err(TpmBusy)
     }
 
     fn poll_quote(&mut self, _: &mut SignedQuote) -> QuotePoll {
         QuotePoll::Failed(0)
+    }
+
+    fn start_errand(&mut self, _: &Errand) -> Result<(), TpmBusy> {
+        Err(TpmBusy)
+    }
+
+    fn poll_errand(&mut self, _: &mut ErrandAnswer) -> QuotePoll {
+        QuotePoll::Failed(0)
+    }
+
+    fn errands(&mut self) -> &mut ErrandDesk {
+        &mut self.errands
     }
 
     fn desk(&mut self) -> &mut QuoteDesk {

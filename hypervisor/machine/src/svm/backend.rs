@@ -2,11 +2,10 @@
 
 use core::fmt::{Result as FmtResult, Write};
 
-use dolmen_arch::cpuid::SvmFeatures;
 use dolmen_arch::instruction::InstructionLength;
 use dolmen_arch::register::{Cr0, Cr4, Efer, Rflags};
 use dolmen_arch::segment::{Attributes, Segment, SegmentName};
-use dolmen_arch::svm::{self, Clean};
+use dolmen_arch::svm::{self, Clean, SvmFeatures};
 use dolmen_arch::{Event, Gprs, Vector, VmExit};
 use dolmen_vm::backend::{Backend, Readiness, Register, StartMode, StartState};
 

@@ -2,11 +2,10 @@
 #![expect(unsafe_code, reason = "EFER and the SVM registers are MSRs")]
 // UNSAFETY: each MSR is one that CPUID's SVM bit promises; values are checked before they are written.
 
-use dolmen_arch::cpuid::{SvmCapabilities, SvmFeatures};
 use dolmen_arch::msr;
 use dolmen_arch::register::Efer;
-use dolmen_arch::svm::Asids;
 use dolmen_arch::svm::permission::{IO_MAP_BYTES, MSR_MAP_BYTES, MsrAccess, msr_bit};
+use dolmen_arch::svm::{Asids, SvmCapabilities, SvmFeatures};
 use dolmen_memory::{Hfn, Hpa, Npt};
 use dolmen_vm::policy::DIRECT_MSRS;
 

@@ -1,5 +1,5 @@
 //! A control block in a frame of its own.
-#![expect(unsafe_code, reason = "a VMCB is reached by pointer, because the processor writes it too")]
+#![expect(unsafe_code, reason = "a control block is reached by pointer, because the processor writes it too")]
 // UNSAFETY: the frame comes fresh from the region and is never given back, so the owner is its only user.
 
 use core::ptr::NonNull;

@@ -1,9 +1,8 @@
 //! One virtual processor: its control block and what goes on around an entry.
 
-use dolmen_arch::cpuid::SvmFeatures;
 use dolmen_arch::register::Rflags;
 use dolmen_arch::svm::intercept::Intercepts;
-use dolmen_arch::svm::{self, Asid, Clean, TlbControl, Vmcb};
+use dolmen_arch::svm::{self, Asid, Clean, SvmFeatures, TlbControl, Vmcb};
 use dolmen_arch::{Gprs, Vector, VmExit};
 use dolmen_memory::Hpa;
 
@@ -105,7 +104,7 @@ impl Svm {
             gprs: Gprs::default(),
             extended,
             features,
-            kept: if features.contains(SvmFeatures::VMCB_CLEAN) { Clean::all() } else { Clean::empty() },
+            kept: if features.contains(SvmFeatures::CLEAN_BITS) { Clean::all() } else { Clean::empty() },
             watch: Watch::Off,
             shadow_at: None,
             nmi: NmiState::Open,

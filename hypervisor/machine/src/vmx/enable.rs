@@ -10,7 +10,7 @@ use dolmen_arch::msr;
 use dolmen_arch::register::{Cr0, Cr4};
 use dolmen_arch::vmx::field::guest;
 use dolmen_arch::vmx::permission::{MSR_MAP_BYTES, MsrAccess, msr_bit};
-use dolmen_arch::vmx::{Capabilities, Controls, Fields, Lack, MsrSource, feature_control, intercept};
+use dolmen_arch::vmx::{self, Capabilities, Controls, Fields, Lack, MsrSource, feature_control, intercept};
 use dolmen_memory::{Ept, Hfn};
 use dolmen_vm::policy::DIRECT_MSRS;
 
@@ -144,6 +144,7 @@ impl Extension for VmxHost {
             return Err(VmxError::Unlike.into());
         }
         open_feature_control();
+        end_trace();
         let cr0 = here.host_cr0(Cr0::from_bits_retain(cpu::read_cr0()));
         // SAFETY: paging and protection are on and stay so; NE only says how x87 errors are told.
         unsafe { cpu::write_cr0(cr0.bits()) };
@@ -187,6 +188,15 @@ fn open_feature_control() {
     if now & LOCKED == 0 {
         // SAFETY: not locked, so it may be written; what it enables is what we use.
         unsafe { register::write(msr::FEATURE_CONTROL, now | LOCKED | VMX_OUTSIDE_SMX) };
+    }
+}
+
+/// Ends a trace that firmware or a loader began (SDM vol. 3C, 33.2.7.2): it would go on in root operation, and write
+/// where they chose. Before VMXON, behind which some processors refuse the register.
+fn end_trace() {
+    if vmx::has_trace(&ThisCpu) {
+        // SAFETY: the processor has the register; zero switches off and is always allowed.
+        unsafe { register::write(msr::TRACE_CONTROL, 0) };
     }
 }
 

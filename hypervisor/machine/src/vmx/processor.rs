@@ -5,7 +5,7 @@
 use core::arch::asm;
 
 use dolmen_arch::msr::PAT_RESET;
-use dolmen_arch::vmx::field::{host, timer};
+use dolmen_arch::vmx::field::{enclave, host, timer};
 use dolmen_memory::{Hfn, Hpa};
 
 use super::frame::HostFields;
@@ -69,11 +69,14 @@ impl HostCpu for VmxCpu {
         vmx.extended.load(still_there);
         vmx.resident.load(still_there);
         self.resident = Some(whose);
-        let period = vmx.period();
+        let (period, hides_enclaves) = (vmx.period(), vmx.hides_enclaves());
         vmx.vmcs.load(|fields| {
             self.describe(fields);
             if let Some(period) = period {
                 fields.set(timer::VALUE, period);
+            }
+            if hides_enclaves {
+                fields.set(enclave::ENCLS_EXITS, u64::MAX);
             }
         });
         if !was_here {

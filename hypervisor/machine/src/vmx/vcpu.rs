@@ -2,7 +2,7 @@
 
 use dolmen_arch::register::{Cr0, Rflags};
 use dolmen_arch::vmx::field::{exit, guest};
-use dolmen_arch::vmx::intercept::{Pin, Primary};
+use dolmen_arch::vmx::intercept::{Pin, Primary, Secondary};
 use dolmen_arch::vmx::{self, Capabilities, ExitInformation, ExitReason, Fields, Injection};
 use dolmen_arch::{Gprs, Vector, VmExit};
 use dolmen_memory::Hpa;
@@ -123,6 +123,11 @@ impl Vmx {
         let pin = Pin::from_bits_retain(self.vmcs.read(guest::PIN_CONTROLS));
         let period = TICKS.checked_shr(self.capabilities.timer_shift).unwrap_or(0).max(1);
         pin.contains(Pin::PREEMPTION_TIMER).then_some(period)
+    }
+
+    /// Whether the processor has enclaves, whose instructions must exit.
+    pub(super) fn hides_enclaves(&self) -> bool {
+        Secondary::from_bits_retain(self.vmcs.read(guest::SECONDARY_CONTROLS)).contains(Secondary::ENCLS)
     }
 
     /// Everything that no control structure holds gets its reset value; not while it is loaded.

@@ -207,7 +207,7 @@ proptest! {
 }
 
 /// A key whose TPM is gone: only its public part matters.
-fn quoting_keys() -> &'static dolmen_tpm::keys::AttestationKey {
-    static KEY: OnceLock<dolmen_tpm::keys::AttestationKey> = OnceLock::new();
+fn quoting_keys() -> &'static dolmen_tpm::attestation::AttestationKey {
+    static KEY: OnceLock<dolmen_tpm::attestation::AttestationKey> = OnceLock::new();
     KEY.get_or_init(|| set_up(&mut launched(), &setup(IMAGE)).unwrap().ak)
 }

@@ -11,6 +11,7 @@
 )]
 
 mod bus;
+mod clerking;
 mod enrolling;
 mod forging;
 mod hostile;

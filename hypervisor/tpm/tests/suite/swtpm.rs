@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -138,14 +138,35 @@ pub(crate) struct Tools<'a> {
 impl Tools<'_> {
     /// Runs a command line; ends the test if it fails.
     pub(crate) fn run(&self, line: &str) {
+        let output = self.output(line);
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Runs a command line that must fail.
+    pub(crate) fn run_refused(&self, line: &str) {
+        assert!(!self.output(line).status.success(), "{line}");
+    }
+
+    /// Brings the TPM into lockout: one failed authorisation is too many.
+    pub(crate) fn lock_out(&self) {
+        self.run("tpm2_dictionarylockout -Q -s -n 1 -t 1000 -l 1000");
+        self.run("tpm2_createprimary -Q -C o -c locked.ctx -p right");
+        self.run("tpm2_flushcontext -t");
+        for _ in 0..2 {
+            // The first protected use after a start is answered with RETRY, before anything is looked at.
+            self.run_refused("tpm2_create -Q -C locked.ctx -P wrong -u locked.pub -r locked.priv");
+            self.run("tpm2_flushcontext -t");
+        }
+    }
+
+    fn output(&self, line: &str) -> Output {
         let mut words = line.split_whitespace();
-        let output = Command::new(words.next().unwrap())
+        Command::new(words.next().unwrap())
             .args(words)
             .current_dir(self.folder)
             .env("TPM2TOOLS_TCTI", format!("swtpm:path={}", self.folder.join("data").display()))
             .output()
-            .expect("tpm2-tools are missing: install the package tpm2-tools");
-        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+            .expect("tpm2-tools are missing: install the package tpm2-tools")
     }
 
     pub(crate) fn read(&self, name: &str) -> Vec<u8> {

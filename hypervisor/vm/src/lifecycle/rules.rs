@@ -87,6 +87,7 @@ pub(super) const fn cause(reason: StopReason) -> (StopCause, u64) {
         StopReason::TripleFault => (StopCause::TRIPLE_FAULT, 0),
         StopReason::HaltedForEver => (StopCause::HALTED_FOR_EVER, 0),
         StopReason::InvalidState => (StopCause::INVALID_STATE, 0),
+        StopReason::TaskSwitch => (StopCause::TASK_SWITCH, 0),
         StopReason::TablesOutsideRam(gpa) => (StopCause::TABLES_OUTSIDE_RAM, gpa.get()),
         StopReason::UnknownInstruction { gpa, .. } => (StopCause::UNKNOWN_INSTRUCTION, gpa.get()),
         StopReason::MachineCheck => (StopCause::MACHINE_CHECK, 0),

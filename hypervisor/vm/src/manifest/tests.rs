@@ -100,7 +100,7 @@ fn every_field_of_a_guest_is_checked() {
         (|g| g.consoles = [2, 2], Problem::ConsoleTaken(Console::Com2)),
         (|g| g.consoles = [3, 3], Problem::ConsoleTaken(Console::Multiplexed)),
         (|g| g.consoles = [3, 1], Problem::ConsoleMixed),
-        (|g| g.hypercalls = 0x40, Problem::Hypercalls(0x40)),
+        (|g| g.hypercalls = 0x100, Problem::Hypercalls(0x100)),
         (|g| g.on_reboot = 0, Problem::OnReboot(0)),
         (|g| g.on_reboot = 5, Problem::OnReboot(5)),
         (|g| g.on_crash = 5, Problem::OnCrash(5)),

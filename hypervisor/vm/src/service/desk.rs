@@ -3,7 +3,7 @@
 //! Each guest has one slot, so it can neither crowd out others nor be crowded out: whoever waits when the TPM
 //! becomes free is in the next quote.
 
-use dolmen_abi::{Binding, LEAF_PREFIX, MAX_PATH, MAX_WAITING, NODE_PREFIX, QUOTE_TAG};
+use dolmen_abi::{AkId, Binding, LEAF_PREFIX, MAX_PATH, MAX_WAITING, NODE_PREFIX, QUOTE_TAG};
 use sha2::{Digest, Sha256};
 use zerocopy::IntoBytes;
 
@@ -39,6 +39,7 @@ pub(super) enum Progress {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slot {
     pub(super) progress: Progress,
+    key: AkId,
     leaf: [u8; 32],
     pub(super) index: u32,
     pub(super) count: u32,
@@ -50,6 +51,7 @@ pub(super) struct Slot {
 impl Slot {
     const FREE: Self = Self {
         progress: Progress::Free,
+        key: AkId::GUEST_ECDSA,
         leaf: [0; 32],
         index: 0,
         count: 0,
@@ -76,6 +78,8 @@ impl Slot {
 pub struct QuoteDesk {
     slots: [Slot; MAX_WAITING],
     is_quoting: bool,
+    /// The key of the last quote: the others' turn comes after it.
+    last_key: AkId,
 }
 
 impl Default for QuoteDesk {
@@ -87,7 +91,7 @@ impl Default for QuoteDesk {
 impl QuoteDesk {
     /// Nobody waits.
     pub const fn new() -> Self {
-        Self { slots: [Slot::FREE; MAX_WAITING], is_quoting: false }
+        Self { slots: [Slot::FREE; MAX_WAITING], is_quoting: false, last_key: AkId::GUEST_RSA }
     }
 
     /// Whether a quote is in flight or someone waits for one: whoever is idle may then [`Self::pump`].
@@ -108,10 +112,12 @@ impl QuoteDesk {
                 QuotePoll::Failed(code) => tpm.desk().finish(Progress::Failed(code), &SignedQuote::EMPTY),
             }
         }
-        if let Some(root) = tpm.desk().gather() {
+        if let Some(key) = tpm.desk().next_key()
+            && let Some(root) = tpm.desk().gather(key)
+        {
             // If the TPM is at another job, all wait on, and the next tree is built anew.
-            if tpm.start_quote(root).is_ok() {
-                tpm.desk().depart();
+            if tpm.start_quote(key, root).is_ok() {
+                tpm.desk().depart(key);
             }
         }
     }
@@ -121,9 +127,9 @@ impl QuoteDesk {
     }
 
     /// Puts a guest's request in line, in place of what its slot held. Not while that is in flight.
-    pub(super) fn submit(&mut self, guest: GuestSlot, leaf: [u8; 32]) {
+    pub(super) fn submit(&mut self, guest: GuestSlot, key: AkId, leaf: [u8; 32]) {
         if let Some(slot) = self.slots.get_mut(guest.0) {
-            *slot = Slot { progress: Progress::Waiting, leaf, ..Slot::FREE };
+            *slot = Slot { progress: Progress::Waiting, key, leaf, ..Slot::FREE };
         }
     }
 
@@ -134,22 +140,34 @@ impl QuoteDesk {
         }
     }
 
-    /// Builds the tree over all that wait, each with its place and path; its root, if anyone waits.
-    fn gather(&mut self) -> Option<[u8; 32]> {
+    /// The key that the next quote is by: not the last one's, if somebody waits for another.
+    fn next_key(&self) -> Option<AkId> {
+        let waiting = |slot: &&Slot| slot.progress == Progress::Waiting;
+        let mut keys = self.slots.iter().filter(waiting).map(|slot| slot.key);
+        let first = keys.next()?;
+        if first == self.last_key {
+            Some(keys.find(|key| *key != first).unwrap_or(first))
+        } else {
+            Some(first)
+        }
+    }
+
+    /// Builds the tree over all that wait for a quote by `key`, each with its place and path; its root, if anyone does.
+    fn gather(&mut self, key: AkId) -> Option<[u8; 32]> {
         let mut nodes = [[0; 32]; MAX_WAITING];
         let mut count: usize = 0;
-        for (slot, node) in self.waiting().zip(nodes.iter_mut()) {
+        for (slot, node) in self.waiting(key).zip(nodes.iter_mut()) {
             (slot.index, slot.path_length) = (u32::try_from(count).ok()?, 0);
             *node = slot.leaf;
             count = count.saturating_add(1);
         }
         let leaves = u32::try_from(count).ok().filter(|leaves| *leaves > 0)?;
-        self.waiting().for_each(|slot| slot.count = leaves);
+        self.waiting(key).for_each(|slot| slot.count = leaves);
 
         let mut level: u32 = 0;
         while count > 1 {
             let current = nodes.get(..count)?;
-            for slot in self.waiting() {
+            for slot in self.waiting(key) {
                 let place = usize::try_from(slot.index >> level).ok()?;
                 if let Some(sibling) = current.get(place ^ 1) {
                     slot.add_sibling(*sibling);
@@ -163,9 +181,9 @@ impl QuoteDesk {
     }
 
     /// The quote over what was gathered has begun.
-    fn depart(&mut self) {
-        self.waiting().for_each(|slot| slot.progress = Progress::InFlight);
-        self.is_quoting = true;
+    fn depart(&mut self, key: AkId) {
+        self.waiting(key).for_each(|slot| slot.progress = Progress::InFlight);
+        (self.is_quoting, self.last_key) = (true, key);
     }
 
     fn finish(&mut self, progress: Progress, quote: &SignedQuote) {
@@ -176,8 +194,8 @@ impl QuoteDesk {
         self.is_quoting = false;
     }
 
-    fn waiting(&mut self) -> impl Iterator<Item = &mut Slot> {
-        self.slots.iter_mut().filter(|slot| slot.progress == Progress::Waiting)
+    fn waiting(&mut self, key: AkId) -> impl Iterator<Item = &mut Slot> {
+        self.slots.iter_mut().filter(move |slot| slot.progress == Progress::Waiting && slot.key == key)
     }
 }
 

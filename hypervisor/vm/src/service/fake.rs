@@ -3,13 +3,14 @@
 use core::cell::RefCell;
 use core::ops::Range;
 
-use dolmen_abi::{GuestInfo, NAME_BYTES, Status};
+use dolmen_abi::{AkId, GuestInfo, HostQuoteReply, MAX_ATTEST, MAX_SIGNATURE, NAME_BYTES, Status};
 use dolmen_memory::{Gpa, GuestMemory, OutsideRam};
 use sha2::{Digest, Sha256};
+use zerocopy::IntoBytes;
 
 use super::{
-    CallArgs, GuestSlot, GuestTable, NoEntropy, Platform, QuoteDesk, QuotePoll, Scratch, Secret, Service,
-    ServiceConfig, SignedQuote, TpmBusy, TpmService,
+    CallArgs, Errand, ErrandAnswer, ErrandDesk, GuestSlot, GuestTable, NoEntropy, Platform, QuoteDesk,
+    QuotePoll, Scratch, Secret, Service, ServiceConfig, SignedQuote, TpmBusy, TpmService,
 };
 use crate::lifecycle::{Components, Lifecycle, Outcome, Request, Rules, WIPE_BYTES};
 use crate::manifest::Answer;
@@ -133,6 +134,15 @@ impl GuestTable for FakeGuests {
 #[derive(Debug)]
 pub struct FakeTpm {
     desk: QuoteDesk,
+    errands: ErrandDesk,
+    /// The errand in flight, and polls until it is done.
+    pub errand: Option<(Errand, u32)>,
+    /// Errands started.
+    pub errands_started: u32,
+    /// Certificate of the RSA endorsement key; the other has none.
+    pub certificate: &'static [u8],
+    /// The key of the quote in flight.
+    pub key: AkId,
     /// The guests.
     pub guests: FakeGuests,
     /// Counts up for each block of random bytes.
@@ -160,6 +170,11 @@ impl Default for FakeTpm {
     fn default() -> Self {
         Self {
             desk: QuoteDesk::new(),
+            errands: ErrandDesk::new(),
+            errand: None,
+            errands_started: 0,
+            certificate: b"a certificate",
+            key: AkId::GUEST_ECDSA,
             guests: FakeGuests::default(),
             drawn: 0,
             has_entropy: true,
@@ -215,10 +230,11 @@ impl TpmService for FakeTpm {
         Ok(())
     }
 
-    fn start_quote(&mut self, extra_data: [u8; 32]) -> Result<(), TpmBusy> {
-        if !self.is_free || self.in_flight.is_some() {
+    fn start_quote(&mut self, key: AkId, extra_data: [u8; 32]) -> Result<(), TpmBusy> {
+        if !self.is_free || self.in_flight.is_some() || self.errand.is_some() {
             return Err(TpmBusy);
         }
+        self.key = key;
         self.in_flight = Some(extra_data);
         self.remaining = self.delay;
         self.started = self.started.wrapping_add(1);
@@ -241,8 +257,86 @@ impl TpmService for FakeTpm {
         }
     }
 
+    fn start_errand(&mut self, errand: &Errand) -> Result<(), TpmBusy> {
+        if !self.is_free || self.in_flight.is_some() || self.errand.is_some() {
+            return Err(TpmBusy);
+        }
+        self.errand = Some((*errand, self.delay));
+        self.errands_started = self.errands_started.wrapping_add(1);
+        Ok(())
+    }
+
+    fn poll_errand(&mut self, into: &mut ErrandAnswer) -> QuotePoll {
+        let Some((errand, remaining)) = self.errand else { return QuotePoll::Failed(0) };
+        if let Some(rest) = remaining.checked_sub(1) {
+            self.errand = Some((errand, rest));
+            return QuotePoll::Pending;
+        }
+        self.errand = None;
+        if self.failure != 0 {
+            return QuotePoll::Failed(self.failure);
+        }
+        if into.set(&[&self.answer(&errand)]) { QuotePoll::Done } else { QuotePoll::Failed(0) }
+    }
+
+    fn errands(&mut self) -> &mut ErrandDesk {
+        &mut self.errands
+    }
+
     fn desk(&mut self) -> &mut QuoteDesk {
         &mut self.desk
+    }
+}
+
+/// Bytes of the longest fake answer.
+const ANSWER: usize = size_of::<HostQuoteReply>();
+
+impl FakeTpm {
+    /// What this TPM makes of an errand, padded with zeroes where it must be of one length.
+    fn answer(&self, errand: &Errand) -> FakeAnswer {
+        let text = |text: &[u8]| FakeAnswer::of(text);
+        match errand {
+            Errand::HostQuote { nonce, pcrs, .. } => {
+                let mut reply = HostQuoteReply {
+                    attest_length: u32::try_from(nonce.get().len()).unwrap_or(0),
+                    signature_length: 72,
+                    attest: [0; MAX_ATTEST],
+                    signature: [0; MAX_SIGNATURE],
+                    values: [[0; 32]; 24],
+                };
+                reply.attest.iter_mut().zip(nonce.get()).for_each(|(to, from)| *to = *from);
+                reply.signature.iter_mut().take(72).for_each(|byte| *byte = 0x5a);
+                for (index, value) in (0u32..).zip(reply.values.iter_mut()) {
+                    let is_quoted = pcrs.wrapping_shr(index) & 1 != 0;
+                    *value = if is_quoted { [u8::try_from(index).unwrap_or(0); 32] } else { [0; 32] };
+                }
+                text(reply.as_bytes())
+            }
+            Errand::KeyPublic(key) => text(&[b'k', u8::try_from(key.0).unwrap_or(0xff)]),
+            Errand::EndorsementKey(key) => text(&[b'e', u8::try_from(key.0).unwrap_or(0xff)]),
+            Errand::Certificate(dolmen_abi::EkId::RSA) => text(self.certificate),
+            Errand::Certificate(_) => text(&[]),
+            Errand::Activate { credential, .. } => text(credential.get()),
+        }
+    }
+}
+
+/// A fake answer.
+struct FakeAnswer([u8; ANSWER], usize);
+
+impl FakeAnswer {
+    fn of(bytes: &[u8]) -> Self {
+        let mut answer = Self([0; ANSWER], bytes.len().min(ANSWER));
+        answer.0.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+        answer
+    }
+}
+
+impl core::ops::Deref for FakeAnswer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.0.get(..self.1).unwrap_or_default()
     }
 }
 
@@ -278,7 +372,7 @@ pub fn run_script(mut script: &[u8]) {
             rdx: address(c0, c1),
             rcx: u64::from(u16::from_le_bytes([d0, d1])),
         };
-        let number = match dolmen_abi::CALLS.get(usize::from(pick & 0x0f)) {
+        let number = match dolmen_abi::CALLS.get(usize::from(pick & 0x1f)) {
             Some(call) => call.number,
             None => u32::from_le_bytes([pick, a0, b0, c0]),
         };

@@ -1,7 +1,7 @@
 //! One function per call: from the request in the scratch buffer to the reply in it.
 
 use dolmen_abi::{
-    ABI_VERSION, Binding, EventLogReply, EventLogRequest, ExtendReply, ExtendRequest, MAX_LABEL,
+    ABI_VERSION, AkId, Binding, EventLogReply, EventLogRequest, ExtendReply, ExtendRequest, MAX_LABEL,
     MAX_LOG_WINDOW, MAX_PATH, MAX_RANDOM, MAX_SECRET, QuoteReply, QuoteRequest, REGISTER_COUNT,
     RandomRequest, RegistersReply, SEALED_OVERHEAD, SealPolicy, SealRequest, Status, TpmFailure,
     UnsealRequest, VersionReply,
@@ -98,9 +98,11 @@ impl Service<'_> {
         self.demand_launch()?;
         let (request, _) = take::<QuoteRequest>(self.scratch)?;
         all_zero(request.reserved)?;
-        if request.flags != 0 {
-            return Err(Status::BAD_FLAGS);
-        }
+        let key = match request.flags {
+            0 => AkId::GUEST_ECDSA,
+            QuoteRequest::RSA => AkId::GUEST_RSA,
+            _ => return Err(Status::BAD_FLAGS),
+        };
         let binding = Binding {
             name: self.name,
             facts: self.facts.bits(),
@@ -112,7 +114,7 @@ impl Service<'_> {
             QuoteDesk::pump(tpm);
             tpm.desk().slot(self.slot).progress
         });
-        let is_ours = self.quoting == Some(binding);
+        let is_ours = self.quoting == Some((key, binding));
         match progress {
             Progress::Waiting | Progress::InFlight if is_ours => Err(Status::AGAIN),
             Progress::Waiting | Progress::InFlight => Err(Status::BUSY),
@@ -122,18 +124,25 @@ impl Service<'_> {
                 Ok(Answer { status: Status::TPM_FAILED, change: Change::QuoteTaken, ..answer })
             }
             // Nothing, or the answer to a request that the guest no longer repeats.
-            Progress::Free | Progress::Done | Progress::Failed(_) => self.ask_for_quote(&binding, platform),
+            Progress::Free | Progress::Done | Progress::Failed(_) => {
+                self.ask_for_quote(key, &binding, platform)
+            }
         }
     }
 
-    fn ask_for_quote<P: Platform>(&mut self, binding: &Binding, platform: &mut P) -> Result<Answer, Status> {
+    fn ask_for_quote<P: Platform>(
+        &mut self,
+        key: AkId,
+        binding: &Binding,
+        platform: &mut P,
+    ) -> Result<Answer, Status> {
         if !self.quote_rate.take(platform.uptime_ms()) {
             return Err(Status::BUSY);
         }
         let (slot, leaf) = (self.slot, desk::leaf(binding));
-        self.quoting = Some(*binding);
+        self.quoting = Some((key, *binding));
         platform.with_tpm(|tpm| {
-            tpm.desk().submit(slot, leaf);
+            tpm.desk().submit(slot, key, leaf);
             QuoteDesk::pump(tpm);
         });
         Err(Status::AGAIN)
@@ -146,7 +155,7 @@ impl Service<'_> {
         Ok(Answer { change: Change::QuoteTaken, ..answer })
     }
 
-    fn demand_launch(&self) -> Result<(), Status> {
+    pub(super) fn demand_launch(&self) -> Result<(), Status> {
         if self.facts.is_launched() { Ok(()) } else { Err(Status::NOT_LAUNCHED) }
     }
 
@@ -190,7 +199,7 @@ pub(super) fn put_bytes(scratch: &mut Scratch, offset: usize, bytes: &[u8]) -> R
     Ok(Answer::reply(length))
 }
 
-fn all_zero(reserved: impl Into<u64>) -> Result<(), Status> {
+pub(super) fn all_zero(reserved: impl Into<u64>) -> Result<(), Status> {
     if reserved.into() == 0 { Ok(()) } else { Err(Status::RESERVED_NOT_ZERO) }
 }
 

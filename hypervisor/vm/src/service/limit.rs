@@ -14,6 +14,9 @@ impl Bucket {
     /// Quotes: eight at once, then ten a second.
     pub(super) const QUOTES: Self = Self { tokens: 8, capacity: 8, interval_ms: 100, filled_at: None };
 
+    /// Errands of the TPM: eight at once, then one a second. Enough for an enrolment, and the rest of the time is others'.
+    pub(super) const ERRANDS: Self = Self { tokens: 8, capacity: 8, interval_ms: 1000, filled_at: None };
+
     /// Takes a token, if there is one at `now_ms`.
     pub(super) fn take(&mut self, now_ms: u64) -> bool {
         let since = self.filled_at.unwrap_or(now_ms);

@@ -31,13 +31,16 @@
 //! ```
 
 use dolmen_abi::{
-    AkPublic, BUFFER_ALIGN, CALLS, Call, CallGroup, CallInfo, EventLog, Extend, LaunchFacts, ListGuests,
-    NAME_BYTES, Quote, REGISTER_BYTES, REGISTER_COUNT, Random, ReadRegisters, Registers, ResetGuest, Seal,
-    StartGuest, Status, StopGuest, TpmFailure, Unseal, Version,
+    ActivateCredential, AkPublic, BUFFER_ALIGN, CALLS, Call, CallGroup, CallInfo, EkCertificate,
+    EndorsementKey, EventLog, Extend, HostQuote, KeyPublic, LaunchFacts, ListGuests, NAME_BYTES, Quote,
+    REGISTER_BYTES, REGISTER_COUNT, Random, ReadRegisters, Registers, ResetGuest, Seal, StartGuest, Status,
+    StopGuest, TpmFailure, Unseal, Version,
 };
 use dolmen_memory::{Gpa, GuestMemory};
 
 mod desk;
+mod errand;
+mod errands;
 mod handler;
 mod limit;
 mod manage;
@@ -52,6 +55,7 @@ pub mod fake;
 mod tests;
 
 pub use desk::{GuestSlot, QuoteDesk};
+pub use errand::{Bytes, Errand, ErrandAnswer, ErrandDesk};
 pub use platform::{GuestTable, NoEntropy, Platform, QuotePoll, SignedQuote, TpmBusy, TpmService};
 pub use scratch::Scratch;
 pub use secret::Secret;
@@ -108,8 +112,9 @@ pub struct Service<'a> {
     root: Option<Secret<[u8; 32]>>,
     registers: Registers,
     /// The request that the guest's slot at the desk belongs to.
-    quoting: Option<dolmen_abi::Binding>,
+    quoting: Option<(dolmen_abi::AkId, dolmen_abi::Binding)>,
     quote_rate: Bucket,
+    errand_rate: Bucket,
     scratch: &'a mut Scratch,
 }
 
@@ -126,6 +131,7 @@ enum Change {
     Nothing,
     Register { index: usize, value: [u8; REGISTER_BYTES] },
     QuoteTaken,
+    ErrandTaken,
 }
 
 impl Answer {
@@ -149,6 +155,7 @@ impl<'a> Service<'a> {
             registers,
             quoting: None,
             quote_rate: Bucket::QUOTES,
+            errand_rate: Bucket::ERRANDS,
             scratch,
         }
     }
@@ -181,12 +188,13 @@ impl<'a> Service<'a> {
 
     /// Forgets the guest's last run: its registers but G0, its quote, whatever a call left. The root stays: what
     /// it sealed opens again.
-    pub fn restart(&mut self, desk: &mut QuoteDesk) {
+    pub fn restart(&mut self, tpm: &mut impl TpmService) {
         let [_, own @ ..] = &mut self.registers;
         *own = [[0; REGISTER_BYTES]; REGISTER_COUNT.wrapping_sub(1)];
         if self.quoting.take().is_some() {
-            desk.release(self.slot);
+            tpm.desk().release(self.slot);
         }
+        tpm.errands().release(self.slot);
         self.scratch.wipe();
     }
 
@@ -200,7 +208,7 @@ impl<'a> Service<'a> {
         let longest = call.request_bytes.saturating_add(call.request_data);
         if !privileged {
             Err(Status::NOT_PRIVILEGED)
-        } else if !self.groups.contains(call.group) {
+        } else if !call.group.is_empty() && !self.groups.intersects(call.group) {
             Err(Status::NOT_PERMITTED)
         } else if !usize::try_from(args.rsi)
             .is_ok_and(|length| (call.request_bytes..=longest).contains(&length))
@@ -259,6 +267,11 @@ impl<'a> Service<'a> {
             Quote::NUMBER => self.quote(platform),
             AkPublic::NUMBER => self.ak_public(platform),
             EventLog::NUMBER => self.event_log(platform),
+            HostQuote::NUMBER => self.host_quote(platform),
+            KeyPublic::NUMBER => self.key_public(platform),
+            EndorsementKey::NUMBER => self.endorsement_key(platform),
+            EkCertificate::NUMBER => self.ek_certificate(platform),
+            ActivateCredential::NUMBER => self.activate_credential(platform),
             ListGuests::NUMBER => self.list_guests(platform.guests()),
             StartGuest::NUMBER => self.ask(Request::Start, platform.guests()),
             StopGuest::NUMBER => self.ask(Request::Stop, platform.guests()),
@@ -279,6 +292,7 @@ impl<'a> Service<'a> {
                 self.quoting = None;
                 platform.with_tpm(|tpm| tpm.desk().release(self.slot));
             }
+            Change::ErrandTaken => platform.with_tpm(|tpm| tpm.errands().release(self.slot)),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! What the service needs of the machine: the TPM behind its job queue, the random generator, the clock.
 
-use dolmen_abi::{GuestInfo, MAX_ATTEST, MAX_SIGNATURE, NAME_BYTES, Status};
+use dolmen_abi::{AkId, GuestInfo, MAX_ATTEST, MAX_SIGNATURE, NAME_BYTES, Status};
 
 use super::desk::QuoteDesk;
+use super::errand::{Errand, ErrandAnswer, ErrandDesk};
 use crate::lifecycle::Request;
 
 /// The random generator has no seed it may use.
@@ -69,14 +70,26 @@ pub trait TpmService {
     /// [`NoEntropy`]; `out` is then not to be used.
     fn random(&mut self, out: &mut [u8]) -> Result<(), NoEntropy>;
 
-    /// Starts a quote over PCR 17 and 18 of the SHA-256 bank with this extra data.
+    /// Starts a quote over PCR 17 and 18 of the SHA-256 bank with this extra data, by a key that binds guests.
     ///
     /// # Errors
     /// [`TpmBusy`] if the TPM is at another job: the service tries again at the next call.
-    fn start_quote(&mut self, extra_data: [u8; 32]) -> Result<(), TpmBusy>;
+    fn start_quote(&mut self, key: AkId, extra_data: [u8; 32]) -> Result<(), TpmBusy>;
 
     /// Moves the started quote on, without waiting; what is done is written to `into`.
     fn poll_quote(&mut self, into: &mut SignedQuote) -> QuotePoll;
+
+    /// Starts an errand.
+    ///
+    /// # Errors
+    /// [`TpmBusy`] if the TPM is at another job.
+    fn start_errand(&mut self, errand: &Errand) -> Result<(), TpmBusy>;
+
+    /// Moves the started errand on, without waiting; what it brought is written to `into`.
+    fn poll_errand(&mut self, into: &mut ErrandAnswer) -> QuotePoll;
+
+    /// Where guests wait for errands. The implementation only keeps it.
+    fn errands(&mut self) -> &mut ErrandDesk;
 
     /// Where the guests' quote requests meet. The implementation only keeps it.
     fn desk(&mut self) -> &mut QuoteDesk;

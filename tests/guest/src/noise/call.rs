@@ -1,28 +1,16 @@
 //! Hypercalls: good ones, bad numbers, bad buffers, from everywhere.
 
-use core::arch::asm;
-
 use dolmen_abi::{CALLS, Call, Status, Version};
 
 use super::random::Random;
 use super::sandbox::{self, CODE, DATA, Mode, RAX, RCX, RDI, RDX, RSI};
+use crate::call::{call, instruction};
 
 const TRIES: u64 = 30_000;
 
-fn call(number: u64, arguments: [u64; 4]) -> u64 {
-    let [rdi, rsi, rdx, rcx] = arguments;
-    let status;
-    // SAFETY: the service writes only where the reply points: memory that is kept for noise.
-    unsafe {
-        asm!("vmmcall", inout("rax") number => status, in("rdi") rdi, in("rsi") rsi, inout("rdx") rdx => _,
-             in("rcx") rcx, options(nostack));
-    }
-    status
-}
-
 /// Whether a good call is still answered.
 pub(super) fn version_answers() -> bool {
-    call(Version::NUMBER.into(), [0, 0, DATA, 0x200]) == u64::from(Status::OK.0)
+    call(Version::NUMBER.into(), [0, 0, DATA, 0x200]).0 == u64::from(Status::OK.0)
 }
 
 /// Calls with random numbers and buffers, from kernel and user mode in all sizes of code.
@@ -42,7 +30,7 @@ pub(super) fn every(random: &mut Random) -> u64 {
         if random.one_in(8) {
             elsewhere(random, number, arguments);
         } else {
-            good += u64::from(call(number, arguments) == u64::from(Status::OK.0));
+            good += u64::from(call(number, arguments).0 == u64::from(Status::OK.0));
         }
     }
     if good == 0 {
@@ -84,7 +72,7 @@ fn fill(random: &mut Random) {
 
 fn elsewhere(random: &mut Random, number: u64, arguments: [u64; 4]) {
     let modes = [Mode::Kernel32, Mode::Kernel16, Mode::User64, Mode::User32, Mode::User16];
-    sandbox::write_code(CODE, &[0x0f, 0x01, 0xd9]);
+    sandbox::write_code(CODE, instruction());
     let mut state = random.pick(&modes).state(CODE);
     let [rdi, rsi, rdx, rcx] = arguments;
     state.registers[RAX] = number;

@@ -3,7 +3,7 @@
 
 use super::legacy::{self, Last, Mode};
 use super::random::Random;
-use crate::{apic, cpu, fault, say};
+use crate::{apic, call, cpu, fault, say};
 
 const GP: u32 = 13;
 const UD: u32 = 6;
@@ -62,7 +62,7 @@ pub(super) fn exits(random: &mut Random) -> u64 {
 }
 
 /// The instructions, and what the same machine says to 64-bit code.
-fn probes() -> [Probe; 25] {
+fn probes() -> [Probe; 26] {
     let signature = cpu::cpuid(0x4000_0000, 0).eax;
     let apic_base = cpu::read_msr(0x1b).unwrap_or(0) as u32;
     [
@@ -76,7 +76,8 @@ fn probes() -> [Probe; 25] {
         (&[0x0f, 0x22, 0xe0], [1 << 31, 0, 0], Outcome::Fault(GP)),
         (&[0x0f, 0x22, 0xc0], [0x8000_0000, 0, 0], Outcome::Fault(GP)),
         (&[0x0f, 0x33], [0, 0, 0], Outcome::Fault(GP)),
-        (&[0x0f, 0x01, 0xd9], [0x444c_0001, 0, 0], Outcome::Done),
+        (call::instruction(), [0x444c_0001, 0, 0], Outcome::Done),
+        (call::foreign_instruction(), [0x444c_0001, 0, 0], Outcome::NotThere),
         (&[0x0f, 0x31], [0, 0, 0], Outcome::Done),
         (PAUSE, [0, 0, 0], Outcome::Done),
         (&[0x0f, 0x08], [BEFORE, 0, 0], Outcome::Kernel(Some(BEFORE))),

@@ -4,7 +4,7 @@ use core::arch::asm;
 
 use super::random::Random;
 use super::sandbox::{self, CODE, DATA, Mode, RAX, RCX, RDI, RDX, RSI, State};
-use crate::{apic, attempt, cpu, fault, say};
+use crate::{apic, attempt, call, cpu, fault, say};
 
 const DB: u64 = 1;
 const BP: u64 = 3;
@@ -21,20 +21,22 @@ const STI: u8 = 0xfb;
 const MOV_SS: [u8; 2] = [0x8e, 0xd1];
 
 /// Instructions that exit and are done by the hypervisor, with RAX, RCX, RDX and RDI as [`state`] sets them.
-const EXITS: &[&[u8]] = &[
-    &[0x0f, 0xa2],             // CPUID
-    &[0x66, 0x48, 0x0f, 0xa2], // the same with prefixes
-    &[0x0f, 0x01, 0xd9],       // VMMCALL
-    &[0x0f, 0x09],             // WBINVD
-    &[0xec],                   // IN
-    &[0x66, 0xef],             // OUT
-    &[0x6e],                   // OUTS
-    &[0x8b, 0x07],             // device memory, read
-    &[0x88, 0x07],             // and written
-    &[0x44, 0x0f, 0x20, 0xc3], // MOV from CR8
-];
+fn exits() -> [&'static [u8]; 10] {
+    [
+        &[0x0f, 0xa2],             // CPUID
+        &[0x66, 0x48, 0x0f, 0xa2], // the same with prefixes
+        call::instruction(),
+        &[0x0f, 0x09],             // WBINVD
+        &[0xec],                   // IN
+        &[0x66, 0xef],             // OUT
+        &[0x6e],                   // OUTS
+        &[0x8b, 0x07],             // device memory, read
+        &[0x88, 0x07],             // and written
+        &[0x44, 0x0f, 0x20, 0xc3], // MOV from CR8
+    ]
+}
 
-/// The registers that make each of [`EXITS`] harmless.
+/// The registers that make each of [`exits`] harmless.
 fn state() -> State {
     let mut state = Mode::Kernel64.state(CODE);
     state.rflags = 2;
@@ -46,17 +48,18 @@ fn state() -> State {
 /// The three kinds.
 pub(super) fn everything(random: &mut Random) -> u64 {
     const ROUNDS: u64 = 40;
+    let exits = exits();
     for _ in 0..ROUNDS {
-        for code in EXITS {
+        for code in exits {
             single_step(code);
             shadow_of_sti(code);
             shadow_of_stack(code);
         }
-        chains(random);
+        chains(random, &exits);
         detection();
-        breakpoints(random);
+        breakpoints(random, &exits);
     }
-    ROUNDS * (EXITS.len() as u64 * 3 + 3)
+    ROUNDS * (exits.len() as u64 * 3 + 3)
 }
 
 fn complain(why: &'static str, code: &[u8], end: u64) {
@@ -112,7 +115,7 @@ fn shadow_of_stack(exit: &[u8]) {
 }
 
 /// Shadow upon shadow, with steps, pending interrupts, and what changes privilege or waits behind them.
-fn chains(random: &mut Random) {
+fn chains(random: &mut Random, exits: &[&'static [u8]]) {
     let last: &[&[u8]] =
         &[&[0xf4], &[0xcc], &[0xcd, 0x80], &[0x0f, 0x05], &[0x9d], &[0x48, 0xcf], &[0x0f, 0x0b]];
     let mut code = [0x90; 16];
@@ -122,7 +125,7 @@ fn chains(random: &mut Random) {
         code[length..length + piece.len()].copy_from_slice(piece);
         length += piece.len();
     }
-    let piece = if random.one_in(2) { random.pick(EXITS) } else { random.pick(last) };
+    let piece = if random.one_in(2) { random.pick(exits) } else { random.pick(last) };
     code[length..length + piece.len()].copy_from_slice(piece);
     sandbox::write_code(CODE, &code[..length + piece.len()]);
     apic::send_self(u32::from(fault::TIMER));
@@ -158,10 +161,10 @@ fn detection() {
 }
 
 /// Breakpoints on exits, on device memory, on ports, of every length, with and without steps.
-fn breakpoints(random: &mut Random) {
+fn breakpoints(random: &mut Random, exits: &[&'static [u8]]) {
     let old = cpu::read_cr4();
     attempt!("mov cr4, {it}", it = in(reg) old | 1 << 3);
-    let exit = random.pick(EXITS);
+    let exit = random.pick(exits);
     sandbox::write_code(CODE, exit);
     let places = [CODE, CODE + 1, DEVICE, DATA, 0x3ff, 0x80, random.next()];
     let (first, second) = (random.pick(&places), random.pick(&places));

@@ -100,7 +100,7 @@ fn after_a_restart_registers_and_quotes_are_as_at_the_first_start() {
     assert_eq!(rig.bytes::<Extend>(extend.as_bytes()).0, Status::OK);
     let quote = QuoteRequest { flags: 0, reserved: 0, report_data: [7; 64] };
     assert_eq!(rig.bytes::<Quote>(quote.as_bytes()).0, Status::AGAIN);
-    rig.service.restart(rig.tpm.desk());
+    rig.service.restart(&mut *rig.tpm);
     assert_eq!(*rig.service.registers(), fresh);
     // The same request is a new one: the old one's answer goes to nobody.
     let started = rig.tpm.started;

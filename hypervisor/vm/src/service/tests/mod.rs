@@ -1,6 +1,7 @@
 //! Tests of the whole service through its one entry, by topic.
 
 mod dispatch;
+mod errands;
 mod managing;
 mod quoting;
 mod registers;

@@ -70,7 +70,7 @@ fn the_leaf_is_the_documented_hash() {
 #[test]
 fn malformed_requests_are_refused_and_nothing_is_started() {
     let mut rig = Rig::new();
-    let flagged = QuoteRequest { flags: 1, reserved: 0, report_data: [0; 64] };
+    let flagged = QuoteRequest { flags: 2, reserved: 0, report_data: [0; 64] };
     let reserved = QuoteRequest { flags: 0, reserved: 1, report_data: [0; 64] };
     assert_eq!(rig.refused::<Quote>(flagged.as_bytes()), Status::BAD_FLAGS);
     assert_eq!(rig.refused::<Quote>(reserved.as_bytes()), Status::RESERVED_NOT_ZERO);
@@ -199,6 +199,48 @@ fn all_that_wait_share_the_next_quote() {
     }
     assert!(open.is_empty(), "{open:?} have no quote");
     assert_eq!(tpm.started, 2);
+}
+
+#[test]
+fn requests_for_different_keys_are_in_different_quotes_and_both_have_their_turn() {
+    use dolmen_abi::AkId;
+    let (mut rigs, mut tpm) = machine(4);
+    tpm.is_free = false;
+    let request = |rsa: bool, fill: u8| {
+        let flags = if rsa { QuoteRequest::RSA } else { 0 };
+        QuoteRequest { flags, reserved: 0, report_data: [fill; 64] }.as_bytes().to_vec()
+    };
+    let wanted: Vec<Vec<u8>> = (0..4).map(|n| request(n % 2 == 1, n)).collect();
+    for (rig, wanted) in rigs.iter_mut().zip(&wanted) {
+        assert_eq!(call_as(rig, &mut tpm, wanted).0, Status::AGAIN);
+    }
+    tpm.is_free = true;
+    let mut keys = Vec::new();
+    let mut open: Vec<usize> = (0..4).collect();
+    for _ in 0..20 {
+        open.retain(|n| {
+            let (status, reply) = call_as(&mut rigs[*n], &mut tpm, &wanted[*n]);
+            if tpm.in_flight.is_some() && keys.last() != Some(&tpm.key) {
+                keys.push(tpm.key);
+            }
+            if status == Status::AGAIN {
+                return true;
+            }
+            let reply = quoted((status, reply));
+            assert_eq!((root_of(&reply), reply.count), (signed_root(&reply), 2), "guest {n}");
+            false
+        });
+    }
+    assert!(open.is_empty(), "{open:?} have no quote");
+    assert_eq!(keys, [AkId::GUEST_ECDSA, AkId::GUEST_RSA]);
+}
+
+#[test]
+fn the_same_request_for_another_key_is_another_request() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.bytes::<Quote>(&request(1)).0, Status::AGAIN);
+    let other = QuoteRequest { flags: QuoteRequest::RSA, reserved: 0, report_data: [1; 64] };
+    assert_eq!(rig.refused::<Quote>(other.as_bytes()), Status::BUSY);
 }
 
 #[test]

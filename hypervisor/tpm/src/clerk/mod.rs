@@ -1,0 +1,222 @@
+//! The clerk: what the TPM is asked for while guests run, one thing at a time, as a job that CPUs poll.
+//!
+//! A TPM has three places for objects. The ECDSA key that binds guests keeps the first; the second holds whichever other
+//! attestation key was asked for last, made when it is first needed and flushed when another is; the third an
+//! endorsement key, for one errand. Keys are made from their templates, so nothing is stored and the same launch gets
+//! the same ones.
+//!
+//! Promise: whatever happens, session and endorsement key of an errand are flushed before its answer is told. Keys are
+//! checked against their templates; who relies on them checks the rest (docs/tpm.md, "Two kinds of key").
+
+mod order;
+mod step;
+
+pub use order::{Answer, EkKind, Errand, ErrandError, MAX_ANSWER, MAX_CREDENTIAL, MAX_SECRET, Parcel};
+
+use crate::attestation::{AkKind, AttestationKey};
+use crate::crypto::SHA256_SIZE;
+use crate::exchange::Exchange;
+use crate::quote::{Busy, QuoteJob, QuotePoll};
+use crate::session::NONCE;
+use crate::transport::PolledTransport;
+use step::Step;
+
+/// What a poll found.
+#[expect(clippy::large_enum_variant, reason = "there is no heap on this path, and one errand at a time")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClerkPoll {
+    /// Nothing was asked for.
+    Idle,
+    /// Not yet.
+    Pending,
+    /// Done; longer answers are in [`Clerk::answer`] until the next errand. The clerk is idle again.
+    Done(Answer),
+    /// It failed; the clerk is idle again.
+    Failed(ErrandError),
+}
+
+/// One errand at a time.
+pub struct Clerk {
+    ak: AttestationKey,
+    other: Option<AttestationKey>,
+    errand: Option<Errand>,
+    step: Step,
+    prepared: bool,
+    exchange: Exchange,
+    quoting: QuoteJob,
+    nonce: [u8; NONCE],
+    /// A key of this errand alone, to be flushed with it.
+    stray: Option<u32>,
+    session: Option<u32>,
+    quoted: Answer,
+    failure: Option<ErrandError>,
+    out: [u8; MAX_ANSWER],
+    out_len: usize,
+    /// Bytes of a certificate that are still to be read, or registers.
+    wanted: u32,
+}
+
+impl core::fmt::Debug for Clerk {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Clerk").field("step", &self.step).finish_non_exhaustive()
+    }
+}
+
+impl Clerk {
+    /// A clerk with the key that is always loaded.
+    #[must_use]
+    pub const fn new(ak: AttestationKey) -> Self {
+        Self {
+            ak,
+            other: None,
+            errand: None,
+            step: Step::Done,
+            prepared: false,
+            exchange: Exchange::new(),
+            quoting: QuoteJob::new(),
+            nonce: [0; NONCE],
+            stray: None,
+            session: None,
+            quoted: Answer::Bytes,
+            failure: None,
+            out: [0; MAX_ANSWER],
+            out_len: 0,
+            wanted: 0,
+        }
+    }
+
+    /// Whether an errand is under way.
+    #[must_use]
+    pub const fn is_busy(&self) -> bool {
+        self.errand.is_some()
+    }
+
+    /// Sends the clerk for something. `nonce` is fresh randomness; it need not be secret.
+    ///
+    /// # Errors
+    /// [`Busy`] while an errand is under way.
+    pub fn start(&mut self, errand: Errand, nonce: [u8; NONCE]) -> Result<(), Busy> {
+        if self.is_busy() {
+            return Err(Busy);
+        }
+        (self.errand, self.nonce) = (Some(errand), nonce);
+        (self.stray, self.session, self.failure) = (None, None, None);
+        self.out.fill(0);
+        (self.out_len, self.wanted, self.quoted) = (0, 0, Answer::Bytes);
+        self.enter(self.first(&errand));
+        Ok(())
+    }
+
+    /// What the errand brought, where that is bytes.
+    #[must_use]
+    pub fn answer(&self) -> &[u8] {
+        self.out.get(..self.out_len).unwrap_or(&[])
+    }
+
+    /// Gives up, at once: on the way to a stop.
+    pub fn abort(&mut self, tpm: &mut impl PolledTransport) {
+        self.quoting.abort(tpm);
+        self.exchange.abort(tpm);
+        self.errand = None;
+    }
+
+    /// One step. Another job's command that is in flight on the same transport is waited for.
+    pub fn poll(&mut self, tpm: &mut impl PolledTransport) -> ClerkPoll {
+        let Some(errand) = self.errand else { return ClerkPoll::Idle };
+        let outcome =
+            if self.step == Step::Quote { self.poll_quote(tpm, &errand) } else { self.advance(tpm, &errand) };
+        match outcome {
+            Ok(None) => return ClerkPoll::Pending,
+            Ok(Some(next)) => self.enter(next),
+            Err(error) => {
+                self.failure.get_or_insert(error);
+                self.flushed(self.step);
+                self.enter(self.cleaning());
+            }
+        }
+        if self.step != Step::Done {
+            return ClerkPoll::Pending;
+        }
+        self.errand = None;
+        match self.failure {
+            Some(error) => ClerkPoll::Failed(error),
+            None => ClerkPoll::Done(self.quoted),
+        }
+    }
+
+    fn enter(&mut self, step: Step) {
+        (self.step, self.prepared) = (step, false);
+    }
+
+    /// The loaded key of this kind.
+    fn loaded(&self, kind: AkKind) -> Option<&AttestationKey> {
+        if kind == self.ak.kind { Some(&self.ak) } else { self.other.as_ref().filter(|key| key.kind == kind) }
+    }
+
+    /// How the errand begins.
+    fn first(&self, errand: &Errand) -> Step {
+        match errand.key() {
+            Some(kind) if self.loaded(kind).is_none() && self.other.is_some() => Step::Evict,
+            Some(kind) if self.loaded(kind).is_none() => Step::MakeAk(kind),
+            Some(_) | None => Self::main(errand),
+        }
+    }
+
+    /// How it goes on once its attestation key is loaded.
+    const fn main(errand: &Errand) -> Step {
+        match errand {
+            Errand::Quote { .. } => Step::Quote,
+            Errand::Public(_) => Step::Tell,
+            Errand::EndorsementKey(kind) | Errand::Activate { ek: kind, .. } => Step::MakeEk(*kind),
+            Errand::Certificate(kind) => Step::FindCertificate(*kind),
+        }
+    }
+
+    /// What is left to be flushed.
+    const fn cleaning(&self) -> Step {
+        if self.session.is_some() {
+            Step::FlushSession
+        } else if self.stray.is_some() {
+            Step::FlushEk
+        } else {
+            Step::Done
+        }
+    }
+
+    fn poll_quote(
+        &mut self,
+        tpm: &mut impl PolledTransport,
+        errand: &Errand,
+    ) -> Result<Option<Step>, ErrandError> {
+        let Errand::Quote { key, pcrs, data, with_values } = errand else { return Ok(Some(Step::Done)) };
+        let Some(key) = self.loaded(*key).copied() else { return Err(ErrandError::NoKey) };
+        if !self.prepared {
+            self.quoting.start_over(*pcrs, data.bytes(), self.nonce).map_err(|_| ErrandError::NoKey)?;
+            self.prepared = true;
+        }
+        match self.quoting.poll(tpm, &key) {
+            QuotePoll::Pending => Ok(None),
+            QuotePoll::Idle => Err(ErrandError::NoKey),
+            QuotePoll::Failed(error) => Err(ErrandError::Quote(error)),
+            QuotePoll::Done(quote) => {
+                self.quoted = Answer::Quote(quote);
+                self.wanted = *pcrs;
+                Ok(Some(if *with_values { Step::ReadPcrs } else { Step::Done }))
+            }
+        }
+    }
+
+    /// Whether the values that were read are those that were quoted.
+    fn values_fit(&self, pcrs: u32) -> bool {
+        let Answer::Quote(quote) = &self.quoted else { return false };
+        let Ok(attest) = crate::attest::QuoteAttest::parse(quote.attest()) else { return false };
+        let (values, _) = self.out.as_chunks::<SHA256_SIZE>();
+        let mut parts: [&[u8]; 24] = [&[]; 24];
+        for ((index, value), part) in (0u32..).zip(values).zip(parts.iter_mut()) {
+            if pcrs.wrapping_shr(index) & 1 != 0 {
+                *part = value;
+            }
+        }
+        attest.pcr_digest == crate::crypto::sha256(&parts)
+    }
+}

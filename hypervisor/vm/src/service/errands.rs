@@ -1,0 +1,108 @@
+//! The calls that are errands: from the request in the scratch buffer to the reply in it.
+
+use dolmen_abi::{ActivateRequest, AkId, EkId, HOST_PCRS, HostQuoteRequest, KeyRequest, Status, TpmFailure};
+
+use super::errand::{Bytes, Errand, ErrandDesk, Found};
+use super::handler::{all_zero, put, put_bytes, take};
+use super::platform::{Platform, TpmService};
+use super::{Answer, Change, Service};
+
+impl Service<'_> {
+    pub(super) fn host_quote<P: Platform>(&mut self, platform: &mut P) -> Result<Answer, Status> {
+        self.demand_launch()?;
+        let (request, _) = take::<HostQuoteRequest>(self.scratch)?;
+        all_zero(request.reserved)?;
+        let key = attestation_key(request.key).filter(|key| key.is_host()).ok_or(Status::BAD_ARGUMENT)?;
+        let length = usize::try_from(request.nonce_length).map_err(|_| Status::BAD_ARGUMENT)?;
+        let (nonce, padding) = request.nonce.split_at_checked(length).ok_or(Status::BAD_ARGUMENT)?;
+        if padding.iter().any(|byte| *byte != 0) {
+            return Err(Status::RESERVED_NOT_ZERO);
+        }
+        if request.pcrs == 0 || request.pcrs >> HOST_PCRS != 0 {
+            return Err(Status::BAD_ARGUMENT);
+        }
+        let nonce = Bytes::new(nonce).ok_or(Status::BAD_ARGUMENT)?;
+        self.errand(Errand::HostQuote { key, pcrs: request.pcrs, nonce }, platform)
+    }
+
+    pub(super) fn key_public<P: Platform>(&mut self, platform: &mut P) -> Result<Answer, Status> {
+        let key = attestation_key(self.key_request()?).ok_or(Status::BAD_ARGUMENT)?;
+        self.errand(Errand::KeyPublic(key), platform)
+    }
+
+    pub(super) fn endorsement_key<P: Platform>(&mut self, platform: &mut P) -> Result<Answer, Status> {
+        let key = endorsement_key(self.key_request()?).ok_or(Status::BAD_ARGUMENT)?;
+        self.errand(Errand::EndorsementKey(key), platform)
+    }
+
+    pub(super) fn ek_certificate<P: Platform>(&mut self, platform: &mut P) -> Result<Answer, Status> {
+        let key = endorsement_key(self.key_request()?).ok_or(Status::BAD_ARGUMENT)?;
+        let answer = self.errand(Errand::Certificate(key), platform)?;
+        if answer.status == Status::OK && answer.length == 0 {
+            self.commit(answer.change, platform);
+            return Err(Status::NO_CERTIFICATE);
+        }
+        Ok(answer)
+    }
+
+    pub(super) fn activate_credential<P: Platform>(&mut self, platform: &mut P) -> Result<Answer, Status> {
+        self.demand_launch()?;
+        let (request, data) = take::<ActivateRequest>(self.scratch)?;
+        let key = attestation_key(request.key).ok_or(Status::BAD_ARGUMENT)?;
+        let ek = endorsement_key(request.ek).ok_or(Status::BAD_ARGUMENT)?;
+        let length = |bytes: u32| usize::try_from(bytes).map_err(|_| Status::BAD_LENGTH);
+        let (credential, secret) =
+            data.split_at_checked(length(request.credential_length)?).ok_or(Status::BAD_LENGTH)?;
+        if secret.len() != length(request.secret_length)? {
+            return Err(Status::BAD_LENGTH);
+        }
+        let credential = Bytes::new(credential).ok_or(Status::BAD_LENGTH)?;
+        let secret = Bytes::new(secret).ok_or(Status::BAD_LENGTH)?;
+        self.errand(Errand::Activate { key, ek, credential, secret }, platform)
+    }
+
+    fn key_request(&self) -> Result<u32, Status> {
+        self.demand_launch()?;
+        let (request, _) = take::<KeyRequest>(self.scratch)?;
+        all_zero(request.reserved)?;
+        Ok(request.key)
+    }
+
+    /// Puts the errand in line, or brings its answer.
+    fn errand<P: Platform>(&mut self, errand: Errand, platform: &mut P) -> Result<Answer, Status> {
+        let (slot, now) = (self.slot, platform.uptime_ms());
+        let found = platform.with_tpm(|tpm| {
+            ErrandDesk::pump(tpm);
+            tpm.errands().look(slot, &errand, now)
+        });
+        match found {
+            Found::Working => Err(Status::AGAIN),
+            Found::Taken => Err(Status::BUSY),
+            Found::Free if !self.errand_rate.take(now) => Err(Status::BUSY),
+            Found::Free => {
+                platform.with_tpm(|tpm| {
+                    tpm.errands().submit(slot, errand);
+                    ErrandDesk::pump(tpm);
+                });
+                Err(Status::AGAIN)
+            }
+            Found::Done => {
+                let scratch = &mut *self.scratch;
+                let answer = platform.with_tpm(|tpm| put_bytes(scratch, 0, tpm.errands().answer()))?;
+                Ok(Answer { change: Change::ErrandTaken, ..answer })
+            }
+            Found::Failed(response_code) => {
+                let answer = put(self.scratch, &TpmFailure { response_code, reserved: 0 })?;
+                Ok(Answer { status: Status::TPM_FAILED, change: Change::ErrandTaken, ..answer })
+            }
+        }
+    }
+}
+
+fn attestation_key(number: u32) -> Option<AkId> {
+    AkId::ALL.iter().map(|entry| entry.0).find(|key| key.0 == number)
+}
+
+fn endorsement_key(number: u32) -> Option<EkId> {
+    EkId::ALL.iter().map(|entry| entry.0).find(|key| key.0 == number)
+}
