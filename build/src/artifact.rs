@@ -254,6 +254,13 @@ pub(crate) fn hypervisor(root: &Path, target: &Path, folder: &Path) -> Result<()
     Ok(())
 }
 
+/// Builds the guest's command alone.
+pub(crate) fn command() -> Result<PathBuf> {
+    let folder = place::output();
+    place::make(&folder)?;
+    compile(&COMMAND, &place::root(), &place::target(), &folder)
+}
+
 /// Builds kernels, user space and drivers of the guests into `folder`.
 fn guests(tools: &Tools, folder: &Path) -> Result<()> {
     compile(&COMMAND, &place::root(), &place::target(), folder)?;

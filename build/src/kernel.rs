@@ -12,6 +12,8 @@ use crate::{package, place, process, ui};
 
 /// Marks a folder whose packages were unpacked to the end.
 const COMPLETE: &str = ".complete";
+/// The same for the headers of the generic kernel, which only some want.
+const COMPLETE_GENERIC: &str = ".complete-generic";
 
 /// Kernels that Debian keeps up to date under one name.
 #[derive(Clone, Copy, Debug)]
@@ -101,6 +103,27 @@ pub(crate) fn ensure(series: &Series) -> Result<Kernel> {
 pub(crate) fn ensure_generic(series: &Series) -> Result<PathBuf> {
     let version = ensure(series)?.version;
     package::file(&format!("linux-image-{version}-amd64"), &format!("boot/vmlinuz-{version}-amd64"))
+}
+
+/// Folder that `make -C` wants for modules of the generic kernel of the series' newest version, and that version with
+/// the flavour: none, as in the packages' names.
+pub(crate) fn ensure_generic_headers(series: &Series) -> Result<(String, PathBuf)> {
+    let version = ensure(series)?.version;
+    let folder = place::cache()?.join("kernel").join(&version);
+    let headers = folder.join(format!("usr/src/linux-headers-{version}-amd64"));
+    if !folder.join(COMPLETE_GENERIC).exists() {
+        let downloads = tempfile::tempdir_in(&folder).context("cannot make a folder for downloads")?;
+        process::run(
+            &format!("Downloading the headers of Debian's generic kernel {version} (3 MB)"),
+            Command::new("apt-get")
+                .args(["download", &format!("linux-headers-{version}-amd64")])
+                .current_dir(downloads.path()),
+        )?;
+        unpack(downloads.path(), &folder)?;
+        relocate_headers(&headers, &folder)?;
+        place::write(&folder.join(COMPLETE_GENERIC), b"")?;
+    }
+    Ok((format!("{version}-amd64"), headers))
 }
 
 /// The kernel proper, an ELF file, out of a bzImage that is packed with zstd (Linux,

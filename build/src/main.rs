@@ -9,6 +9,7 @@ mod artifact;
 mod bench;
 mod conformance;
 mod cpio;
+mod deb;
 mod demo;
 mod e2e;
 mod emulator;
@@ -63,6 +64,8 @@ enum Task {
     Measure(measure::Options),
     /// Make a bootable disk image for UEFI, and the reference values that go with it.
     Image(image::task::Options),
+    /// Make Debian packages of the guest tools.
+    Package,
     /// Run every level of tests, or those chosen, and count.
     Test(test::Options),
     /// Count bytes, lines and executed instructions, beside those of KVM and Xen.
@@ -114,6 +117,10 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
         Task::Run(options) => run::run(&options)?,
         Task::Measure(options) => measure::run(&options)?,
         Task::Image(options) => image::task::run(&options)?,
+        Task::Package => {
+            setup::host()?;
+            deb::run()?;
+        }
         Task::Prepush => return prepush::run(),
         Task::Test(options) => return test::run(&options),
         Task::Bench(options) => bench::run(&options)?,

@@ -6,6 +6,7 @@ mod fuzz;
 mod guest;
 mod keylime;
 mod noise;
+mod package;
 mod smp;
 mod table;
 
@@ -43,6 +44,9 @@ pub(crate) struct Options {
     /// Small guests, one for each kind of exit.
     #[arg(long)]
     guest: bool,
+    /// Debian packages of the guest tools, and the driver for every kernel.
+    #[arg(long)]
+    packages: bool,
     /// Guests on an Intel processor, by the development image.
     #[arg(long)]
     bochs: bool,
@@ -71,6 +75,7 @@ impl Options {
             reproduce: true,
             conformance: false,
             guest: false,
+            packages: false,
             bochs: false,
             e2e: false,
             keylime: false,
@@ -185,6 +190,7 @@ fn levels(options: &Options) -> Vec<Level> {
         tree("Miri", options.miri, cargo::miri),
         tree("fuzzing", options.fuzz, fuzz::run),
         tree("reproducible build", options.reproduce, reproducible),
+        machine("packages of the guest tools", options.packages, package::run),
         machine("micro-guests", options.guest, guest::run),
         machine("SKINIT conformance", options.conformance, conformance),
         machine("guests on Intel (Bochs)", options.bochs, bochs::run),

@@ -1,0 +1,186 @@
+//! The Debian packages of the guest tools: the same bytes each time, well formed, and the driver in them builds with
+//! the real DKMS for every kernel that is supported.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Bench, Tally};
+use crate::deb::{self, VERSION};
+use crate::kernel::{self, CURRENT, OLDER};
+use crate::{package, place, process, ui};
+
+/// What is in each package, by its name: rights, owner and path, without folders.
+const CONTENT: [(&str, &[(&str, &str)]); 2] = [
+    (
+        "dolmen-tools",
+        &[
+            ("-rwxr-xr-x", "usr/bin/dolmen"),
+            ("-rw-r--r--", "usr/share/doc/dolmen-tools/changelog.Debian.gz"),
+            ("-rw-r--r--", "usr/share/doc/dolmen-tools/copyright"),
+        ],
+    ),
+    (
+        "dolmen-dkms",
+        &[
+            ("-rw-r--r--", "usr/lib/modules-load.d/dolmen.conf"),
+            ("-rw-r--r--", "usr/share/doc/dolmen-dkms/changelog.Debian.gz"),
+            ("-rw-r--r--", "usr/share/doc/dolmen-dkms/copyright"),
+            ("-rw-r--r--", "usr/src/dolmen-@/Kbuild"),
+            ("-rw-r--r--", "usr/src/dolmen-@/Makefile"),
+            ("-rw-r--r--", "usr/src/dolmen-@/README.md"),
+            ("-rw-r--r--", "usr/src/dolmen-@/dkms.conf"),
+            ("-rw-r--r--", "usr/src/dolmen-@/dolmen.c"),
+            ("-rw-r--r--", "usr/src/dolmen-@/dolmen.h"),
+            ("-rw-r--r--", "usr/src/dolmen-@/evidence.c"),
+            ("-rw-r--r--", "usr/src/dolmen-@/evidence.h"),
+            ("-rw-r--r--", "usr/src/dolmen-@/internal.h"),
+            ("-rw-r--r--", "usr/src/dolmen-@/tsm.c"),
+        ],
+    ),
+];
+
+/// Runs these tests.
+pub(super) fn run(bench: &Bench) -> Result<Tally> {
+    let folder = place::scratch()?;
+    let command = bench.artifacts.command();
+    let [first, second] = ["a", "another-folder"].map(|name| folder.path().join(name));
+    let packages = deb::build(&command, &first)?;
+    let again = deb::build(&command, &second)?;
+    let mut tally = Tally::default();
+    for ((package, again), (name, content)) in packages.iter().zip(&again).zip(CONTENT) {
+        tally =
+            tally.plus(judge(&format!("{name} has the same bytes each time, and is well formed"), || {
+                ensure!(place::read(package)? == place::read(again)?, "two builds differ");
+                form(package, name)?;
+                inside(package, content)
+            }));
+    }
+    let root = folder.path().join("root");
+    for package in &packages {
+        process::output(Command::new("dpkg-deb").arg("-x").arg(package).arg(&root))?;
+    }
+    tally = tally.plus(judge("the command in its package is complete in itself", || whole(&root)));
+    let Bench { tools, .. } = bench;
+    let generic = [kernel::ensure_generic_headers(&CURRENT)?, kernel::ensure_generic_headers(&OLDER)?];
+    let cloud = [&tools.kernel, &tools.older]
+        .map(|kernel| (format!("{}-cloud-amd64", kernel.version), kernel.headers.clone()));
+    for (release, headers) in cloud.iter().chain(&generic) {
+        tally = tally
+            .plus(judge(&format!("DKMS builds the driver for Linux {release} without a warning"), || {
+                dkms(&root, folder.path(), release, headers)
+            }));
+    }
+    Ok(tally)
+}
+
+fn judge(what: &str, test: impl FnOnce() -> Result<()>) -> Tally {
+    match test() {
+        Ok(()) => ui::good(what),
+        Err(error) => {
+            ui::bad(&format!("{what}: {error:#}"));
+            return Tally::one(false);
+        }
+    }
+    Tally::one(true)
+}
+
+/// What `dpkg-deb -I` says of it.
+fn form(package: &Path, name: &str) -> Result<()> {
+    let field = |field: &str| -> Result<String> {
+        Ok(process::output(Command::new("dpkg-deb").arg("-f").arg(package).arg(field))?.trim().to_owned())
+    };
+    ensure!(field("Package")? == name && field("Version")? == format!("{VERSION}-1"), "another name");
+    let file = package.file_name().and_then(|file| file.to_str()).context("no name")?;
+    ensure!(
+        file == format!("{name}_{VERSION}-1_{}.deb", field("Architecture")?),
+        "the file is called {file}"
+    );
+    for wanted in ["Maintainer", "Section", "Priority", "Installed-Size", "Description"] {
+        ensure!(!field(wanted)?.is_empty(), "no {wanted}");
+    }
+    let description = field("Description")?;
+    let title = description.lines().next().unwrap_or_default();
+    ensure!(title.len() <= 80 && !title.ends_with('.'), "the description begins with {title:?}");
+    let told = process::output(Command::new("dpkg-deb").arg("-I").arg(package))?;
+    ensure!(!told.contains('@') || told.matches('@').count() == 1, "something was not filled in:\n{told}");
+    // What it says of its files is so.
+    let folder = place::scratch()?;
+    process::output(Command::new("dpkg-deb").arg("-R").arg(package).arg(folder.path()))?;
+    let mut sums = Command::new("md5sum");
+    process::output(
+        sums.args(["--check", "--strict", "--quiet", "DEBIAN/md5sums"]).current_dir(folder.path()),
+    )?;
+    let scripts = ["postinst", "prerm"].map(|script| folder.path().join("DEBIAN").join(script));
+    for script in scripts.iter().filter(|script| script.exists()) {
+        process::output(Command::new("sh").arg("-n").arg(script))?;
+        ensure!(!std::fs::read_to_string(script)?.contains("@VERSION"), "a script was not filled in");
+    }
+    Ok(())
+}
+
+/// What `dpkg-deb -c` says of it: exactly these files, all root's.
+fn inside(package: &Path, content: &[(&str, &str)]) -> Result<()> {
+    let told = process::output(Command::new("dpkg-deb").arg("-c").arg(package).env("TZ", "UTC"))?;
+    let mut found = Vec::new();
+    for line in told.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [rights, owner, _size, date, _time, path] = words.as_slice() else {
+            anyhow::bail!("an entry of another kind: {line}")
+        };
+        ensure!(*owner == "root/root" && *date == "2026-11-28", "not root's, or of another date: {line}");
+        if rights.starts_with('d') {
+            ensure!(*rights == "drwxr-xr-x", "a folder with other rights: {line}");
+        } else {
+            found.push(((*rights).to_owned(), path.trim_start_matches("./").to_owned()));
+        }
+    }
+    found.sort_by(|a, b| a.1.cmp(&b.1));
+    let wanted: Vec<(String, String)> =
+        content.iter().map(|(rights, path)| ((*rights).to_owned(), path.replace('@', VERSION))).collect();
+    ensure!(found == wanted, "it holds {found:?}");
+    Ok(())
+}
+
+/// The command says its version; it needs no library, or it would not run in a guest of another distribution.
+fn whole(root: &Path) -> Result<()> {
+    let command = root.join("usr/bin/dolmen");
+    let said = process::output(Command::new(&command).arg("--version"))?;
+    ensure!(said.trim() == format!("dolmen {VERSION}"), "it says {said:?}");
+    let needs = process::output(Command::new("readelf").arg("--dynamic").arg(&command))?;
+    ensure!(!needs.contains("(NEEDED)"), "it needs libraries:\n{needs}");
+    Ok(())
+}
+
+/// Debian's DKMS, unmodified, builds what the package puts under `/usr/src`.
+fn dkms(root: &Path, work: &Path, release: &str, headers: &Path) -> Result<()> {
+    let program = package::file("dkms", "usr/sbin/dkms")?;
+    let tree = work.join(format!("tree-{release}"));
+    place::make(&tree)?;
+    let perform = |action: &str, more: &[&str]| {
+        let mut command = Command::new("bash");
+        command.arg(&program).args([action, "-m", "dolmen", "-v", VERSION]).args(more);
+        command.arg("--dkmstree").arg(&tree).arg("--sourcetree").arg(root.join("usr/src"));
+        process::output(&mut command)
+    };
+    let headers_text = headers.to_str().context("a path that is not text")?;
+    perform("add", &[])?;
+    perform("build", &["-k", release, "-a", "x86_64", "--kernelsourcedir", headers_text])?;
+    let built = tree.join("dolmen").join(VERSION).join(release).join("x86_64");
+    let log = std::fs::read_to_string(built.join("log/make.log")).context("DKMS has no log")?;
+    ensure!(!log.contains("warning:"), "the compiler warns:\n{log}");
+    let mut modules: Vec<PathBuf> = Vec::new();
+    for entry in built.join("module").read_dir().context("DKMS built nothing")? {
+        modules.push(entry?.path());
+    }
+    modules.sort();
+    let configuration =
+        std::fs::read_to_string(headers.join(".config")).context("headers without .config")?;
+    let has_reports = configuration.contains("\nCONFIG_TSM_REPORTS=");
+    ensure!(has_reports == release.starts_with("6.12."), "the kernel is configured otherwise than known");
+    let wanted = if has_reports { vec!["dolmen.ko", "dolmen_tsm.ko"] } else { vec!["dolmen.ko"] };
+    let names: Vec<_> = modules.iter().filter_map(|path| path.file_name()?.to_str()).collect();
+    ensure!(names == wanted, "it built {names:?}");
+    Ok(())
+}
