@@ -40,7 +40,7 @@ const COMPANIES: [(&str, u32, &[Guest]); 3] = [
     (
         "two guests on one processor keep every register apart under vmx",
         1,
-        &[(1, "keep=1", "com2"), (1, "keep=2", "com1")],
+        &[(1, "keep=1 brief", "com2"), (1, "keep=2 brief", "com1")],
     ),
 ];
 
