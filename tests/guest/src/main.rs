@@ -77,8 +77,8 @@ extern "C" fn guest_main(start: u64) -> ! {
         resident::live(role == b"quiet");
     }
     bench::run(command_line);
-    if let Some([seed]) = command_line.strip_prefix(b"keep=") {
-        let outcome = keep::run(*seed);
+    if let Some([seed, rest @ ..]) = command_line.strip_prefix(b"keep=") {
+        let outcome = keep::run(*seed, rest == b" brief");
         sum([("registers_stay_this_guests", outcome)].into_iter());
     }
     if command_line == b"smp" {
