@@ -73,10 +73,9 @@ pub(super) fn hear(
     let first = guests.first().map_or("", |(_, command_line, _)| command_line);
     let mut tally = sum(console, limit, tests_of(first))?;
     if guests.iter().any(|(.., console)| *console == "com1") {
-        // The hypervisor's log shares that line, and shows whose words they are.
+        // The hypervisor's log shares that line, shows whose words they are, and may break them where it speaks.
         let line = log.find("the second guest's verdict", limit, |line| {
-            (line.contains("ok registers_stay_this_guests") || line.contains("FAIL "))
-                .then(|| line.to_owned())
+            (line.contains("[micro2] ok ") || line.contains("FAIL ")).then(|| line.to_owned())
         })?;
         if line.contains("FAIL ") {
             bail!("the second guest: {line}");
