@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::artifact;
-use crate::{place, process, ui};
+use crate::{place, process, setup, ui};
 
 /// The tools' own version.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -34,6 +34,7 @@ const DKMS: Package =
 
 /// Builds the packages into `target/dolmen/packages`.
 pub(crate) fn run() -> Result<()> {
+    setup::host()?;
     let command = artifact::command()?;
     for package in build(&command, &place::output().join("packages"))? {
         ui::good(&format!("built {}", package.display()));

@@ -101,26 +101,12 @@ fn main() -> ExitCode {
 fn perform(task: Task) -> anyhow::Result<ExitCode> {
     match task {
         Task::Demo(options) => return demo::run(&options),
-        Task::Setup => {
-            let tools = setup::ensure()?;
-            ui::good(&format!(
-                "ready: emulator {}, guest kernels {} and {}",
-                tools.qemu.display(),
-                tools.kernel.version,
-                tools.older.version
-            ));
-        }
-        Task::Build => {
-            let artifacts = artifact::build(&setup::ensure()?)?;
-            ui::good(&format!("built in {}", artifacts.folder.display()));
-        }
+        Task::Setup => set_up()?,
+        Task::Build => build()?,
         Task::Run(options) => run::run(&options)?,
         Task::Measure(options) => measure::run(&options)?,
         Task::Image(options) => image::task::run(&options)?,
-        Task::Package => {
-            setup::host()?;
-            deb::run()?;
-        }
+        Task::Package => deb::run()?,
         Task::Prepush => return prepush::run(),
         Task::Test(options) => return test::run(&options),
         Task::Bench(options) => bench::run(&options)?,
@@ -131,4 +117,21 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
         Task::TpmRelay { socket } => machine::relay::pass_bytes(&socket)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn set_up() -> anyhow::Result<()> {
+    let tools = setup::ensure()?;
+    ui::good(&format!(
+        "ready: emulator {}, guest kernels {} and {}",
+        tools.qemu.display(),
+        tools.kernel.version,
+        tools.older.version
+    ));
+    Ok(())
+}
+
+fn build() -> anyhow::Result<()> {
+    let artifacts = artifact::build(&setup::ensure()?)?;
+    ui::good(&format!("built in {}", artifacts.folder.display()));
+    Ok(())
 }

@@ -140,7 +140,8 @@ fn jobs<'a>(makings: &'a Makings<'_>) -> Vec<Job<'a>> {
     for mix in REFUSED {
         add(mix.name.to_owned(), Box::new(move |folder| refused(makings, folder, mix)));
     }
-    for vcpus in [1, 2] {
+    let counts: &[u32] = if makings.bench.all { &[2, 1] } else { &[2] };
+    for &vcpus in counts {
         let name = format!("debian reaches a shell with {vcpus} under vmx");
         add(name, Box::new(move |folder| linux(makings, folder, vcpus)));
     }

@@ -158,7 +158,7 @@ impl Parts {
         let bank = reference.banks.iter().find(|bank| bank.bank == "sha256").context("no SHA-256 bank")?;
         let nonce = hex::decode(String::from_utf8(part("extra-data")?)?.trim())?;
         let key = STANDARD.encode(part("ak.pub")?);
-        let [message, signature, registers] = ["quote.msg", "quote.sig", "pcrs"].map(|name| part(name));
+        let [message, signature, registers] = ["quote.msg", "quote.sig", "pcrs"].map(&part);
         let request = json!({
             "quote": format!(
                 "r{}:{}:{}",

@@ -5,8 +5,6 @@
 mod life;
 mod pair;
 
-use core::arch::asm;
-
 use dolmen_abi::{
     BlobHeader, Call, Quote, QuoteReply, QuoteRequest, Random, RandomRequest, Seal, SealRequest, Status,
     Unseal, UnsealRequest, Version,
