@@ -69,6 +69,8 @@ while on; do
 	tries=0
 	until insmod /lib/dolmen_tsm.ko 2>/dev/null; do
 		tries=$((tries + 1))
+		# What a caller left that died; it may have been in use when it was first removed.
+		rmdir /sys/kernel/config/tsm/report/dying-* 2>/dev/null
 		if [ $tries = 500 ]; then
 			echo "dolmen_tsm cannot be loaded again" >>faults
 			break

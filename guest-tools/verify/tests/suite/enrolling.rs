@@ -124,13 +124,17 @@ fn the_certificate_of_a_tpm_leads_to_its_makers_root_and_to_no_other() {
     assert_eq!(wrong, Err(CertificateError::OtherKey));
     let not_an_ek = check_certificate(&pem_to_der(&tpm.path("ca/issuercert.pem")), &ek, &[], &root, now());
     assert_eq!(not_an_ek, Err(CertificateError::OtherKey));
+    is_refused_once_damaged(&der, |damaged| check_certificate(damaged, &ek, &issuer, &root, now()).is_err());
+}
+
+fn is_refused_once_damaged(der: &[u8], is_refused: impl Fn(&[u8]) -> bool) {
     for at in [40, der.len() / 2, der.len() - 10] {
-        let mut changed = der.clone();
+        let mut changed = der.to_vec();
         changed[at] ^= 1;
-        assert!(check_certificate(&changed, &ek, &issuer, &root, now()).is_err(), "byte {at}");
+        assert!(is_refused(&changed), "byte {at}");
     }
     for length in (0..der.len()).step_by(37) {
-        assert!(check_certificate(&der[..length], &ek, &issuer, &root, now()).is_err(), "{length}");
+        assert!(is_refused(&der[..length]), "{length}");
     }
 }
 
