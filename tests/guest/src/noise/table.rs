@@ -18,6 +18,8 @@ pub(super) fn leaves(random: &mut Random) -> u64 {
         random.pick(&[POINTERS, DIRECTORY, LEAVES, ROOT]) | flags(random) | reserved | present
     };
     let leaf = |random: &mut Random| random.pick(&[DATA, CODE]) | flags(random) | 1;
+    // Leaves end up as tables, too: what other noise has left there must not lead out of RAM.
+    (DATA..DATA + 0x1000).step_by(8).for_each(|at| sandbox::write64(at, 0));
     rewrite(random, leaf, table, &CODES[..4])
 }
 
