@@ -196,14 +196,7 @@ pub fn decode_pcr_read_many(
 
 /// Parameters and session area of a response that has both.
 fn parameters_and_sessions(bytes: &[u8]) -> Result<(Reader<'_>, Reader<'_>), TpmError> {
-    let response = Response::parse(bytes)?;
-    if response.code != ResponseCode::SUCCESS {
-        return Err(TpmError::Refused(response.code));
-    }
-    if !response.has_sessions {
-        return Err(DecodeError::Tag(tag::NO_SESSIONS).into());
-    }
-    let mut r = response.body;
+    let mut r = Response::with_sessions(bytes)?;
     let size = usize::try_from(r.u32()?).map_err(|_| DecodeError::Truncated)?;
     let parameters = Reader::new(r.take(size)?);
     Ok((parameters, r))

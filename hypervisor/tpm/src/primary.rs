@@ -4,7 +4,7 @@
 
 use crate::codec::{DecodeError, EncodeError, Reader, Writer};
 use crate::command::{begin, begin_tagged, end, password_session};
-use crate::constant::{ResponseCode, alg, cc, tag};
+use crate::constant::{alg, cc, tag};
 use crate::crypto::SHA256_SIZE;
 use crate::public::Template;
 use crate::response::{Response, TpmError};
@@ -59,14 +59,7 @@ pub fn create_with_password<'b>(
 /// # Errors
 /// As [`Response::plain`].
 pub fn decode_created_with_password(bytes: &[u8]) -> Result<(u32, Created<'_>), TpmError> {
-    let response = Response::parse(bytes)?;
-    if response.code != ResponseCode::SUCCESS {
-        return Err(TpmError::Refused(response.code));
-    }
-    if !response.has_sessions {
-        return Err(DecodeError::Tag(tag::NO_SESSIONS).into());
-    }
-    let mut r = response.body;
+    let mut r = Response::with_sessions(bytes)?;
     let key = r.u32()?;
     let size = usize::try_from(r.u32()?).map_err(|_| DecodeError::Truncated)?;
     let created = decode_created(Reader::new(r.take(size)?))?;

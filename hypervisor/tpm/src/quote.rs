@@ -392,14 +392,7 @@ pub fn quote<'b>(
 /// # Errors
 /// As [`Response::plain`].
 pub fn decode_quote(bytes: &[u8]) -> Result<(&[u8], &[u8]), TpmError> {
-    let response = Response::parse(bytes)?;
-    if response.code != ResponseCode::SUCCESS {
-        return Err(TpmError::Refused(response.code));
-    }
-    if !response.has_sessions {
-        return Err(DecodeError::Tag(tag::NO_SESSIONS).into());
-    }
-    let mut r = response.body;
+    let mut r = Response::with_sessions(bytes)?;
     let size = usize::try_from(r.u32()?).map_err(|_| DecodeError::Truncated)?;
     let mut parameters = Reader::new(r.take(size)?);
     read_policy_entry(&mut r)?;

@@ -91,20 +91,27 @@ impl<'a> Response<'a> {
         }
     }
 
+    /// What follows the header of a response to a command with sessions that succeeded: a handle if the command returns
+    /// one, the size of the parameters, the parameters, and the sessions' entries.
+    ///
+    /// # Errors
+    /// As [`Response::plain`].
+    pub fn with_sessions(bytes: &'a [u8]) -> Result<Reader<'a>, TpmError> {
+        let response = Self::parse(bytes)?;
+        match response.code {
+            ResponseCode::SUCCESS if response.has_sessions => Ok(response.body),
+            ResponseCode::SUCCESS => Err(DecodeError::Tag(tag::NO_SESSIONS).into()),
+            code => Err(TpmError::Refused(code)),
+        }
+    }
+
     /// The answer to a command with an empty password session and no response parameters.
     ///
     /// # Errors
     /// As [`Response::plain`].
     pub fn password_only(bytes: &'a [u8]) -> Result<(), TpmError> {
-        let response = Self::parse(bytes)?;
-        if response.code != ResponseCode::SUCCESS {
-            return Err(TpmError::Refused(response.code));
-        }
-        let mut body = response.body;
+        let mut body = Self::with_sessions(bytes)?;
         let expected: &[u8] = &[0, 0, 0, 0, 0, 0, 0, 0, 0]; // parameter size, nonce, attributes, HMAC
-        if !response.has_sessions {
-            return Err(DecodeError::Tag(tag::NO_SESSIONS).into());
-        }
         let session = body.take(expected.len())?;
         // The TPM may or may not echo continueSession.
         if session.get(..6) != expected.get(..6) || session.get(7..) != expected.get(7..) {

@@ -276,14 +276,7 @@ impl HmacSession {
     }
 
     fn check(&self, bytes: &[u8], call: &Call<'_>) -> Result<Layout, TpmError> {
-        let response = Response::parse(bytes)?;
-        if response.code != ResponseCode::SUCCESS {
-            return Err(TpmError::Refused(response.code));
-        }
-        if !response.has_sessions {
-            return Err(DecodeError::Tag(tag::NO_SESSIONS).into());
-        }
-        let mut r = response.body;
+        let mut r = Response::with_sessions(bytes)?;
         let handle = if call.returns_handle { Some(r.u32()?) } else { None };
         let size = r.u32()?;
         let parameters = r.take(usize::try_from(size).map_err(|_| DecodeError::Truncated)?)?;
