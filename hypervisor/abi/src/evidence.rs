@@ -10,9 +10,12 @@ use minicbor::decode::Decoder;
 use minicbor::encode::{Encoder, Write};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::{Binding, MAX_AK_PUBLIC, MAX_ATTEST, MAX_PATH, MAX_SIGNATURE, QuoteReply, merkle};
+use crate::{Binding, MAX_PATH, QuoteReply, merkle};
 
+mod document;
 pub mod host;
+
+use document::{Document, Stop, key, part};
 
 /// Value of key 0: what this is, and in which version.
 pub const FORMAT: &str = "dolmen-evidence-1";
@@ -20,9 +23,6 @@ pub const FORMAT: &str = "dolmen-evidence-1";
 pub const MAX_EVENT_LOG: usize = 64 * 1024;
 /// No evidence is longer.
 pub const MAX_EVIDENCE: usize = MAX_EVENT_LOG.saturating_add(2048);
-
-/// Keys in the map.
-const KEYS: u64 = 9;
 
 /// Why bytes are not evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +127,7 @@ impl<'a> Evidence<'a> {
             count: reply.count,
             path: siblings.and_then(Path::new).ok_or(EvidenceError::Shape)?,
         };
-        evidence.check()?;
+        document::check(&evidence)?;
         Ok(evidence)
     }
 
@@ -136,20 +136,7 @@ impl<'a> Evidence<'a> {
     /// # Errors
     /// [`EvidenceError`] says what is wrong with them.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, EvidenceError> {
-        if bytes.len() > MAX_EVIDENCE {
-            return Err(EvidenceError::NotCanonical);
-        }
-        let mut decoder = Decoder::new(bytes);
-        let evidence = Self::read(&mut decoder).map_err(|stop| match stop {
-            Stop::Here => EvidenceError::Malformed(decoder.position()),
-            Stop::Because(error) => error,
-        })?;
-        evidence.check()?;
-        let mut compare = Compare { rest: bytes };
-        match evidence.write(&mut compare) {
-            Ok(()) if compare.rest.is_empty() => Ok(evidence),
-            Ok(()) | Err(_) => Err(EvidenceError::NotCanonical),
-        }
+        document::decode(bytes)
     }
 
     /// Writes the evidence to the start of `out`; the length used comes back.
@@ -158,24 +145,20 @@ impl<'a> Evidence<'a> {
     /// [`EvidenceError`] if a part has an impossible length, or `out` is too small
     /// ([`MAX_EVIDENCE`] always suffices).
     pub fn encode(&self, out: &mut [u8]) -> Result<usize, EvidenceError> {
-        self.check()?;
-        let room = out.len();
-        let mut rest = out;
-        self.write(&mut rest).map_err(|_| EvidenceError::NoRoom)?;
-        Ok(room.saturating_sub(rest.len()))
+        document::encode(self, out)
+    }
+}
+
+impl<'a> Document<'a> for Evidence<'a> {
+    const MAX_BYTES: usize = MAX_EVIDENCE;
+    const FORMAT: &'static str = FORMAT;
+    const KEYS: u64 = 9;
+
+    fn quote(&self) -> [&'a [u8]; 4] {
+        [self.attest, self.signature, self.ak_public, self.event_log]
     }
 
-    fn check(&self) -> Result<(), EvidenceError> {
-        for (key, part, limit) in [
-            (1, self.attest, MAX_ATTEST),
-            (2, self.signature, MAX_SIGNATURE),
-            (3, self.ak_public, MAX_AK_PUBLIC),
-            (4, self.event_log, MAX_EVENT_LOG),
-        ] {
-            if part.is_empty() || part.len() > limit {
-                return Err(EvidenceError::Length(key));
-            }
-        }
+    fn check_rest(&self) -> Result<(), EvidenceError> {
         if merkle::path_length(self.index, self.count) == Some(self.path.siblings().len()) {
             Ok(())
         } else {
@@ -183,20 +166,9 @@ impl<'a> Evidence<'a> {
         }
     }
 
-    fn read(d: &mut Decoder<'a>) -> Result<Self, Stop> {
-        if d.map()? != Some(KEYS) {
-            return Err(EvidenceError::Format.into());
-        }
-        key(d, 0)?;
-        if d.str()? != FORMAT {
-            return Err(EvidenceError::Format.into());
-        }
-        let mut part = |number| -> Result<&'a [u8], Stop> {
-            key(d, number)?;
-            Ok(d.bytes()?)
-        };
-        let (attest, signature, ak_public, event_log) = (part(1)?, part(2)?, part(3)?, part(4)?);
-        let binding = Binding::read_from_bytes(part(5)?).map_err(|_| EvidenceError::Length(5))?;
+    fn read_rest(quote: [&'a [u8]; 4], d: &mut Decoder<'a>) -> Result<Self, Stop> {
+        let [attest, signature, ak_public, event_log] = quote;
+        let binding = Binding::read_from_bytes(part(d, 5)?).map_err(|_| EvidenceError::Length(5))?;
         key(d, 6)?;
         let index = d.u32()?;
         key(d, 7)?;
@@ -206,13 +178,7 @@ impl<'a> Evidence<'a> {
         Ok(Self { attest, signature, ak_public, event_log, binding, index, count, path })
     }
 
-    fn write<W: Write>(&self, out: W) -> Result<(), minicbor::encode::Error<W::Error>> {
-        let mut e = Encoder::new(out);
-        e.map(KEYS)?.u8(0)?.str(FORMAT)?;
-        e.u8(1)?.bytes(self.attest)?;
-        e.u8(2)?.bytes(self.signature)?;
-        e.u8(3)?.bytes(self.ak_public)?;
-        e.u8(4)?.bytes(self.event_log)?;
+    fn write_rest<W: Write>(&self, e: &mut Encoder<W>) -> Result<(), minicbor::encode::Error<W::Error>> {
         e.u8(5)?.bytes(self.binding.as_bytes())?;
         e.u8(6)?.u32(self.index)?;
         e.u8(7)?.u32(self.count)?;
@@ -225,28 +191,6 @@ impl<'a> Evidence<'a> {
     }
 }
 
-/// Why reading stopped: where the decoder stands, or for a reason of its own.
-enum Stop {
-    Here,
-    Because(EvidenceError),
-}
-
-impl From<minicbor::decode::Error> for Stop {
-    fn from(_: minicbor::decode::Error) -> Self {
-        Self::Here
-    }
-}
-
-impl From<EvidenceError> for Stop {
-    fn from(error: EvidenceError) -> Self {
-        Self::Because(error)
-    }
-}
-
-fn key(d: &mut Decoder<'_>, number: u8) -> Result<(), Stop> {
-    if d.u8()? == number { Ok(()) } else { Err(EvidenceError::NotCanonical.into()) }
-}
-
 fn read_path(d: &mut Decoder<'_>) -> Result<Path, Stop> {
     let mut path = Path::default();
     let length = d.array()?.and_then(|length| usize::try_from(length).ok());
@@ -255,22 +199,6 @@ fn read_path(d: &mut Decoder<'_>) -> Result<Path, Stop> {
         *sibling = d.bytes()?.try_into().map_err(|_| EvidenceError::Length(8))?;
     }
     Ok(path)
-}
-
-/// Takes only the bytes that it already has: encoding into it proves that they are canonical.
-struct Compare<'a> {
-    rest: &'a [u8],
-}
-
-struct Different;
-
-impl Write for Compare<'_> {
-    type Error = Different;
-
-    fn write_all(&mut self, bytes: &[u8]) -> Result<(), Different> {
-        self.rest = self.rest.strip_prefix(bytes).ok_or(Different)?;
-        Ok(())
-    }
 }
 
 #[cfg(test)]

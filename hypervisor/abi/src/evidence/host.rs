@@ -6,15 +6,15 @@
 use minicbor::decode::Decoder;
 use minicbor::encode::{Encoder, Write};
 
-use super::{Compare, EvidenceError, MAX_EVENT_LOG, Stop, key};
-use crate::{HOST_PCRS, HostQuoteReply, MAX_AK_PUBLIC, MAX_ATTEST, MAX_SIGNATURE};
+use super::document::{self, Document, Stop, key, part};
+use super::{EvidenceError, MAX_EVENT_LOG};
+use crate::{HOST_PCRS, HostQuoteReply};
 
 /// Value of key 0: what this is, and in which version.
 pub const FORMAT: &str = "dolmen-host-evidence-1";
 /// No evidence about a host is longer.
 pub const MAX_HOST_EVIDENCE: usize = MAX_EVENT_LOG.saturating_add(2560);
 
-const KEYS: u64 = 7;
 /// Bytes of a register.
 const VALUE: usize = 32;
 
@@ -63,20 +63,7 @@ impl<'a> HostEvidence<'a> {
     /// # Errors
     /// [`EvidenceError`] says what is wrong with them.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, EvidenceError> {
-        if bytes.len() > MAX_HOST_EVIDENCE {
-            return Err(EvidenceError::NotCanonical);
-        }
-        let mut decoder = Decoder::new(bytes);
-        let evidence = Self::read(&mut decoder).map_err(|stop| match stop {
-            Stop::Here => EvidenceError::Malformed(decoder.position()),
-            Stop::Because(error) => error,
-        })?;
-        evidence.check()?;
-        let mut compare = Compare { rest: bytes };
-        match evidence.write(&mut compare) {
-            Ok(()) if compare.rest.is_empty() => Ok(evidence),
-            Ok(()) | Err(_) => Err(EvidenceError::NotCanonical),
-        }
+        document::decode(bytes)
     }
 
     /// Writes the evidence to the start of `out`; the length used comes back.
@@ -85,24 +72,20 @@ impl<'a> HostEvidence<'a> {
     /// [`EvidenceError`] if a part has an impossible length, or `out` is too small
     /// ([`MAX_HOST_EVIDENCE`] always suffices).
     pub fn encode(&self, out: &mut [u8]) -> Result<usize, EvidenceError> {
-        self.check()?;
-        let room = out.len();
-        let mut rest = out;
-        self.write(&mut rest).map_err(|_| EvidenceError::NoRoom)?;
-        Ok(room.saturating_sub(rest.len()))
+        document::encode(self, out)
+    }
+}
+
+impl<'a> Document<'a> for HostEvidence<'a> {
+    const MAX_BYTES: usize = MAX_HOST_EVIDENCE;
+    const FORMAT: &'static str = FORMAT;
+    const KEYS: u64 = 7;
+
+    fn quote(&self) -> [&'a [u8]; 4] {
+        [self.attest, self.signature, self.ak_public, self.event_log]
     }
 
-    fn check(&self) -> Result<(), EvidenceError> {
-        for (key, part, limit) in [
-            (1, self.attest, MAX_ATTEST),
-            (2, self.signature, MAX_SIGNATURE),
-            (3, self.ak_public, MAX_AK_PUBLIC),
-            (4, self.event_log, MAX_EVENT_LOG),
-        ] {
-            if part.is_empty() || part.len() > limit {
-                return Err(EvidenceError::Length(key));
-            }
-        }
+    fn check_rest(&self) -> Result<(), EvidenceError> {
         let is_possible = self.pcrs != 0 && self.pcrs >> HOST_PCRS == 0;
         let count = usize::try_from(self.pcrs.count_ones()).unwrap_or(usize::MAX);
         if is_possible && self.values.len() == count.saturating_mul(VALUE) {
@@ -112,33 +95,15 @@ impl<'a> HostEvidence<'a> {
         }
     }
 
-    fn read(d: &mut Decoder<'a>) -> Result<Self, Stop> {
-        if d.map()? != Some(KEYS) {
-            return Err(EvidenceError::Format.into());
-        }
-        key(d, 0)?;
-        if d.str()? != FORMAT {
-            return Err(EvidenceError::Format.into());
-        }
-        let mut part = |number| -> Result<&'a [u8], Stop> {
-            key(d, number)?;
-            Ok(d.bytes()?)
-        };
-        let (attest, signature, ak_public, event_log) = (part(1)?, part(2)?, part(3)?, part(4)?);
+    fn read_rest(quote: [&'a [u8]; 4], d: &mut Decoder<'a>) -> Result<Self, Stop> {
+        let [attest, signature, ak_public, event_log] = quote;
         key(d, 5)?;
         let pcrs = d.u32()?;
-        key(d, 6)?;
-        let values = d.bytes()?;
+        let values = part(d, 6)?;
         Ok(Self { attest, signature, ak_public, event_log, pcrs, values })
     }
 
-    fn write<W: Write>(&self, out: W) -> Result<(), minicbor::encode::Error<W::Error>> {
-        let mut e = Encoder::new(out);
-        e.map(KEYS)?.u8(0)?.str(FORMAT)?;
-        e.u8(1)?.bytes(self.attest)?;
-        e.u8(2)?.bytes(self.signature)?;
-        e.u8(3)?.bytes(self.ak_public)?;
-        e.u8(4)?.bytes(self.event_log)?;
+    fn write_rest<W: Write>(&self, e: &mut Encoder<W>) -> Result<(), minicbor::encode::Error<W::Error>> {
         e.u8(5)?.u32(self.pcrs)?;
         e.u8(6)?.bytes(self.values)?;
         Ok(())

@@ -1,4 +1,5 @@
 use super::*;
+use crate::{MAX_AK_PUBLIC, MAX_ATTEST, MAX_SIGNATURE};
 use proptest::prelude::*;
 use zerocopy::FromZeros;
 
