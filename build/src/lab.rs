@@ -52,7 +52,7 @@ impl<'a> Lab<'a> {
         place::make(folder)?;
         let profile = Profile::load(machine)?;
         if profile.tpm.is_some() {
-            swtpm::manufacture(&folder.join("tpm"), banks)?;
+            swtpm::manufacture(&folder.join("tpm"), banks, None)?;
         }
         Ok(Self {
             tools,
@@ -74,6 +74,12 @@ impl<'a> Lab<'a> {
     pub(crate) const fn with_slow_tpm(mut self) -> Self {
         self.can_slow_tpm = true;
         self
+    }
+
+    /// The same machine with a new TPM, all banks active, for whose endorsement keys `maker` vouches.
+    pub(crate) fn with_tpm_by(self, maker: &swtpm::Maker) -> Result<Self> {
+        swtpm::manufacture(&self.folder.join("tpm"), crate::e2e::ALL_BANKS, Some(maker))?;
+        Ok(self)
     }
 
     /// The same machine with so many processors.

@@ -1,5 +1,6 @@
 //! Evidence in the relying party's hands: judged by `dolmen-verify` and by unmodified tpm2-tools.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -81,7 +82,7 @@ impl Proof {
 }
 
 impl RelyingParty {
-    /// A relying party that expects `reference`, in a file beside its policy, and has enrolled no key yet.
+    /// A relying party that expects `reference`, in a file beside its policy, and knows no key yet.
     pub(crate) fn new(artifacts: &Artifacts, reference: &Reference, policy: &Path) -> Result<Self> {
         let values = policy.with_extension("reference.json");
         place::write(&values, serde_json::to_string_pretty(reference)?.as_bytes())?;
@@ -111,11 +112,11 @@ impl RelyingParty {
         Ok(Self { verifier: artifacts.verifier(), policy: policy.to_owned() })
     }
 
-    /// Enrols the key of this evidence, which must be good in all else.
-    pub(crate) fn enrol(&self, proof: &Proof) -> Result<()> {
+    /// Trusts the key of this evidence on first use; the evidence must be good in all else.
+    pub(crate) fn trust(&self, proof: &Proof) -> Result<()> {
         let entry = process::output(
             Command::new(&self.verifier)
-                .arg("enroll")
+                .arg("trust")
                 .arg(proof.evidence())
                 .arg("--policy")
                 .arg(&self.policy)
@@ -123,6 +124,28 @@ impl RelyingParty {
         )?;
         let mut text = std::fs::read_to_string(&self.policy).context("the policy is gone")?;
         text.push_str(&entry);
+        place::write(&self.policy, text.as_bytes())
+    }
+
+    /// One step of `dolmen-verify enrol`, by this policy: what it prints, or why it refuses.
+    pub(crate) fn enrol(&self, step: &[&OsStr]) -> Result<core::result::Result<Vec<u8>, String>> {
+        let mut command = Command::new(&self.verifier);
+        command.arg("enrol").args(step).arg("--policy").arg(&self.policy);
+        let done = command.output().context("cannot start dolmen-verify")?;
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        match done.status.code() {
+            Some(0) => Ok(Ok(done.stdout)),
+            Some(1) => Ok(Err(said)),
+            _ => bail!("dolmen-verify enrol: {said}"),
+        }
+    }
+
+    /// Keeps an enrolment record, and has the policy name it.
+    pub(crate) fn accept(&self, record: &[u8], name: &str) -> Result<()> {
+        let file = format!("{name}.record.json");
+        place::write(&self.policy.with_file_name(&file), record)?;
+        let mut text = std::fs::read_to_string(&self.policy).context("the policy is gone")?;
+        write!(text, "[[keys]]\nrecord = \"{file}\"\n").context("no memory")?;
         place::write(&self.policy, text.as_bytes())
     }
 

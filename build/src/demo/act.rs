@@ -129,10 +129,10 @@ impl<'a> Story<'a> {
             ));
             let proof = self.quote(guest, "evidence-1")?;
             if !enrolled.exists() {
-                self.party.enrol(&proof)?;
+                self.party.trust(&proof)?;
                 place::copy(&self.party.export(&proof)?.join("ak.pub"), &enrolled)?;
                 ui::note(
-                    "the attestation key is enrolled now (a fleet would have its TPM's maker vouch for it first)",
+                    "the attestation key is trusted from now on, on first use (a fleet would enrol it: its TPM's maker vouches for it)",
                 );
             }
             self.accept(&proof, &enrolled)?;

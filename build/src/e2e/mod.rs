@@ -2,6 +2,7 @@
 
 mod cpus;
 mod dma;
+mod enrolment;
 mod foreign;
 mod grub;
 mod hostile;

@@ -1,4 +1,5 @@
-//! Verifiers that know nothing of Dolmen, unmodified, on evidence from a real run: one boot for all of them.
+//! Verifiers that know nothing of Dolmen, unmodified, on evidence from a real run: one boot for all of them, and for
+//! enrolment, which is told in `enrolment`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,21 +7,25 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest as _, Sha256};
 
-use super::{Case, Scene, trust};
+use super::{Case, Scene, enrolment, trust};
 use crate::machine::shell::Shell;
+use crate::machine::swtpm::Maker;
 use crate::proof::{Proof, RelyingParty, Verdict};
 use crate::{demo, guest, place, process};
 
 /// The tests of this file.
-pub(super) const CASES: &[Case] =
-    &[Case { name: "unmodified_tools_accept_evidence_by_every_key", run: strangers }];
+pub(super) const CASES: &[Case] = &[Case {
+    name: "unmodified_tools_accept_evidence_by_every_key_and_credentials_enrol_keys",
+    run: strangers,
+}];
 
 /// What the guest of these tests may do besides.
 const ALLOWED: (&str, &str) = ("\"log\"]", "\"log\", \"host-quote\", \"enrol\"]");
 
 fn strangers(scene: &Scene<'_>) -> Result<()> {
     let verifier = stranger()?;
-    let lab = scene.lab("bios")?;
+    let maker = Maker::of(&scene.folder.join("maker"))?;
+    let lab = scene.lab("bios")?.with_tpm_by(&maker)?;
     let manifest = std::fs::read_to_string(super::one_guest())?.replace(ALLOWED.0, ALLOWED.1);
     let release = trust::variant(scene, "every call", &manifest)?;
     let party =
@@ -50,7 +55,7 @@ fn strangers(scene: &Scene<'_>) -> Result<()> {
             independent(&verifier, &parts, &hex::encode(nonce))?;
         }
     }
-    Ok(())
+    enrolment::tell(&mut shell, scene, &release, &maker)
 }
 
 fn guest_quote(shell: &mut Shell, key: &str, folder: &Path) -> Result<Proof> {

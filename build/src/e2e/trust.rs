@@ -71,7 +71,7 @@ fn refused_evidence(scene: &Scene<'_>) -> Result<()> {
     let (_machine, mut shell) = shell(&lab, "one", &scene.release)?;
     let proof = quote(&mut shell, &scene.folder.join("evidence"))?;
     must_refuse(&party, &proof, "a key that nobody enrolled")?;
-    party.enrol(&proof)?;
+    party.trust(&proof)?;
     let key = party.export(&proof)?.join("ak.pub");
     if party.verify(&proof)? != Verdict::Trusted {
         bail!("good evidence is refused: {:?}", party.verify(&proof)?);
@@ -107,7 +107,7 @@ fn released(scene: &Scene<'_>, proof: &Proof) -> Result<()> {
     release::assemble(&place::root(), &artifacts.folder, &whole, Some(&super::one_guest()))?;
     let whole = RelyingParty::of_values(artifacts, &whole.join(release::VALUES), &whole.join("policy.toml"))?;
     for party in [party("release", &artifacts.folder)?, whole] {
-        party.enrol(proof)?;
+        party.trust(proof)?;
         match party.verify(proof)? {
             Verdict::Trusted => {}
             Verdict::Refused(_, why) => bail!("by the release, good evidence is refused: {why}"),

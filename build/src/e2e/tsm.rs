@@ -131,7 +131,7 @@ fn foreign_library(
     // Padded with zeroes, as `dolmen quote --nonce` does it.
     shell.expect(&format!("tsm-report dolmen {digits:0<128} /tmp/report"))?;
     let proof = Proof::save(&bring(shell, "/tmp/report")?, &nonce, &scene.folder.join("evidence"))?;
-    party.enrol(&proof)?;
+    party.trust(&proof)?;
     match party.verify(&proof)? {
         Verdict::Trusted => {}
         Verdict::Refused(checks, why) => bail!("a good report is refused ({}): {why}", checks.join(", ")),

@@ -82,7 +82,7 @@ fn show(made: &Made) {
     ui::good(&format!("{}: what GRUB boots, with an entry for its menu", made.multiboot.display()));
     ui::good(&format!("{}: PCR 17, PCR 18 and each guest's identity", made.reference_file.display()));
     ui::good(&format!(
-        "{}: a policy for dolmen-verify; `dolmen-verify enroll` adds the key",
+        "{}: a policy for dolmen-verify; `dolmen-verify enrol` or `trust` adds the key",
         made.policy.display()
     ));
     ui::note(&format!(

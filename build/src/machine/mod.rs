@@ -215,7 +215,8 @@ pub(crate) fn sockets() -> Result<Arc<TempDir>> {
 fn power_tpm(setting: &Setting<'_>, sockets: &Arc<TempDir>) -> Result<Swtpm> {
     let state = setting.folder.join("tpm");
     if !state.exists() {
-        swtpm::manufacture(&state, "sha1,sha256,sha384,sha512")?;
+        let maker = swtpm::Maker::of(&setting.folder.join("tpm-maker"))?;
+        swtpm::manufacture(&state, "sha1,sha256,sha384,sha512", Some(&maker))?;
     }
     Swtpm::start(&state, sockets, &transcript(setting, "tpm"), setting.record)
 }

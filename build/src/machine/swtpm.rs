@@ -25,14 +25,64 @@ const CMD_SET_DATAFD: u32 = 0x10;
 /// Control command: commands come from this locality.
 const CMD_SET_LOCALITY: u32 = 5;
 
-/// Makes the state of a new TPM with the given PCR banks active, for example `sha1,sha256`.
-pub(crate) fn manufacture(state: &Path, banks: &str) -> Result<()> {
+/// A maker of TPMs, whose certificates say which endorsement keys are those of its TPMs: swtpm's own authority, with
+/// keys of its own.
+#[derive(Clone, Debug)]
+pub(crate) struct Maker {
+    folder: PathBuf,
+}
+
+impl Maker {
+    /// The maker whose keys are, or will be, in `folder`. They come to be with its first TPM.
+    pub(crate) fn of(folder: &Path) -> Result<Self> {
+        let maker = Self { folder: folder.to_owned() };
+        let home = folder.display();
+        let authority = format!(
+            "statedir = {home}\nsigningkey = {home}/signkey.pem\nissuercert = {home}/issuercert.pem\n\
+             certserial = {home}/certserial\n"
+        );
+        place::write(&maker.authority(), authority.as_bytes())?;
+        let setup = format!(
+            "create_certs_tool = /usr/bin/swtpm_localca\ncreate_certs_tool_config = {}\n\
+             create_certs_tool_options = /etc/swtpm-localca.options\n",
+            maker.authority().display()
+        );
+        place::write(&maker.setup(), setup.as_bytes())?;
+        Ok(maker)
+    }
+
+    fn authority(&self) -> PathBuf {
+        self.folder.join("localca.conf")
+    }
+
+    /// What `swtpm_setup` reads.
+    fn setup(&self) -> PathBuf {
+        self.folder.join("setup.conf")
+    }
+
+    /// The root certificate, for relying parties.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.folder.join("swtpm-localca-rootca-cert.pem")
+    }
+
+    /// The certificate between the root and those of the TPMs.
+    pub(crate) fn intermediate(&self) -> PathBuf {
+        self.folder.join("issuercert.pem")
+    }
+}
+
+/// Makes the state of a new TPM with the given PCR banks active, for example `sha1,sha256`. The certificates of its
+/// endorsement keys are in its memory if there is a maker who vouches for them.
+pub(crate) fn manufacture(state: &Path, banks: &str, maker: Option<&Maker>) -> Result<()> {
     if state.exists() {
         std::fs::remove_dir_all(state).with_context(|| format!("cannot remove {}", state.display()))?;
     }
     place::make(state)?;
     let mut command = Command::new("swtpm_setup");
     command.arg("--tpm2").arg("--tpmstate").arg(state).args(["--pcr-banks", banks, "--overwrite"]);
+    if let Some(maker) = maker {
+        command.arg("--create-ek-cert").arg("--config").arg(maker.setup());
+    }
     process::output(&mut command).map(drop).context("cannot make a TPM")
 }
 

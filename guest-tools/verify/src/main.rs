@@ -31,7 +31,7 @@ struct Cli {
 enum Command {
     /// Judge evidence by a policy.
     Check(CheckArgs),
-    /// Enrol a key: prove that it lives in a TPM that a maker vouches for (docs/enrolment.md).
+    /// Enrol a key by a credential: proof that it lives in a TPM that a maker vouches for (docs/enrolment.md).
     #[command(subcommand)]
     Enrol(enrolling::Enrol),
     /// Judge evidence about a host (`dolmen host-quote`) by a policy.
@@ -73,10 +73,10 @@ enum Command {
         /// File with the evidence.
         evidence: PathBuf,
     },
-    /// Print a policy entry for the key of this evidence, if everything else in it holds.
+    /// Print a policy entry that trusts the key of this evidence on first use, if everything else in it holds.
     ///
-    /// This trusts the key on first use: only a credential for the TPM's endorsement key proves where it lives.
-    Enroll(CheckArgs),
+    /// Nothing proves that a TPM holds the key: only `enrol`, by a credential for the TPM's endorsement key, does.
+    Trust(CheckArgs),
 }
 
 #[derive(Args)]
@@ -151,7 +151,7 @@ fn run(command: Command) -> Result<bool> {
             print_report(&report, json)
         }
         Command::Enrol(step) => enrolling::run(&step),
-        Command::Enroll(args) => run_enroll(&args),
+        Command::Trust(args) => run_trust(&args),
         Command::Throughput { check, seconds } => run_throughput(&check, Duration::from_secs(seconds)),
         Command::Binding { evidence } => {
             let bytes = read(&evidence)?;
@@ -179,7 +179,7 @@ fn print_report(report: &Report, as_json: bool) -> Result<bool> {
     Ok(report.accepted)
 }
 
-fn run_enroll(args: &CheckArgs) -> Result<bool> {
+fn run_trust(args: &CheckArgs) -> Result<bool> {
     let bytes = read(&args.evidence)?;
     let mut policy = args.policy()?;
     policy.keys.clear();
@@ -192,6 +192,9 @@ fn run_enroll(args: &CheckArgs) -> Result<bool> {
     let quote = quote.map_err(|error| anyhow!("what was signed is no quote ({error:?})"))?;
     let name = report.key.unwrap_or_default();
     let (resets, restarts) = (quote.reset_count, quote.restart_count);
+    eprintln!(
+        "dolmen-verify: trusted on first use; only `dolmen-verify enrol` proves that a TPM holds this key"
+    );
     print(&format!("[[keys]]\nname = \"{name}\"\nreset_count = {resets}\nrestart_count = {restarts}\n"))
 }
 

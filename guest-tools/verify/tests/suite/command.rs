@@ -76,15 +76,19 @@ fn what_cannot_be_looked_at_ends_with_status_2() {
 }
 
 #[test]
-fn an_enrolled_key_is_trusted_from_then_on() {
+fn a_key_is_trusted_from_its_first_use_on_and_the_user_is_told_what_that_proves() {
     let honest = Forge::honest();
     let text = honest.policy_text();
     let (unenrolled, _) = text.split_once("[[keys]]").unwrap();
     let files = Files::of(&honest, unenrolled);
     assert_eq!(files.check("").0, Some(1));
     let nonce = hex::encode(NONCE);
-    let entry = files.run(&format!("enroll evidence --policy policy.toml --nonce {nonce}"));
+    let entry = files.run(&format!("trust evidence --policy policy.toml --nonce {nonce}"));
     assert!(entry.status.success());
+    let warning = String::from_utf8(entry.stderr).unwrap();
+    assert!(warning.contains("on first use") && warning.contains("`dolmen-verify enrol`"), "{warning}");
+    // Told apart from enrolment: there is no other spelling of that to fall for.
+    assert_eq!(files.run("enroll evidence --policy policy.toml").status.code(), Some(2));
     let enrolled = format!("{unenrolled}{}", String::from_utf8(entry.stdout).unwrap());
     assert_eq!(Files::of(&honest, &enrolled).check("").0, Some(0));
 }
