@@ -237,7 +237,7 @@ fn owner_password(scene: &Scene<'_>) -> Result<()> {
     drop(power);
     let mut machine = lab.boot("one", &scene.micro.parts)?;
     let line = machine.log.wait_for("stop: ", LAUNCH)?;
-    if !line.contains("keys") {
+    if !line.contains("keys") || !line.contains("the owner hierarchy has an authorisation value") {
         bail!("it stopped, but not for want of keys: {line}");
     }
     if !line.contains("tpm2_changeauth -c owner") {

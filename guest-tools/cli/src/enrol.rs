@@ -19,6 +19,8 @@ const REQUEST_FORMAT: &str = "dolmen-enrolment-request-1";
 const CHALLENGE_FORMAT: &str = "dolmen-enrolment-challenge-1";
 /// Bytes in a credential of an enrolment.
 const NONCE: usize = 32;
+/// Longest chain of certificates that is sent along.
+const MAX_CHAIN: usize = 32 * 1024;
 /// Registers that an answer about the host is over: PCR 17 and 18.
 const QUOTED: u32 = 0x0006_0000;
 
@@ -30,6 +32,7 @@ where
     let mut certificate = vec![0; MAX_CERTIFICATE];
     let length = client.ek_certificate(ek, &mut certificate)?;
     certificate.truncate(length);
+    let chain = chain(client)?;
     let mut ek_public = vec![0; MAX_AK_PUBLIC];
     let length = client.endorsement_key(ek, &mut ek_public)?;
     ek_public.truncate(length);
@@ -43,8 +46,25 @@ where
         "ek": ek.word(),
         "ek_public": STANDARD.encode(ek_public),
         "ek_certificate": STANDARD.encode(certificate),
+        "ek_chain": STANDARD.encode(chain),
     });
     Ok(Product::report("enrolment-request", format!("{request:#}\n"), request))
+}
+
+/// All parts of the chain of certificates, one after the other; empty if the TPM has none.
+fn chain<T>(client: &mut Client<T>) -> Result<Vec<u8>, Failure>
+where
+    T: Transport<Error: fmt::Display>,
+{
+    let (mut chain, mut part) = (Vec::new(), vec![0; MAX_CERTIFICATE]);
+    for number in 0..=u8::MAX {
+        let Some(length) = client.ek_chain(number, &mut part)? else { break };
+        chain.extend_from_slice(part.get(..length).unwrap_or_default());
+        if chain.len() > MAX_CHAIN {
+            return Err(Failure::plain(&"the TPM's chain of certificates is longer than any can be"));
+        }
+    }
+    Ok(chain)
 }
 
 /// Opens the credential in the challenge, and brings evidence over what was in it.

@@ -9,6 +9,9 @@ use dolmen_guest::Error;
 /// TPM_RC_LOCKOUT.
 const LOCKOUT: u32 = 0x921;
 
+/// TPM_RC_BAD_AUTH, of the first session: a value where the empty one was given.
+const BAD_AUTH: u32 = 0x9a2;
+
 /// Why the command failed.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
@@ -44,7 +47,10 @@ impl<E: fmt::Display> From<Error<E>> for Failure {
         let remedy = match &error {
             Error::Refused(status) => remedy(*status),
             Error::Tpm(LOCKOUT) => Some(
-                "the TPM is in lockout after failed authorisations: wait, or let its owner run `tpm2_dictionarylockout -c`",
+                "the TPM is in lockout after failed authorisations: wait, or let whoever has its lockout authorisation run `tpm2_dictionarylockout -c`",
+            ),
+            Error::Tpm(BAD_AUTH) => Some(
+                "the TPM's endorsement hierarchy got an authorisation value since the launch: let its owner clear it with `tpm2_changeauth -c endorsement`",
             ),
             Error::Tpm(_) => Some("ask again; if it stays so, the machine's TPM needs a look"),
             Error::Reply => Some("driver and hypervisor do not fit together: are they of one version?"),
@@ -92,6 +98,14 @@ mod tests {
         let refused = Failure::from(Error::<String>::Refused(Status::REFUSED));
         assert_eq!((refused.code, Failure::from(Error::<String>::Length).code), (3, 1));
         assert!(refused.to_string().contains("Hint: check the label"), "{refused}");
+    }
+
+    #[test]
+    fn what_the_tpms_owner_must_do_is_said() {
+        for (code, want) in [(0x921, "in lockout"), (0x9a2, "tpm2_changeauth -c endorsement")] {
+            let failure = Failure::from(Error::<String>::Tpm(code));
+            assert!(failure.to_string().contains(want), "{failure}");
+        }
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! The calls as functions.
 
 use dolmen_abi::{
-    ActivateCredential, ActivateRequest, AkId, AkPublic, Call, EkCertificate, EkId, EndorsementKey, EventLog,
-    EventLogReply, EventLogRequest, Extend, ExtendRequest, GuestInfo, GuestName, HostQuote, HostQuoteReply,
-    HostQuoteRequest, KeyPublic, KeyRequest, ListGuests, ListGuestsReply, MAX_ACTIVATED, MAX_GUESTS,
-    MAX_HOST_NONCE, MAX_LABEL, MAX_RANDOM, MAX_SECRET, Quote, QuoteReply, QuoteRequest, REGISTER_BYTES,
-    REPORT_DATA_BYTES, Random, RandomRequest, ReadRegisters, Registers, ResetGuest, SEALED_OVERHEAD, Seal,
-    SealPolicy, SealRequest, StartGuest, Status, StopGuest, TpmFailure, Unseal, UnsealRequest, Version,
-    VersionReply,
+    ActivateCredential, ActivateRequest, AkId, AkPublic, Call, ChainRequest, EkCertificate, EkChain, EkId,
+    EndorsementKey, EventLog, EventLogReply, EventLogRequest, Extend, ExtendRequest, GuestInfo, GuestName,
+    HostQuote, HostQuoteReply, HostQuoteRequest, KeyPublic, KeyRequest, ListGuests, ListGuestsReply,
+    MAX_ACTIVATED, MAX_GUESTS, MAX_HOST_NONCE, MAX_LABEL, MAX_RANDOM, MAX_SECRET, Quote, QuoteReply,
+    QuoteRequest, REGISTER_BYTES, REPORT_DATA_BYTES, Random, RandomRequest, ReadRegisters, Registers,
+    ResetGuest, SEALED_OVERHEAD, Seal, SealPolicy, SealRequest, StartGuest, Status, StopGuest, TpmFailure,
+    Unseal, UnsealRequest, Version, VersionReply,
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -203,6 +203,19 @@ impl<T: Transport> Client<T> {
     /// [`Error::Refused`] with [`Status::NO_CERTIFICATE`] if the TPM has none, or another [`Error`].
     pub fn ek_certificate(&mut self, key: EkId, out: &mut [u8]) -> Result<usize, Error<T::Error>> {
         self.call::<EkCertificate>(&[KeyRequest { key: key.0, reserved: 0 }.as_bytes()], out)
+    }
+
+    /// A part of the chain of certificates behind those of the endorsement keys, into `out`; its length, and none for one
+    /// that is not there.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn ek_chain(&mut self, part: u8, out: &mut [u8]) -> Result<Option<usize>, Error<T::Error>> {
+        match self.call::<EkChain>(&[ChainRequest { part: part.into(), reserved: 0 }.as_bytes()], out) {
+            // An older hypervisor knows no chains.
+            Err(Error::Refused(Status::NO_CERTIFICATE | Status::NO_SUCH_CALL)) => Ok(None),
+            other => other.map(Some),
+        }
     }
 
     /// Opens a credential for `key` that was encrypted to `ek` (`TPM2B_ID_OBJECT` and `TPM2B_ENCRYPTED_SECRET`, both

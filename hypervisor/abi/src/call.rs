@@ -145,6 +145,8 @@ calls! {
     /// Opens a credential that was made for an attestation key; credential and encrypted seed follow the request.
     ActivateCredential = 0x37, group: CallGroup::ENROL, request: ActivateRequest,
         then: MAX_CREDENTIAL.saturating_add(MAX_ENCRYPTED_SECRET), reply: (), then: MAX_ACTIVATED;
+    /// A part of the chain of certificates that the TPM's maker stored behind those of its endorsement keys.
+    EkChain = 0x38, group: CallGroup::ENROL, request: ChainRequest, then: 0, reply: (), then: MAX_CERTIFICATE;
     /// All guests: state, last stop, counters.
     ListGuests = 0x40, group: CallGroup::MANAGE, request: (), then: 0,
         reply: ListGuestsReply, then: MAX_GUESTS.saturating_mul(size_of::<GuestInfo>());
@@ -297,6 +299,14 @@ wire! {
     pub struct KeyRequest {
         /// Which key (AkId or EkId).
         pub key: u32,
+        /// Zero.
+        pub reserved: u32,
+    }
+
+    /// Request of EkChain.
+    pub struct ChainRequest {
+        /// Which part, from 0: at most 255.
+        pub part: u32,
         /// Zero.
         pub reserved: u32,
     }

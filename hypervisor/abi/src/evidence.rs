@@ -14,6 +14,7 @@ use crate::{Binding, MAX_PATH, QuoteReply, merkle};
 
 mod document;
 pub mod host;
+pub mod keys;
 
 use document::{Document, Stop, key, part};
 

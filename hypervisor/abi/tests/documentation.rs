@@ -8,12 +8,12 @@ mod generated;
 use core::fmt::Write;
 
 use dolmen_abi::{
-    ActivateRequest, AkId, Binding, BlobHeader, CALLS, CallGroup, EXIT_KINDS, EkId, EventLogReply,
-    EventLogRequest, ExtendReply, ExtendRequest, GuestInfo, GuestName, GuestState, HostQuoteReply,
-    HostQuoteRequest, KeyRequest, LaunchFacts, Layout, ListGuestsReply, MAX_ACTIVATED, MAX_AK_PUBLIC,
-    MAX_ATTEST, MAX_CERTIFICATE, MAX_HOST_NONCE, MAX_LABEL, MAX_LOG_WINDOW, MAX_PATH, MAX_RANDOM, MAX_SECRET,
-    MAX_SIGNATURE, MAX_WAITING, QuoteReply, QuoteRequest, RandomRequest, RegistersReply, SealRequest, Status,
-    StopCause, TpmFailure, UnsealRequest, VersionReply,
+    ActivateRequest, AkId, Binding, BlobHeader, CALLS, CallGroup, ChainRequest, EXIT_KINDS, EkId,
+    EventLogReply, EventLogRequest, ExtendReply, ExtendRequest, GuestInfo, GuestName, GuestState,
+    HostQuoteReply, HostQuoteRequest, KeyRequest, LaunchFacts, Layout, ListGuestsReply, MAX_ACTIVATED,
+    MAX_AK_PUBLIC, MAX_ATTEST, MAX_CERTIFICATE, MAX_HOST_NONCE, MAX_LABEL, MAX_LOG_WINDOW, MAX_PATH,
+    MAX_RANDOM, MAX_SECRET, MAX_SIGNATURE, MAX_WAITING, QuoteReply, QuoteRequest, RandomRequest,
+    RegistersReply, SealRequest, Status, StopCause, TpmFailure, UnsealRequest, VersionReply,
 };
 
 /// A table for each mark in the document.
@@ -43,6 +43,7 @@ fn tables() -> Vec<(&'static str, String)> {
         ("Binding", structure::<Binding>()),
         ("HostQuoteRequest", structure::<HostQuoteRequest>()),
         ("HostQuoteReply", structure::<HostQuoteReply>()),
+        ("ChainRequest", structure::<ChainRequest>()),
         ("KeyRequest", structure::<KeyRequest>()),
         ("ActivateRequest", structure::<ActivateRequest>()),
         ("attestation keys", numbers(AkId::ALL.iter().map(|(key, word, meaning)| (key.0, *word, *meaning)))),

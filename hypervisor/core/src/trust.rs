@@ -59,6 +59,10 @@ pub(crate) fn derive(host: &mut Host) -> Result<Trust, Reason> {
     let mut ak_public = length.to_be_bytes().to_vec();
     ak_public.extend_from_slice(public);
     log::info!(target: "measure", "keys derived ak={}", crate::measure::Hex(&keys.ak.name));
+    if keys.permanent.is_in_lockout() {
+        let remedy = keys.permanent.lockout_remedy();
+        log::warn!(target: "measure", "the TPM is in lockout, no key can be enrolled: {remedy}");
+    }
     let root = service::Secret::new(*keys.root.expose());
     Ok(Trust { ak: keys.ak, ak_public, session: keys.session, drbg: keys.drbg, root: Some(root) })
 }
@@ -234,6 +238,7 @@ fn order(errand: &Errand) -> Option<clerk::Errand> {
         Errand::KeyPublic(key) => clerk::Errand::Public(attestation_key(*key)?),
         Errand::EndorsementKey(key) => clerk::Errand::EndorsementKey(endorsement_key(*key)?),
         Errand::Certificate(key) => clerk::Errand::Certificate(endorsement_key(*key)?),
+        Errand::Chain(part) => clerk::Errand::Chain(*part),
         Errand::Activate { key, ek, credential, secret } => clerk::Errand::Activate {
             key: attestation_key(*key)?,
             ek: endorsement_key(*ek)?,

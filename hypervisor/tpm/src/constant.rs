@@ -140,7 +140,7 @@ pub mod property {
     pub const FIRMWARE_VERSION_1: u32 = 0x10b;
     /// Largest command, in bytes.
     pub const MAX_COMMAND_SIZE: u32 = 0x11e;
-    /// TPMA_PERMANENT: bit 0 set if the owner hierarchy has an authorisation value, bit 9 in lock-out.
+    /// TPMA_PERMANENT.
     pub const PERMANENT: u32 = 0x200;
 }
 
@@ -171,6 +171,8 @@ impl ResponseCode {
     pub const POLICY_FAIL: Self = Self(0x09d);
     /// An authorisation failed and does not count.
     pub const BAD_AUTH: Self = Self(0x0a2);
+    /// The same, as the TPM tells it of the first session.
+    pub const BAD_AUTH_OF_SESSION_1: Self = Self(0x9a2);
     /// No room for another object.
     pub const OBJECT_MEMORY: Self = Self(0x902);
     /// No room for another session.

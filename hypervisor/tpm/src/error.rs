@@ -19,6 +19,17 @@ pub enum KeyRole {
     Provisioned,
 }
 
+impl KeyRole {
+    /// The hierarchy that it lives in.
+    const fn hierarchy(self) -> &'static str {
+        match self {
+            Self::Salt => "null",
+            Self::Attestation => "endorsement",
+            Self::Root | Self::Provisioned => "owner",
+        }
+    }
+}
+
 /// Why there are no keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyError {
@@ -87,7 +98,7 @@ impl fmt::Display for KeyError {
             Self::NotThisLaunch => f.write_str("PCR 17 is not the value of this launch"),
             Self::WrongLocality => f.write_str("the TPM does not see locality 2"),
             Self::HierarchyHasAuth(key) => {
-                write!(f, "the hierarchy of the key {key:?} has an authorisation value")
+                write!(f, "the {} hierarchy has an authorisation value", key.hierarchy())
             }
             Self::NotTheTemplate(key, error) => write!(f, "the key {key:?} is not our template: {error:?}"),
             Self::WrongName(key) => write!(f, "the key {key:?} has another Name than it must have"),

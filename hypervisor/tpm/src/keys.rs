@@ -16,6 +16,7 @@ use crate::drbg::Drbg;
 use crate::error::{During, KeyError, KeyRole};
 use crate::exchange::Exchange;
 use crate::measure::read_banks;
+use crate::permanent::Permanent;
 use crate::policy::{SELECT_17, launch_policy};
 use crate::primary::{
     create_parameters, create_with_password, decode_created, decode_created_with_password, decode_hmac,
@@ -72,6 +73,8 @@ pub struct Keys {
     pub drbg: Drbg,
     /// Digest of the policy that the keys carry.
     pub policy: [u8; SHA256_SIZE],
+    /// What the TPM tells of its authorisations. A lockout stops no launch, but the opening of credentials.
+    pub permanent: Permanent,
 }
 
 /// Makes the keys of this launch. Blocks; takes some fifteen commands. Sessions and objects that others left
@@ -82,12 +85,14 @@ pub struct Keys {
 pub fn set_up(tpm: &mut impl Transport, setup: &Setup<'_>) -> Result<Keys, KeyError> {
     crate::command::flush_leftovers(tpm).during(cc::FLUSH_CONTEXT)?;
     check_banks(tpm)?;
+    let permanent = Permanent::read(tpm).during(cc::GET_CAPABILITY)?;
+    check_values(permanent, setup.provisioned.is_some())?;
     let mut maker = Maker::new(tpm, setup)?;
     maker.seed()?;
     let policy = launch_policy(&setup.pcr17);
     let ak = maker.attestation_key()?;
     let root = maker.root(&policy, setup.provisioned.as_ref())?;
-    Ok(Keys { ak, root, session: maker.session, drbg: maker.drbg, policy })
+    Ok(Keys { ak, root, session: maker.session, drbg: maker.drbg, policy, permanent })
 }
 
 /// Checks that the key at a persistent handle may serve as sealing root: its public area is the template exactly
@@ -129,6 +134,17 @@ fn check_banks(tpm: &mut impl Transport) -> Result<(), KeyError> {
     } else {
         Err(KeyError::BankOff)
     }
+}
+
+/// Hierarchies with an authorisation value make no keys for us: known before anything is made.
+const fn check_values(permanent: Permanent, is_provisioned: bool) -> Result<(), KeyError> {
+    if permanent.has_endorsement_value() {
+        return Err(KeyError::HierarchyHasAuth(KeyRole::Attestation));
+    }
+    if permanent.has_owner_value() && !is_provisioned {
+        return Err(KeyError::HierarchyHasAuth(KeyRole::Root));
+    }
+    Ok(())
 }
 
 /// Makes keys through one session.

@@ -37,6 +37,8 @@ mod exchange;
 #[cfg(feature = "keys")]
 pub mod keys;
 #[cfg(feature = "keys")]
+pub mod permanent;
+#[cfg(feature = "keys")]
 pub mod policy;
 #[cfg(feature = "keys")]
 pub mod primary;

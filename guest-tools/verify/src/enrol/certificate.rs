@@ -105,6 +105,14 @@ pub fn check_certificate(
     Err(CertificateError::TooLong)
 }
 
+/// The certificates in `der`, one after the other, as far as they can be read and a chain can need them. They are hints:
+/// whatever is missing or wrong, no chain leads through it.
+pub(super) fn chain(der: &[u8]) -> Vec<Certificate> {
+    let Ok(mut reader) = SliceReader::new(der) else { return Vec::new() };
+    let next = || Certificate::decode(&mut reader).ok();
+    core::iter::from_fn(next).take(MAX_DEPTH).collect()
+}
+
 /// The certificate without what makers leave after it in the TPM's memory.
 fn exact(der: &[u8]) -> &[u8] {
     let [0x30, 0x82, high, low, ..] = der else { return der };

@@ -125,6 +125,9 @@ pub struct Request {
     pub ek_public: String,
     /// Its certificate, in DER.
     pub ek_certificate: String,
+    /// Certificates that its TPM has behind that one, in DER, one after the other; empty if none.
+    #[serde(default)]
+    pub ek_chain: String,
 }
 
 /// What goes back to the guest. Bytes are base64.
@@ -221,7 +224,10 @@ pub fn begin(
     let ek_public = bytes("ek_public", &request.ek_public)?;
     let ek = EkPublic::parse(&ek_public)?;
     let certificate = bytes("ek_certificate", &request.ek_certificate)?;
-    check_certificate(&certificate, &ek, intermediates, roots, now)?;
+    // What the TPM says of its makers is believed no more than any intermediate: it must lead to a root.
+    let mut between = certificate::chain(&bytes("ek_chain", &request.ek_chain)?);
+    between.extend_from_slice(intermediates);
+    check_certificate(&certificate, &ek, &between, roots, now)?;
     let ak_public = bytes("ak_public", &request.ak_public)?;
     let key = AttestationKey::parse(&ak_public)?;
     key.check_attributes()?;

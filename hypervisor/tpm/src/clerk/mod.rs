@@ -163,12 +163,14 @@ impl Clerk {
     }
 
     /// How it goes on once its attestation key is loaded.
-    const fn main(errand: &Errand) -> Step {
+    fn main(errand: &Errand) -> Step {
         match errand {
             Errand::Quote { .. } => Step::Quote,
             Errand::Public(_) => Step::Tell,
-            Errand::EndorsementKey(kind) | Errand::Activate { ek: kind, .. } => Step::MakeEk(*kind),
-            Errand::Certificate(kind) => Step::FindCertificate(*kind),
+            Errand::EndorsementKey(kind) => Step::MakeEk(*kind),
+            Errand::Activate { .. } => Step::LookForLockout,
+            Errand::Certificate(kind) => Step::FindCertificate(kind.certificate()),
+            Errand::Chain(part) => Step::FindCertificate(order::CHAIN.saturating_add(u32::from(*part))),
         }
     }
 

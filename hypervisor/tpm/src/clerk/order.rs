@@ -56,6 +56,10 @@ impl EkKind {
     }
 }
 
+/// First NV index of the chain of certificates behind those of the endorsement keys; its parts have the next ones (TCG EK
+/// Credential Profile, "EK certificate chains").
+pub(super) const CHAIN: u32 = 0x01c0_0100;
+
 /// What the clerk is sent for.
 #[expect(clippy::large_enum_variant, reason = "there is no heap on this path, and one errand at a time")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +81,8 @@ pub enum Errand {
     EndorsementKey(EkKind),
     /// An endorsement key's certificate; no bytes if the TPM has none.
     Certificate(EkKind),
+    /// A part of the chain of certificates behind that; no bytes if the TPM has none.
+    Chain(u8),
     /// What is in a credential for an attestation key.
     Activate {
         /// The key that it was made for.
@@ -100,7 +106,7 @@ impl Errand {
     pub(super) const fn key(&self) -> Option<AkKind> {
         match self {
             Self::Quote { key, .. } | Self::Public(key) | Self::Activate { key, .. } => Some(*key),
-            Self::EndorsementKey(_) | Self::Certificate(_) => None,
+            Self::EndorsementKey(_) | Self::Certificate(_) | Self::Chain(_) => None,
         }
     }
 }
@@ -124,6 +130,10 @@ pub enum ErrandError {
     Command(u32, TpmError),
     /// What the TPM made is not the template: what of it differs.
     NotTheTemplate(DecodeError),
+    /// The TPM is in lockout, and would open no credential.
+    InLockout,
+    /// The endorsement hierarchy got an authorisation value after the launch.
+    EndorsementValue,
     /// A register changed between the quote and the reading of its value.
     Changed,
     /// The key that was just made is gone.
@@ -138,6 +148,8 @@ impl ErrandError {
             Self::Quote(error) => error.response_code(),
             Self::Command(_, TpmError::Refused(code)) => code.0,
             Self::Changed => ResponseCode::PCR_CHANGED.0,
+            Self::InLockout => ResponseCode::LOCKOUT.0,
+            Self::EndorsementValue => ResponseCode::BAD_AUTH_OF_SESSION_1.0,
             Self::Command(
                 _,
                 TpmError::Encode(_) | TpmError::Transport(_) | TpmError::Decode(_) | TpmError::Forged,

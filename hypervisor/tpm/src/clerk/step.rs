@@ -4,15 +4,16 @@ use super::order::{EkKind, Errand, ErrandError};
 use super::{Clerk, MAX_ANSWER};
 use crate::attestation::{AkKind, AttestationKey};
 use crate::codec::{DecodeError, EncodeError};
-use crate::command::flush_context;
-use crate::constant::{cc, handle};
+use crate::command::{flush_context, get_capability};
+use crate::constant::{capability, cc, handle, property};
 use crate::credential::{
     activate_credential, decode_activate_credential, decode_nv_read, decode_nv_read_public,
     decode_pcr_read_many, decode_policy_secret, nv_read, nv_read_public, pcr_read_many, policy_secret,
 };
+use crate::permanent::Permanent;
 use crate::primary::{create_with_password, decode_created_with_password};
 use crate::public::{PublicArea, Template};
-use crate::response::{Response, TpmError};
+use crate::response::{Response, TpmError, decode_property};
 use crate::session::{decode_start_session, start_policy_session};
 use crate::transport::PolledTransport;
 
@@ -29,8 +30,11 @@ pub(super) enum Step {
     /// A quote, which is a job of its own.
     Quote,
     ReadPcrs,
-    FindCertificate(EkKind),
-    ReadCertificate(EkKind),
+    /// Whether there is something at this NV index, and how much.
+    FindCertificate(u32),
+    ReadCertificate(u32),
+    /// Whether anything of the TPM's own state forbids an activation.
+    LookForLockout,
     StartPolicy,
     PolicySecret,
     Activate,
@@ -51,6 +55,7 @@ impl Step {
             Self::ReadPcrs => cc::PCR_READ,
             Self::FindCertificate(_) => cc::NV_READ_PUBLIC,
             Self::ReadCertificate(_) => cc::NV_READ,
+            Self::LookForLockout => cc::GET_CAPABILITY,
             Self::StartPolicy => cc::START_AUTH_SESSION,
             Self::PolicySecret => cc::POLICY_SECRET,
             Self::Activate => cc::ACTIVATE_CREDENTIAL,
@@ -107,6 +112,10 @@ impl Clerk {
                 let public = template.check(created.public).map_err(ErrandError::NotTheTemplate)?;
                 self.out_len = put(&mut self.out, &public).ok_or(ErrandError::NoKey)?;
                 if errand.is_activation() { Step::StartPolicy } else { Step::FlushEk }
+            }
+            Step::LookForLockout => {
+                let told = decode_property(bytes, property::PERMANENT).map_err(failed)?;
+                may_activate(told, errand)?
             }
             Step::StartPolicy | Step::PolicySecret | Step::Activate => {
                 return self.activate(step).map(Some);
@@ -165,26 +174,27 @@ impl Clerk {
                     _ => Ok(Step::ReadPcrs),
                 }
             }
-            Step::FindCertificate(kind) => {
-                let size = decode_nv_read_public(bytes, kind.certificate()).map_err(failed)?;
+            Step::FindCertificate(index) => {
+                let size = decode_nv_read_public(bytes, index).map_err(failed)?;
                 self.wanted = size.map_or(0, u32::from);
                 if usize::from(size.unwrap_or(0)) > MAX_ANSWER {
                     return Err(failed(DecodeError::Length(self.wanted).into()));
                 }
-                Ok(if self.wanted == 0 { Step::Done } else { Step::ReadCertificate(kind) })
+                Ok(if self.wanted == 0 { Step::Done } else { Step::ReadCertificate(index) })
             }
-            Step::ReadCertificate(kind) => {
+            Step::ReadCertificate(index) => {
                 let data = decode_nv_read(bytes, chunk(self.wanted)).map_err(failed)?;
                 let end = self.out_len.saturating_add(data.len());
                 self.out.get_mut(self.out_len..end).ok_or(ErrandError::NoKey)?.copy_from_slice(data);
                 self.out_len = end;
                 self.wanted = self.wanted.saturating_sub(u32::from(chunk(self.wanted)));
-                Ok(if self.wanted == 0 { Step::Done } else { Step::ReadCertificate(kind) })
+                Ok(if self.wanted == 0 { Step::Done } else { Step::ReadCertificate(index) })
             }
             Step::Evict
             | Step::MakeAk(_)
             | Step::MakeEk(_)
             | Step::Quote
+            | Step::LookForLockout
             | Step::StartPolicy
             | Step::PolicySecret
             | Step::Activate
@@ -231,13 +241,14 @@ impl Clerk {
                 self.exchange.prepare(|buf| create_with_password(buf, endorsement, &template, &[]))
             }
             Step::ReadPcrs => self.exchange.prepare(|buf| pcr_read_many(buf, wanted)),
-            Step::FindCertificate(kind) => {
-                self.exchange.prepare(|buf| nv_read_public(buf, kind.certificate()))
-            }
-            Step::ReadCertificate(kind) => {
+            Step::FindCertificate(index) => self.exchange.prepare(|buf| nv_read_public(buf, index)),
+            Step::ReadCertificate(index) => {
                 let offset = u16::try_from(self.out_len).map_err(|_| EncodeError::TooLong)?;
-                self.exchange.prepare(|buf| nv_read(buf, kind.certificate(), offset, chunk(wanted)))
+                self.exchange.prepare(|buf| nv_read(buf, index, offset, chunk(wanted)))
             }
+            Step::LookForLockout => self
+                .exchange
+                .prepare(|buf| get_capability(buf, capability::PROPERTIES, property::PERMANENT, 1)),
             Step::StartPolicy => self.exchange.prepare(|buf| start_policy_session(buf, &nonce)),
             Step::PolicySecret => self.exchange.prepare(|buf| policy_secret(buf, session)),
             Step::Activate => {
@@ -252,6 +263,17 @@ impl Clerk {
             Step::FlushEk => self.exchange.prepare(|buf| flush_context(buf, stray)),
             Step::Quote | Step::Tell | Step::Done => Ok(()),
         }
+    }
+}
+
+/// How an activation goes on, or why not, by what the TPM tells (TPMA_PERMANENT). A TPM that does not tell is asked to
+/// do it.
+fn may_activate(told: Option<u32>, errand: &Errand) -> Result<Step, ErrandError> {
+    let Errand::Activate { ek, .. } = errand else { return Err(ErrandError::NoKey) };
+    match Permanent(told.unwrap_or_default()) {
+        permanent if permanent.is_in_lockout() => Err(ErrandError::InLockout),
+        permanent if permanent.has_endorsement_value() => Err(ErrandError::EndorsementValue),
+        _ => Ok(Step::MakeEk(*ek)),
     }
 }
 

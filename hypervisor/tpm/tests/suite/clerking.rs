@@ -11,7 +11,7 @@ use dolmen_tpm::policy::QUOTED;
 use dolmen_tpm::quote::{Busy, Quote};
 use dolmen_tpm::{PolledTransport, TpmError};
 
-use crate::keys::{IMAGE, launched, setup, sha256};
+use crate::keys::{IMAGE, change_auth, launched, setup, sha256};
 use crate::swtpm::Swtpm;
 use crate::tap::{Tap, refusal};
 
@@ -206,11 +206,16 @@ fn a_certificate_is_read_whole_and_a_missing_one_is_no_bytes() {
         tools.write("certificate", &certificate);
         tools.run("tpm2_nvdefine -Q -C p -s 1300 -a ppwrite|ppread|ownerread|authread|no_da|platformcreate 0x1c00002");
         tools.run("tpm2_nvwrite -Q -C p -i certificate 0x1c00002");
+        tools.write("part", &certificate[..700]);
+        tools.run("tpm2_nvdefine -Q -C p -s 700 -a ppwrite|ppread|ownerread|authread|no_da|platformcreate 0x1c00101");
+        tools.run("tpm2_nvwrite -Q -C p -i part 0x1c00101");
     });
     tpm.set_locality(2);
     let mut clerk = clerk(&mut tpm);
     assert_eq!(bytes(&mut clerk, &mut tpm, Errand::Certificate(EkKind::Rsa)), certificate);
     assert!(bytes(&mut clerk, &mut tpm, Errand::Certificate(EkKind::Ecc)).is_empty());
+    assert_eq!(bytes(&mut clerk, &mut tpm, Errand::Chain(1)), certificate[..700]);
+    assert!(bytes(&mut clerk, &mut tpm, Errand::Chain(2)).is_empty());
 }
 
 /// What `tpm2_makecredential` writes: a magic and a version, then both structures with their sizes.
@@ -268,15 +273,42 @@ fn in_lockout_no_credential_opens_but_quotes_go_on() {
     tpm.with_tools(|tools| tools.lock_out());
     tpm.set_locality(2);
     let mut clerk = self::clerk(&mut tpm);
+    // Known before anything is made.
+    let mut tap = Tap::on(tpm, cc::CREATE_PRIMARY, |_| panic!("a key is made"));
+    let end = send(&mut clerk, &mut tap, activation(AkKind::GuestEcdsa, EkKind::Ecc, &file));
+    assert_eq!(end, ClerkPoll::Failed(ErrandError::InLockout));
+    // And by the TPM itself, if it did not tell.
+    let mut tap = Tap::on(tap.tpm, cc::GET_CAPABILITY, |response| response[19..].fill(0));
     let ClerkPoll::Failed(error) =
-        send(&mut clerk, &mut tpm, activation(AkKind::GuestEcdsa, EkKind::Ecc, &file))
+        send(&mut clerk, &mut tap, activation(AkKind::GuestEcdsa, EkKind::Ecc, &file))
     else {
         panic!("it opened")
     };
-    assert_eq!(error.response_code(), ResponseCode::LOCKOUT.0);
+    assert!(matches!(error, ErrandError::Command(cc::ACTIVATE_CREDENTIAL, _)), "{error:?}");
+    assert_eq!((error.response_code(), ErrandError::InLockout.response_code()), (0x921, 0x921));
+    let mut tpm = tap.tpm;
     quoted(send(&mut clerk, &mut tpm, quote_by(AkKind::GuestEcdsa, QUOTED, &[1; 32])));
     quoted(send(&mut clerk, &mut tpm, quote_by(AkKind::HostRsa, QUOTED, &[1; 32])));
     set_up(&mut tpm, &setup(IMAGE)).unwrap();
+}
+
+#[test]
+fn an_endorsement_value_that_came_after_the_launch_is_named() {
+    let mut tpm = launched();
+    let mut clerk = clerk(&mut tpm);
+    let endorsement = bytes(&mut clerk, &mut tpm, Errand::EndorsementKey(EkKind::Ecc));
+    let area = bytes(&mut clerk, &mut tpm, Errand::Public(AkKind::GuestEcdsa));
+    let file = make(&mut tpm, &endorsement, &name(&area));
+    tpm.set_locality(2);
+    let mut clerk = self::clerk(&mut tpm);
+    change_auth(&mut tpm, 0x4000_000b);
+    let end = send(&mut clerk, &mut tpm, activation(AkKind::GuestEcdsa, EkKind::Ecc, &file));
+    assert_eq!(end, ClerkPoll::Failed(ErrandError::EndorsementValue));
+    // The same code as the TPM's own, where it is the one that refuses.
+    let ClerkPoll::Failed(error) = send(&mut clerk, &mut tpm, Errand::EndorsementKey(EkKind::Rsa)) else {
+        panic!("a key without the value")
+    };
+    assert_eq!(error.response_code(), ErrandError::EndorsementValue.response_code());
 }
 
 #[test]

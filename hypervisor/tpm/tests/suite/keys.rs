@@ -11,6 +11,7 @@ use dolmen_tpm::{KeyError, KeyRole, TpmError, Transport, measure};
 use sha2::{Digest as _, Sha256};
 
 use crate::swtpm::Swtpm;
+use crate::tap::Tap;
 use crate::tis_model::TisModel;
 
 pub(crate) const IMAGE: &[u8] = b"the launch image";
@@ -131,10 +132,35 @@ fn an_owner_with_an_authorisation_value_is_told_what_to_do() {
     for (hierarchy, role) in [(0x4000_0001, KeyRole::Root), (0x4000_000b, KeyRole::Attestation)] {
         let mut tpm = launched();
         change_auth(&mut tpm, hierarchy);
-        let error = set_up(&mut tpm, &setup(IMAGE)).unwrap_err();
+        // Known before anything is made.
+        let mut tap = Tap::on(tpm, cc::CREATE_PRIMARY, |_| panic!("a key is made"));
+        let error = set_up(&mut tap, &setup(IMAGE)).unwrap_err();
         assert_eq!(error, KeyError::HierarchyHasAuth(role));
-        assert!(error.to_string().contains("tpm2_changeauth"), "{error}");
+        let word = if role == KeyRole::Root { "owner" } else { "endorsement" };
+        assert!(error.to_string().contains(&format!("the {word} hierarchy has")), "{error}");
+        assert!(error.to_string().contains(&format!("tpm2_changeauth -c {word}")), "{error}");
+        // A TPM that does not tell, or a bus that lies, leads to the same refusal, by the TPM.
+        let mut tap = Tap::on(tap.tpm, cc::GET_CAPABILITY, |response| {
+            if let Some(at) = response.windows(4).position(|window| window == [0, 0, 2, 0]) {
+                response[at + 4..at + 8].fill(0);
+            }
+        });
+        assert_eq!(set_up(&mut tap, &setup(IMAGE)).unwrap_err(), KeyError::HierarchyHasAuth(role));
     }
+}
+
+#[test]
+fn a_lockout_and_its_authorisation_value_stop_no_launch_and_are_told() {
+    let mut tpm = launched();
+    assert!(!set_up(&mut tpm, &setup(IMAGE)).unwrap().permanent.is_in_lockout());
+    change_auth(&mut tpm, 0x4000_000a);
+    let told = set_up(&mut tpm, &setup(IMAGE)).unwrap().permanent;
+    assert!(told.has_lockout_value() && !told.is_in_lockout());
+    let mut tpm = launched();
+    tpm.with_tools(|tools| tools.lock_out());
+    tpm.set_locality(2);
+    let told = set_up(&mut tpm, &setup(IMAGE)).unwrap().permanent;
+    assert!(told.is_in_lockout() && told.lockout_remedy().contains("tpm2_dictionarylockout -c"));
 }
 
 /// TPM2_HierarchyChangeAuth to "secret".

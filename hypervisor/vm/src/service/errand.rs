@@ -59,6 +59,8 @@ pub enum Errand {
     EndorsementKey(EkId),
     /// Its certificate; no bytes if there is none.
     Certificate(EkId),
+    /// A part of the chain behind the certificates; no bytes if there is none.
+    Chain(u8),
     /// What a credential holds.
     Activate {
         /// The key that it is for.

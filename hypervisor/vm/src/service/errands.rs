@@ -1,6 +1,8 @@
 //! The calls that are errands: from the request in the scratch buffer to the reply in it.
 
-use dolmen_abi::{ActivateRequest, AkId, EkId, HOST_PCRS, HostQuoteRequest, KeyRequest, Status, TpmFailure};
+use dolmen_abi::{
+    ActivateRequest, AkId, ChainRequest, EkId, HOST_PCRS, HostQuoteRequest, KeyRequest, Status, TpmFailure,
+};
 
 use super::errand::{Bytes, Errand, ErrandDesk, Found};
 use super::handler::{all_zero, put, put_bytes, take};
@@ -37,7 +39,20 @@ impl Service<'_> {
 
     pub(super) fn ek_certificate<P: Platform>(&mut self, platform: &mut P) -> Result<Answer, Status> {
         let key = endorsement_key(self.key_request()?).ok_or(Status::BAD_ARGUMENT)?;
-        let answer = self.errand(Errand::Certificate(key), platform)?;
+        self.certificate(Errand::Certificate(key), platform)
+    }
+
+    pub(super) fn ek_chain<P: Platform>(&mut self, platform: &mut P) -> Result<Answer, Status> {
+        self.demand_launch()?;
+        let (request, _) = take::<ChainRequest>(self.scratch)?;
+        all_zero(request.reserved)?;
+        let part = u8::try_from(request.part).map_err(|_| Status::BAD_ARGUMENT)?;
+        self.certificate(Errand::Chain(part), platform)
+    }
+
+    /// An errand for certificates, of which there may be none.
+    fn certificate<P: Platform>(&mut self, errand: Errand, platform: &mut P) -> Result<Answer, Status> {
+        let answer = self.errand(errand, platform)?;
         if answer.status == Status::OK && answer.length == 0 {
             self.commit(answer.change, platform);
             return Err(Status::NO_CERTIFICATE);

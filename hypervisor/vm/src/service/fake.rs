@@ -316,6 +316,8 @@ impl FakeTpm {
             Errand::EndorsementKey(key) => text(&[b'e', u8::try_from(key.0).unwrap_or(0xff)]),
             Errand::Certificate(dolmen_abi::EkId::RSA) => text(self.certificate),
             Errand::Certificate(_) => text(&[]),
+            Errand::Chain(part @ 0..2) => text(&[b'c', *part]),
+            Errand::Chain(_) => text(&[]),
             Errand::Activate { credential, .. } => text(credential.get()),
         }
     }

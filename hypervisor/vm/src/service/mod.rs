@@ -31,7 +31,7 @@
 //! ```
 
 use dolmen_abi::{
-    ActivateCredential, AkPublic, BUFFER_ALIGN, CALLS, Call, CallGroup, CallInfo, EkCertificate,
+    ActivateCredential, AkPublic, BUFFER_ALIGN, CALLS, Call, CallGroup, CallInfo, EkCertificate, EkChain,
     EndorsementKey, EventLog, Extend, HostQuote, KeyPublic, LaunchFacts, ListGuests, NAME_BYTES, Quote,
     REGISTER_BYTES, REGISTER_COUNT, Random, ReadRegisters, Registers, ResetGuest, Seal, StartGuest, Status,
     StopGuest, TpmFailure, Unseal, Version,
@@ -271,6 +271,7 @@ impl<'a> Service<'a> {
             KeyPublic::NUMBER => self.key_public(platform),
             EndorsementKey::NUMBER => self.endorsement_key(platform),
             EkCertificate::NUMBER => self.ek_certificate(platform),
+            EkChain::NUMBER => self.ek_chain(platform),
             ActivateCredential::NUMBER => self.activate_credential(platform),
             ListGuests::NUMBER => self.list_guests(platform.guests()),
             StartGuest::NUMBER => self.ask(Request::Start, platform.guests()),

@@ -1,5 +1,7 @@
 use super::*;
-use dolmen_abi::{ActivateRequest, AkId, EkId, HostQuoteReply, HostQuoteRequest, KeyRequest, TpmFailure};
+use dolmen_abi::{
+    ActivateRequest, AkId, ChainRequest, EkId, HostQuoteReply, HostQuoteRequest, KeyRequest, TpmFailure,
+};
 
 fn key(key: u32) -> Vec<u8> {
     KeyRequest { key, reserved: 0 }.as_bytes().to_vec()
@@ -54,6 +56,9 @@ fn requests_that_no_version_defines_are_refused_and_nothing_is_started() {
     assert_eq!(rig.refused::<KeyPublic>(&key(4)), Status::BAD_ARGUMENT);
     assert_eq!(rig.refused::<EndorsementKey>(&key(2)), Status::BAD_ARGUMENT);
     assert_eq!(rig.refused::<EkCertificate>(&key(u32::MAX)), Status::BAD_ARGUMENT);
+    for (part, reserved, want) in [(256, 0, Status::BAD_ARGUMENT), (0, 1, Status::RESERVED_NOT_ZERO)] {
+        assert_eq!(rig.refused::<EkChain>(ChainRequest { part, reserved }.as_bytes()), want);
+    }
     let request = ActivateRequest { key: 0, ek: 0, credential_length: 1, secret_length: 1 };
     assert_eq!(rig.refused::<ActivateCredential>(request.as_bytes()), Status::BAD_LENGTH);
     let longer = [request.as_bytes(), &[0; 3]].concat();
@@ -76,6 +81,9 @@ fn keys_certificates_and_credentials_come_as_the_tpm_gives_them() {
 fn a_certificate_that_is_not_there_has_a_status_of_its_own() {
     let mut rig = Rig::new();
     assert_eq!(repeat::<EkCertificate>(&mut rig, &key(EkId::ECC.0)), (Status::NO_CERTIFICATE, Vec::new()));
+    let part = |part| ChainRequest { part, reserved: 0 }.as_bytes().to_vec();
+    assert_eq!(repeat::<EkChain>(&mut rig, &part(1)), (Status::OK, b"c\x01".to_vec()));
+    assert_eq!(repeat::<EkChain>(&mut rig, &part(255)), (Status::NO_CERTIFICATE, Vec::new()));
     // The place is free again.
     assert_eq!(rig.bytes::<KeyPublic>(&key(0)).0, Status::AGAIN);
 }
