@@ -4,6 +4,7 @@
  * writes. Only what a map of small integers, text, byte strings and one array needs.
  */
 
+#include <linux/array_size.h>
 #include <linux/limits.h>
 #include <linux/string.h>
 
@@ -24,7 +25,6 @@
 #define EVIDENCE_FORMAT	"dolmen-evidence-1"
 #define EVIDENCE_KEYS	9
 #define KEYS_FORMAT	"dolmen-keys-1"
-#define KEYS_KEYS	2
 
 void dolmen_write_bytes(struct dolmen_writer *writer, const void *bytes, size_t length)
 {
@@ -109,8 +109,25 @@ void dolmen_write_binding(struct dolmen_writer *writer, const struct dolmen_quot
 	}
 }
 
-void dolmen_write_keys(struct dolmen_writer *writer, const u8 *ak, size_t ak_length)
+void dolmen_write_keys(struct dolmen_writer *writer, const u8 *ak, size_t ak_length,
+		       const struct dolmen_endorsement *endorsement)
 {
-	write_map(writer, KEYS_KEYS, KEYS_FORMAT);
-	write_part(writer, 1, ak, ak_length);
+	const struct {
+		const u8 *bytes;
+		size_t length;
+	} parts[] = {
+		{ ak, ak_length },
+		{ endorsement->ek, endorsement->ek_length },
+		{ endorsement->certificate, endorsement->certificate_length },
+		{ endorsement->chain, endorsement->chain_length },
+	};
+	u32 keys = 1;
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(parts); i++)
+		keys += parts[i].length != 0;
+	write_map(writer, keys, KEYS_FORMAT);
+	for (i = 0; i < ARRAY_SIZE(parts); i++)
+		if (parts[i].length)
+			write_part(writer, i + 1, parts[i].bytes, parts[i].length);
 }

@@ -15,6 +15,9 @@
 #define DOLMEN_NR_QUOTE		(DOLMEN_NUMBER_BASE | 0x30)
 #define DOLMEN_NR_AK_PUBLIC	(DOLMEN_NUMBER_BASE | 0x31)
 #define DOLMEN_NR_EVENT_LOG	(DOLMEN_NUMBER_BASE | 0x32)
+#define DOLMEN_NR_EK		(DOLMEN_NUMBER_BASE | 0x35)
+#define DOLMEN_NR_EK_CERTIFICATE	(DOLMEN_NUMBER_BASE | 0x36)
+#define DOLMEN_NR_EK_CHAIN	(DOLMEN_NUMBER_BASE | 0x38)
 
 #define DOLMEN_STATUS_OK		0
 #define DOLMEN_STATUS_AGAIN		1
@@ -22,14 +25,21 @@
 #define DOLMEN_STATUS_NOT_PERMITTED	4
 #define DOLMEN_STATUS_NOT_LAUNCHED	16
 #define DOLMEN_STATUS_TPM_FAILED	17
+#define DOLMEN_STATUS_NO_CERTIFICATE	22
 #define DOLMEN_STATUS_NO_SUCH_CALL	((u32)-1000)
 
 #define DOLMEN_REPORT_DATA	64
 #define DOLMEN_MAX_ATTEST	256
 #define DOLMEN_MAX_SIGNATURE	512
 #define DOLMEN_MAX_AK_PUBLIC	512
+#define DOLMEN_MAX_CERTIFICATE	4096
 #define DOLMEN_MAX_PATH		5
 #define DOLMEN_DIGEST		32
+
+/* Endorsement keys, and parts of the chain of certificates behind them. */
+#define DOLMEN_EK_RSA		0
+#define DOLMEN_EK_ECC		1
+#define DOLMEN_CHAIN_PARTS	256
 
 /* How long to wait before asking again what the hypervisor has not finished. */
 #define DOLMEN_SLEEP_MIN_MS	1U
@@ -70,6 +80,13 @@ struct dolmen_quote_reply {
 	u8 signature[DOLMEN_MAX_SIGNATURE];
 };
 static_assert(sizeof(struct dolmen_quote_reply) == 1440);
+
+/* Of EndorsementKey, EkCertificate (which key) and EkChain (which part). */
+struct dolmen_key_request {
+	__le32 key;
+	__le32 reserved;
+};
+static_assert(sizeof(struct dolmen_key_request) == 8);
 
 struct dolmen_event_log_request {
 	__le32 offset;

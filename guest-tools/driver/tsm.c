@@ -2,11 +2,12 @@
 /*
  * Attestation reports of a guest of Dolmen through the kernel's own interface, configfs-tsm
  * (Documentation/ABI/testing/configfs-tsm): inblob is the report data, outblob is evidence as
- * docs/evidence.md defines it, auxblob the keys behind it.
+ * docs/evidence.md defines it, auxblob the keys behind it and the certificates behind those.
  */
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/array_size.h>
 #include <linux/delay.h>
 #include <linux/jiffies.h>
 #include <linux/minmax.h>
@@ -45,15 +46,25 @@ struct dolmen_work {
 	struct dolmen_quote_request quote_request __aligned(8);
 	struct dolmen_quote_reply quote __aligned(8);
 	struct dolmen_event_log_request log_request __aligned(8);
+	struct dolmen_key_request key_request __aligned(8);
 	union {
 		struct dolmen_event_log_reply log;
 		u8 log_room[sizeof(struct dolmen_event_log_reply) + DOLMEN_LOG_WINDOW];
+		u8 key_room[DOLMEN_MAX_CERTIFICATE];
 	} __aligned(8);
 	u8 ak[DOLMEN_MAX_AK_PUBLIC] __aligned(8);
 	size_t ak_length;
 	size_t log_length;
 	unsigned long deadline;
 };
+
+/*
+ * What vouches for the attestation key. It stays the same as long as the guest runs, and making an
+ * endorsement key takes a TPM seconds: it is asked for until it is known. The kernel makes one
+ * report at a time, so nobody else is here meanwhile.
+ */
+static struct dolmen_endorsement dolmen_endorsement;
+static bool dolmen_is_endorsement_known;
 
 static int dolmen_error(u32 status)
 {
@@ -67,6 +78,8 @@ static int dolmen_error(u32 status)
 	case DOLMEN_STATUS_NOT_LAUNCHED:
 	case DOLMEN_STATUS_NO_SUCH_CALL:
 		return -EOPNOTSUPP;
+	case DOLMEN_STATUS_NO_CERTIFICATE:
+		return -ENOENT;
 	default:
 		return -EIO;
 	}
@@ -109,6 +122,95 @@ static int dolmen_ask_ak(struct dolmen_work *work)
 	if (!error && !work->ak_length)
 		return -EIO;
 	return error;
+}
+
+/* Appends to @bytes what a call that names a key, or a part of a chain, answers. */
+static int dolmen_ask_key(struct dolmen_work *work, u32 number, u32 key, u8 *bytes, size_t room,
+			  size_t *length)
+{
+	const struct dolmen_buffers buffers = {
+		.request = &work->key_request,
+		.request_length = sizeof(work->key_request),
+		.reply = work->key_room,
+		.reply_capacity = sizeof(work->key_room),
+	};
+	size_t more;
+	int error;
+
+	work->key_request.key = cpu_to_le32(key);
+	work->key_request.reserved = 0;
+	error = dolmen_ask(number, &buffers, work->deadline, &more);
+	if (error)
+		return error;
+	if (!more)
+		return -EIO;
+	if (more > room - *length)
+		return -EFBIG;
+	memcpy(bytes + *length, work->key_room, more);
+	*length += more;
+	return 0;
+}
+
+/* The chain, up to the first part that is not there; all of it or nothing. */
+static int dolmen_ask_chain(struct dolmen_work *work, struct dolmen_endorsement *found)
+{
+	u32 part;
+	int error = 0;
+
+	for (part = 0; part < DOLMEN_CHAIN_PARTS && !error; part++)
+		error = dolmen_ask_key(work, DOLMEN_NR_EK_CHAIN, part, found->chain,
+				       sizeof(found->chain), &found->chain_length);
+	if (error == -EFBIG) {
+		pr_notice_once("the TPM's chain of certificates is too long for reports\n");
+		found->chain_length = 0;
+		return 0;
+	}
+	/* A hypervisor of an older version knows no chains. */
+	return error == -ENOENT || error == -EOPNOTSUPP ? 0 : error;
+}
+
+/* The first kind of key that has a certificate; without any, an RSA key that nobody vouches for. */
+static int dolmen_ask_certified(struct dolmen_work *work, struct dolmen_endorsement *found)
+{
+	static const u32 kinds[] = { DOLMEN_EK_RSA, DOLMEN_EK_ECC };
+	u32 kind = DOLMEN_EK_RSA;
+	int error = -ENOENT;
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(kinds) && error == -ENOENT; i++) {
+		error = dolmen_ask_key(work, DOLMEN_NR_EK_CERTIFICATE, kinds[i], found->certificate,
+				       sizeof(found->certificate), &found->certificate_length);
+		if (!error)
+			kind = kinds[i];
+	}
+	if (error && error != -ENOENT)
+		return error;
+	return dolmen_ask_key(work, DOLMEN_NR_EK, kind, found->ek, sizeof(found->ek),
+			      &found->ek_length);
+}
+
+/*
+ * Asks for what vouches for the attestation key. A guest that may not know it, or a TPM that does
+ * not tell, still has reports.
+ */
+static int dolmen_ask_endorsement(struct dolmen_work *work)
+{
+	struct dolmen_endorsement *found = &dolmen_endorsement;
+	int error;
+
+	if (dolmen_is_endorsement_known)
+		return 0;
+	memset(found, 0, sizeof(*found));
+	error = dolmen_ask_certified(work, found);
+	if (!error)
+		error = dolmen_ask_chain(work, found);
+	dolmen_is_endorsement_known = !error || error == -EPERM;
+	if (!error)
+		return 0;
+	memset(found, 0, sizeof(*found));
+	if (error == -EIO)
+		pr_warn_once("no endorsement key from the TPM: reports come without it\n");
+	return error == -EPERM || error == -EIO ? 0 : error;
 }
 
 /* Brings a window of the log from @offset on; its bytes, or an error. */
@@ -188,6 +290,9 @@ static int dolmen_report(struct dolmen_work *work, struct tsm_report *report)
 	error = dolmen_ask_ak(work);
 	if (error)
 		return error;
+	error = dolmen_ask_endorsement(work);
+	if (error)
+		return error;
 	window = dolmen_ask_log(work, 0);
 	if (window < 0)
 		return window;
@@ -199,7 +304,9 @@ static int dolmen_report(struct dolmen_work *work, struct tsm_report *report)
 	evidence.room = min_t(size_t, DOLMEN_OUTBLOB_MAX,
 			      work->log_length + sizeof(work->quote) + sizeof(work->ak) +
 			      DOLMEN_ENCODING_OVERHEAD);
-	keys.room = work->ak_length + DOLMEN_ENCODING_OVERHEAD;
+	keys.room = work->ak_length + dolmen_endorsement.ek_length +
+		    dolmen_endorsement.certificate_length + dolmen_endorsement.chain_length +
+		    DOLMEN_ENCODING_OVERHEAD;
 	evidence.bytes = kvzalloc(evidence.room, DOLMEN_GFP);
 	keys.bytes = kvzalloc(keys.room, DOLMEN_GFP);
 	error = -ENOMEM;
@@ -212,7 +319,7 @@ static int dolmen_report(struct dolmen_work *work, struct tsm_report *report)
 	error = dolmen_write_evidence(work, &evidence);
 	if (error)
 		goto out;
-	dolmen_write_keys(&keys, work->ak, work->ak_length);
+	dolmen_write_keys(&keys, work->ak, work->ak_length, &dolmen_endorsement);
 	error = keys.is_full ? -EIO : 0;
 	if (error)
 		goto out;

@@ -3,23 +3,29 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-use super::{ALL_BANKS, Scene};
+use super::{ALL_BANKS, Scene, tsm};
 use crate::lab::{Lab, Release};
 use crate::machine::shell::Shell;
 use crate::machine::swtpm::Maker;
 use crate::proof::{Proof, RelyingParty, Verdict};
-use crate::{demo, guest, place, ui};
+use crate::{demo, guest, place, process, ui};
 
 /// Where the guest keeps a challenge.
 const CHALLENGE: &str = "/tmp/challenge";
 /// NV index of the RSA endorsement key's certificate.
 const RSA_CERTIFICATE: &str = "0x1c00002";
+
+/// First NV index of the chain of certificates behind that.
+const CHAIN: &str = "0x1c00100";
+/// Who may read it: everybody.
+const NV_ATTRIBUTES: &str = "ownerwrite|ownerread|authread|ppread|no_da";
 
 /// A relying party's desk for enrolments, and the guest that it deals with.
 struct Desk<'a> {
@@ -39,6 +45,7 @@ pub(super) fn tell(shell: &mut Shell, scene: &Scene<'_>, release: &Release, make
     desk.host_key()?;
     desk.other_certificates(scene, &request)?;
     desk.other_credentials(&request, &answer)?;
+    desk.report(&request)?;
     // Of all these attempts, none has enrolled a key besides.
     let proof = desk.quote("rsa")?;
     match desk.party.verify(&proof)? {
@@ -123,6 +130,33 @@ impl Desk<'_> {
         }
     }
 
+    /// A report by configfs-tsm brings the same, and unmodified openssl follows the chain.
+    fn report(&mut self, request: &Value) -> Result<()> {
+        let bytes = |field: &str| {
+            let text = request.get(field).and_then(Value::as_str).with_context(|| format!("no `{field}`"))?;
+            Ok::<_, anyhow::Error>(STANDARD.decode(text)?)
+        };
+        let (certificate, chain) = (bytes("ek_certificate")?, bytes("ek_chain")?);
+        ensure!(chain == authority(self.maker)?, "the guest sends another chain than the TPM has");
+        tsm::vouched(
+            self.shell,
+            &[
+                ("ak", &bytes("ak_public")?),
+                ("ek", &bytes("ek_public")?),
+                ("certificate", &certificate),
+                ("chain", &chain),
+            ],
+        )?;
+        let (leaf, between) = (self.folder.join("ek.der"), self.folder.join("between.der"));
+        place::write(&leaf, &certificate)?;
+        place::write(&between, &chain)?;
+        let mut openssl = Command::new("openssl");
+        // The certificate's subject alternative name is critical, which openssl does not understand.
+        openssl.args(["verify", "-ignore_critical", "-CAfile"]).arg(self.maker.root());
+        openssl.arg("-untrusted").arg(&between).arg(&leaf);
+        process::output(&mut openssl).map(drop)
+    }
+
     fn must_not_open(&mut self, challenge: &[u8], what: &str) -> Result<()> {
         self.shell.send(CHALLENGE, challenge)?;
         let answer = self.shell.run(&format!("dolmen answer {CHALLENGE} >/tmp/opened"))?;
@@ -159,17 +193,19 @@ impl Desk<'_> {
         let (file, state) = (at("request.json"), at("state.json"));
         place::write(&file, &serde_json::to_vec(request)?)?;
         let (root, intermediate) = (maker.root(), maker.intermediate());
-        let outcome = self.party.enrol(&[
-            "begin".as_ref(),
+        let mut step = vec![
+            OsStr::new("begin"),
             file.as_os_str(),
             "--roots".as_ref(),
             root.as_os_str(),
-            "--intermediates".as_ref(),
-            intermediate.as_os_str(),
             "--state".as_ref(),
             state.as_os_str(),
-        ])?;
-        Ok((outcome, state))
+        ];
+        // This machine's TPM has what is between, and the guest sends it along.
+        if maker.root() != self.maker.root() {
+            step.extend([OsStr::new("--intermediates"), intermediate.as_os_str()]);
+        }
+        Ok((self.party.enrol(&step)?, state))
     }
 
     /// The guest's answer, which it must be able to give.
@@ -183,6 +219,26 @@ impl Desk<'_> {
         place::write(&file, answer)?;
         self.party.enrol(&["finish".as_ref(), file.as_os_str(), OsStr::new("--state"), state.as_os_str()])
     }
+}
+
+/// Has the TPM of a machine that is off hold the certificate behind those of its endorsement keys, as makers store it.
+pub(super) fn store_chain(lab: &Lab<'_>, maker: &Maker) -> Result<()> {
+    let der = authority(maker)?;
+    let file = lab.folder().join("chain.der");
+    place::write(&file, &der)?;
+    let (_power, tpm) = lab.tpm_alone()?;
+    let (size, file) = (der.len().to_string(), file.display().to_string());
+    tpm.run("tpm2_nvdefine", &["-Q", "-C", "o", "-s", &size, "-a", NV_ATTRIBUTES, CHAIN])?;
+    tpm.run("tpm2_nvwrite", &["-Q", "-C", "o", "-i", &file, CHAIN])?;
+    tpm.run("tpm2_shutdown", &["-c"]).map(drop)
+}
+
+/// The certificate of the authority that signs those of the TPMs, in DER.
+fn authority(maker: &Maker) -> Result<Vec<u8>> {
+    let text = std::fs::read_to_string(maker.intermediate()).context("no certificate of the authority")?;
+    let lines = text.lines().skip_while(|line| !line.starts_with("-----BEGIN")).skip(1);
+    let digits: String = lines.take_while(|line| !line.starts_with("-----END")).collect();
+    STANDARD.decode(digits).context("the authority's certificate is not in PEM")
 }
 
 /// The RSA endorsement key of a machine that is off, as TPM2B_PUBLIC, and its certificate.

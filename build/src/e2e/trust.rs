@@ -178,7 +178,7 @@ fn other_guests(scene: &Scene<'_>) -> Result<()> {
 }
 
 /// A release with another manifest.
-pub(super) fn variant(scene: &Scene<'_>, name: &str, manifest: &str) -> Result<Release> {
+fn variant(scene: &Scene<'_>, name: &str, manifest: &str) -> Result<Release> {
     let folder = scene.folder.join(name.replace(' ', "-"));
     let path = folder.join("dolmen.toml");
     place::write(&path, manifest.as_bytes())?;

@@ -56,7 +56,7 @@ pub(super) const CASES: &[Case] = &[Case {
 }];
 
 fn reports(scene: &Scene<'_>) -> Result<()> {
-    let release = release(scene)?;
+    let release = release(scene, "")?;
     let lab = scene.lab("bios")?;
     let mut machine = lab.boot("tsm", &release.parts)?;
     lab::measured(&mut machine)?;
@@ -72,8 +72,8 @@ fn reports(scene: &Scene<'_>) -> Result<()> {
     linux::content(&mut shell, &scene.folder.join("dmesg.txt"))
 }
 
-/// A guest of two processors with the modules, the programs and the storm.
-fn release(scene: &Scene<'_>) -> Result<Release> {
+/// A guest of two processors with the modules, the programs and the storm, and so many calls besides the usual ones.
+pub(super) fn release(scene: &Scene<'_>, calls: &str) -> Result<Release> {
     let artifacts = &scene.bench.artifacts;
     let programs = programs()?;
     let mut extras = Vec::new();
@@ -91,7 +91,8 @@ fn release(scene: &Scene<'_>) -> Result<Release> {
     place::write(&initrd, &initramfs::build(&artifacts.command(), &driver, &extras)?)?;
     let text = std::fs::read_to_string(super::one_guest())?
         .replace("built:initramfs.cpio", &initrd.display().to_string())
-        .replace("memory_mib = 512", "memory_mib = 512\nvcpus = 2");
+        .replace("memory_mib = 512", "memory_mib = 512\nvcpus = 2")
+        .replace("\"log\"]", &format!("\"log\"{calls}]"));
     super::release(scene.bench, &scene.folder, &text)
 }
 
@@ -151,7 +152,32 @@ fn foreign_library(
     keys(shell, &place::read(&key)?)
 }
 
-/// Beside the evidence there are the keys behind it (`docs/evidence.md`).
+/// In a guest that may enrol, a report brings what vouches for its key: for each of these names, these bytes. The evidence
+/// comes back.
+pub(super) fn vouched(shell: &mut Shell, want: &[(&str, &[u8])]) -> Result<()> {
+    load(shell)?;
+    let read = format!(
+        "tsm-report dolmen {} /tmp/report /tmp/keys && ls /tmp/keys | sort | tr '\\n' ' '",
+        "5a".repeat(64)
+    );
+    let mut names: Vec<&str> = want.iter().map(|(name, _)| *name).collect();
+    names.sort_unstable();
+    // Asked for once, and kept: the second report has the same.
+    for _ in 0..2 {
+        shell.expect("rm -rf /tmp/keys")?;
+        let said = shell.expect(&read)?;
+        ensure!(said.trim() == names.join(" "), "the auxiliary blob has {said:?}, not {names:?}");
+        for (name, want) in want {
+            let found = bring(shell, &format!("/tmp/keys/{name}"))?;
+            ensure!(found == *want, "the auxiliary blob's {name} is {}", hex::encode(&found));
+        }
+        shell.expect(&format!("rmdir {REPORTS}/*"))?;
+    }
+    Ok(())
+}
+
+/// Beside the evidence there are the keys behind it (`docs/evidence.md`): the attestation key alone, if the guest may not
+/// enrol.
 fn keys(shell: &mut Shell, key: &[u8]) -> Result<()> {
     let report = shell.expect(&format!("ls {REPORTS}"))?;
     let keys = bring(shell, &format!("{REPORTS}/{}/auxblob", report.trim()))?;

@@ -73,7 +73,7 @@ impl KeyError {
             Self::NotThisLaunch => "start the machine again: something extended PCR 17 after the launch",
             Self::WrongLocality => "check that the chipset forwards localities to the TPM",
             Self::HierarchyHasAuth(KeyRole::Root) => {
-                "clear the owner authorisation value (tpm2_changeauth -c owner), or provision a persistent sealing root and pin its Name in the manifest"
+                "clear the owner authorisation value (tpm2_changeauth -c owner)"
             }
             Self::HierarchyHasAuth(KeyRole::Salt | KeyRole::Attestation | KeyRole::Provisioned) => {
                 "clear the endorsement authorisation value (tpm2_changeauth -c endorsement)"
