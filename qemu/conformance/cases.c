@@ -379,6 +379,7 @@ static const struct {
     { "vm-cr", case_vm_cr },
     { "init", case_init },
     { "halted", case_halted },
+    { "patched", case_patched },
     { "state", case_state },
     { "long-mode", case_long_mode },
     { "strict", case_strict },
