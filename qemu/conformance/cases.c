@@ -374,6 +374,7 @@ static const struct {
     { "reserved", case_reserved },
     { "shadow", case_shadow },
     { "combined", case_combined },
+    { "injected", case_injected },
     { "faults", case_faults },
     { "absent", case_absent },
     { "vm-cr", case_vm_cr },

@@ -24,5 +24,6 @@ void case_task(void);
 void case_reserved(void);
 void case_shadow(void);
 void case_combined(void);
+void case_injected(void);
 
 #endif
