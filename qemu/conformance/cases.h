@@ -14,6 +14,7 @@ void case_absent(void);
 void case_vm_cr(void);
 void case_init(void);
 void case_halted(void);
+void case_patched(void);
 void case_state(void);
 void case_long_mode(void);
 void case_strict(void);
@@ -23,5 +24,6 @@ void case_task(void);
 void case_reserved(void);
 void case_shadow(void);
 void case_combined(void);
+void case_injected(void);
 
 #endif

@@ -188,12 +188,7 @@ void case_halted(void)
                 0x63);
 }
 
-/* ---- entry state ---- */
-
-static uint32_t saved(unsigned index)
-{
-    return ((volatile uint32_t *)sl_saved)[index];
-}
+/* ---- code that another processor changes ---- */
 
 static uint32_t cpuid_signature(void)
 {
@@ -201,6 +196,61 @@ static uint32_t cpuid_signature(void)
 
     asm volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
     return a;
+}
+
+/* MOV EAX, number; RET, on a page of its own */
+static uint8_t patched[4096] __attribute__((aligned(4096)));
+static volatile uint32_t patch_want, patch_seen, patch_stale;
+#define PATCHES 20000
+
+static void set_patch(uint32_t number)
+{
+    *(volatile uint32_t *)&patched[4] = number;
+}
+
+/* Runs the code all the while; once told, it must be what it was told of. */
+static void run_patched(void)
+{
+    uint32_t (*code)(void) = (uint32_t (*)(void))&patched[3];
+    uint32_t want;
+
+    while (patch_seen < PATCHES) {
+        want = patch_want;
+        cpuid_signature(); /* serialises */
+        if (code() == want) {
+            patch_seen = want;
+        } else if (want != patch_seen) {
+            patch_stale++;
+            patch_seen = want;
+        }
+    }
+}
+
+void case_patched(void)
+{
+    volatile uint32_t i, spin;
+
+    patched[3] = 0xb8;
+    patched[8] = 0xc3;
+    park_ap();
+    check("the second processor starts", start_ap(run_patched));
+    for (i = 1; i <= PATCHES; i++) {
+        set_patch(~i); /* makes the other read the code, while ... */
+        for (spin = 0; spin < i % 251; spin++) {
+        }
+        set_patch(i); /* ... it changes again */
+        patch_want = i;
+        while (patch_seen != i) {
+        }
+    }
+    check_equal("no old code is executed", patch_stale, 0);
+}
+
+/* ---- entry state ---- */
+
+static uint32_t saved(unsigned index)
+{
+    return ((volatile uint32_t *)sl_saved)[index];
 }
 
 static void check_registers(void)

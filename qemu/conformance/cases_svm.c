@@ -22,10 +22,15 @@
 #define PENDING 0x011f0100
 /* valid, an exception, with an error code */
 #define INJECTED_GP (0x80000b00 | GP)
+/* valid, an external interrupt */
+#define VECTOR 0x50
+#define INJECTED_INTERRUPT (0x80000000 | VECTOR)
 
 void guest_nops(void);
 void guest_writes_cr4(void);
 void guest_double_fault(void);
+void guest_interrupted(void);
+extern uint32_t interrupted;
 
 asm(".text\n"
     "guest_nops:\n"
@@ -37,7 +42,16 @@ asm(".text\n"
     "        movl %eax, %cr4\n"
     "        vmmcall\n"
     "guest_double_fault:\n"
-    "        vmmcall\n");
+    "        vmmcall\n"
+    /* counts itself and stays for a while */
+    "guest_interrupted:\n"
+    "        incl interrupted\n"
+    "        movl $20000000, %ecx\n"
+    "1:      loop 1b\n"
+    "        vmmcall\n"
+    ".bss\n"
+    "interrupted: .long 0\n"
+    ".text\n");
 
 static void load_task(uint32_t selector)
 {
@@ -100,30 +114,72 @@ void case_shadow(void)
     check_equal("and it is gone", window(0), 0);
 }
 
-/* A guest of which a #GP finds no gate, but #NP and #DF do. */
-void case_combined(void)
+/* Gives the guest an IDT, and the GDT that its gates need. */
+static void set_gates(struct vmcb *guest, const uint64_t *gates, uint32_t size)
 {
-    static uint64_t gates[32];
     struct {
         uint16_t limit;
         uint32_t base;
     } __attribute__((packed)) gdt;
-    struct vmcb *guest = new_guest(guest_nops, 0);
-    uint32_t i, to;
 
-    for (i = 0; i < 32; i++) {
-        to = i == 8 ? (uint32_t)guest_double_fault : (uint32_t)guest_nops;
-        gates[i] = ((uint64_t)((to & 0xffff0000) | 0x8e00) << 32) |
-                   (0x08 << 16) | (to & 0xffff);
-    }
-    gates[GP] = 0;
     asm volatile("sgdt %0" : "=m"(gdt));
     set_vmcb_field(guest, VMCB_GDTR_LIMIT, gdt.limit);
     set_vmcb_field(guest, VMCB_GDTR_BASE, gdt.base);
-    set_vmcb_field(guest, VMCB_IDTR_LIMIT, sizeof(gates) - 1);
+    set_vmcb_field(guest, VMCB_IDTR_LIMIT, size - 1);
     set_vmcb_field(guest, VMCB_IDTR_BASE, (uint32_t)gates);
+}
+
+static uint64_t gate(void (*handler)(void))
+{
+    uint32_t to = (uint32_t)handler;
+
+    return ((uint64_t)((to & 0xffff0000) | 0x8e00) << 32) | (0x08 << 16) |
+           (to & 0xffff);
+}
+
+/* A guest of which a #GP finds no gate, but #NP and #DF do. */
+void case_combined(void)
+{
+    static uint64_t gates[32];
+    struct vmcb *guest = new_guest(guest_nops, 0);
+    uint32_t i;
+
+    for (i = 0; i < 32; i++) {
+        gates[i] = gate(i == 8 ? guest_double_fault : guest_nops);
+    }
+    gates[GP] = 0;
+    set_gates(guest, gates, sizeof(gates));
     set_vmcb_field(guest, VMCB_INJECTION, INJECTED_GP);
     check_equal("the guest goes on", run_guest(guest), EXIT_VMMCALL);
     check_equal("at the handler of #DF", vmcb_field(guest, VMCB_RIP),
                 (uint32_t)guest_double_fault);
+}
+
+/* A locked access that no boundary holds together stops all processors, in the
+ * model as on a bus: the other one leaves its loop each time. */
+static volatile bool stop_disturbing;
+
+static void disturb(void)
+{
+    static uint8_t split[64] __attribute__((aligned(64)));
+
+    while (!stop_disturbing) {
+        asm volatile("lock incl %0" : "+m"(*(uint32_t *)&split[30]));
+    }
+}
+
+void case_injected(void)
+{
+    static uint64_t gates[VECTOR + 1];
+    struct vmcb *guest = new_guest(guest_nops, 0);
+
+    gates[VECTOR] = gate(guest_interrupted);
+    set_gates(guest, gates, sizeof(gates));
+    set_vmcb_field(guest, VMCB_EFLAGS, 0x202);
+    set_vmcb_field(guest, VMCB_INJECTION, INJECTED_INTERRUPT);
+    park_ap();
+    check("the second processor starts", start_ap(disturb));
+    check_equal("the guest's handler ends", run_guest(guest), EXIT_VMMCALL);
+    stop_disturbing = true;
+    check_equal("it ran once", interrupted, 1);
 }

@@ -160,15 +160,7 @@ pub(crate) fn release(bench: &Bench, folder: &Path, text: &str) -> Result<Releas
 }
 
 fn perform(case: &Case, scene: &Scene<'_>) -> Tally {
-    let mut outcome = (case.run)(scene);
-    if outcome.is_err() && has_stale_code(&scene.folder) {
-        ui::note(
-            "the emulator executed code that the guest had already replaced (qemu/README.md); once more",
-        );
-        forget(&scene.folder);
-        outcome = (case.run)(scene);
-    }
-    match outcome {
+    match (case.run)(scene) {
         Ok(()) => {
             ui::good(&case.sentence());
             forget(&scene.folder);
@@ -182,38 +174,9 @@ fn perform(case: &Case, scene: &Scene<'_>) -> Tally {
     }
 }
 
-/// Whether a guest's kernel met a breakpoint of its own that it had taken out again: a fault of the emulator, which may
-/// translate code while another processor replaces it. No memory of the guest holds that breakpoint then.
-fn has_stale_code(folder: &Path) -> bool {
-    const SAID: &[u8] = b"Oops: int3: 0000";
-    let Ok(entries) = std::fs::read_dir(folder) else { return false };
-    entries.flatten().map(|entry| entry.path()).any(|path| {
-        let is_log = path.extension().is_some_and(|extension| extension == "log");
-        let says = |text: Vec<u8>| text.windows(SAID.len()).any(|part| part == SAID);
-        if path.is_dir() { has_stale_code(&path) } else { is_log && std::fs::read(&path).is_ok_and(says) }
-    })
-}
-
 /// Transcripts of tests that passed are of no use; what cannot be removed stays.
 fn forget(folder: &Path) {
     if folder.exists() {
         drop(std::fs::remove_dir_all(folder));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_emulators_own_fault_is_a_reason_to_run_a_test_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let machine = folder.path().join("machine");
-        std::fs::create_dir(&machine).unwrap();
-        std::fs::write(machine.join("com2.log"), "[    9.1] BUG: unable to handle page fault\n").unwrap();
-        assert!(!has_stale_code(folder.path()));
-        std::fs::write(machine.join("com2.log"), "[    9.1] Oops: int3: 0000 [#1] PREEMPT SMP NOPTI\n")
-            .unwrap();
-        assert!(has_stale_code(folder.path()));
     }
 }
