@@ -102,7 +102,7 @@ fn configfs(name: &str, seconds: &str, alone: bool) -> Outcome<String> {
                 check(&bytes, alone.then_some(&wanted))?;
                 done += 1;
             }
-            Err(error) if is_away(&error, alone) => {
+            Err(error) if is_away(&error, alone) || is_bare(&error, &report) => {
                 away += 1;
                 // The provider comes back once all reports of the old one are gone; who is first removes a shared one.
                 drop(fs::remove_dir(&report));
@@ -122,6 +122,12 @@ fn is_away(error: &std::io::Error, alone: bool) -> bool {
         Some(ENOENT | EINVAL) => !alone,
         _ => false,
     }
+}
+
+/// Whether it is a report without attributes: the provider went after the kernel had looked for one to make the report, and
+/// before it looked for one to say which attributes it has.
+fn is_bare(error: &std::io::Error, report: &Path) -> bool {
+    error.raw_os_error() == Some(ENOENT) && report.exists() && !report.join("inblob").exists()
 }
 
 /// Makes the report, if it is not there, and reads it.
