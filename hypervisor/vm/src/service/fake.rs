@@ -348,6 +348,7 @@ pub fn launched_config(slot: GuestSlot) -> ServiceConfig {
         slot,
         name,
         identity: [0x60; 48],
+        manifest: [0x18; 32],
         groups: dolmen_abi::CallGroup::all(),
         facts: dolmen_abi::LaunchFacts::AMD_SKINIT.union(dolmen_abi::LaunchFacts::IOMMU_SHIELDED),
         sealing_root: Some(Secret::new([0x11; 32])),
