@@ -317,6 +317,17 @@ proptest! {
 
     #[test]
     #[cfg_attr(miri, ignore = "minutes of it; the other tests run the same code")]
+    fn no_forged_blob_opens(
+        version in 0_u32..5, policy in 0_u32..0x500, length in 0_u32..40,
+        rest in proptest::collection::vec(any::<u8>(), 32..90),
+    ) {
+        let words = [version, policy, length, 0].map(u32::to_le_bytes).concat();
+        fake::open_forged(&[words, rest.clone()].concat());
+        fake::open_forged(&rest);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "minutes of it; the other tests run the same code")]
     fn a_blob_opens_exactly_where_the_model_says(
         bound in 0u32..128, before in proptest::collection::vec(1u32..8, 0..6), after in proptest::collection::vec(1u32..8, 0..3),
         data in proptest::collection::vec(any::<u8>(), 0..300), label in proptest::collection::vec(any::<u8>(), 0..MAX_LABEL),
