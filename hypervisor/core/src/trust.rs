@@ -94,8 +94,6 @@ pub(crate) struct TpmDesk {
     reseed: ReseedJob,
     desk: QuoteDesk,
     errands: ErrandDesk,
-    /// The clerk's last errand was one of those, and not a quote that binds guests.
-    was_errand: bool,
     /// What of the clerk's errand goes before its answer: a size, or nothing.
     is_sized: bool,
 }
@@ -110,7 +108,6 @@ impl TpmDesk {
             reseed: ReseedJob::new(),
             desk: QuoteDesk::new(),
             errands: ErrandDesk::new(),
-            was_errand: false,
             is_sized: false,
         }
     }
@@ -126,11 +123,8 @@ impl TpmDesk {
                 log::warn!(target: "serve", "no fresh seed from the TPM: {error:?}");
             }
         }
-        if self.desk.is_busy() {
-            QuoteDesk::pump(self);
-        }
-        if self.errands.is_busy() {
-            ErrandDesk::pump(self);
+        if self.desk.is_busy() || self.errands.is_busy() {
+            service::serve_waiting(self);
         }
     }
 
@@ -146,15 +140,9 @@ impl TpmService for TpmDesk {
     }
 
     fn start_quote(&mut self, key: AkId, extra_data: [u8; 32]) -> Result<(), TpmBusy> {
-        // Both kinds of work have their turn: guests that quote all the time do not keep an errand waiting.
-        if self.errands.is_waiting() && !self.was_errand {
-            return Err(TpmBusy);
-        }
         let key = attestation_key(key).ok_or(TpmBusy)?;
         let data = Parcel::new(&extra_data).ok_or(TpmBusy)?;
-        self.send(clerk::Errand::Quote { key, pcrs: QUOTED, data, with_values: false })?;
-        self.was_errand = false;
-        Ok(())
+        self.send(clerk::Errand::Quote { key, pcrs: QUOTED, data, with_values: false })
     }
 
     fn poll_quote(&mut self, into: &mut SignedQuote) -> QuotePoll {
@@ -173,7 +161,6 @@ impl TpmService for TpmDesk {
 
     fn start_errand(&mut self, errand: &Errand) -> Result<(), TpmBusy> {
         self.send(order(errand).ok_or(TpmBusy)?)?;
-        self.was_errand = true;
         self.is_sized = matches!(errand, Errand::KeyPublic(_) | Errand::EndorsementKey(_));
         Ok(())
     }

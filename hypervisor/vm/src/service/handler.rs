@@ -9,7 +9,7 @@ use dolmen_abi::{
 use sha2::{Digest, Sha384};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::desk::{self, Progress, QuoteDesk, Slot};
+use super::desk::{self, Progress, Slot};
 use super::platform::{Platform, TpmService};
 use super::scratch::Scratch;
 use super::seal::{self, Here};
@@ -112,7 +112,7 @@ impl Service<'_> {
             report_data: request.report_data,
         };
         let progress = platform.with_tpm(|tpm| {
-            QuoteDesk::pump(tpm);
+            desk::serve_waiting(tpm);
             tpm.desk().slot(self.slot).progress
         });
         let is_ours = self.quoting == Some((key, binding));
@@ -144,7 +144,7 @@ impl Service<'_> {
         self.quoting = Some((key, *binding));
         platform.with_tpm(|tpm| {
             tpm.desk().submit(slot, key, leaf);
-            QuoteDesk::pump(tpm);
+            desk::serve_waiting(tpm);
         });
         Err(Status::AGAIN)
     }

@@ -55,7 +55,7 @@ pub mod fake;
 #[cfg(test)]
 mod tests;
 
-pub use desk::{GuestSlot, QuoteDesk};
+pub use desk::{GuestSlot, QuoteDesk, serve_waiting};
 pub use errand::{Bytes, Errand, ErrandAnswer, ErrandDesk};
 pub use platform::{GuestTable, NoEntropy, Platform, QuotePoll, SignedQuote, TpmBusy, TpmService};
 pub use scratch::Scratch;
