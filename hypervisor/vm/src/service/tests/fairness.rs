@@ -131,7 +131,7 @@ fn a_crowd_that_asks_without_rest_is_served_evenly() {
     let mut town = town(MAX_WAITING, 4);
     for round in 0..32 * 30_usize {
         let guest = round % MAX_WAITING;
-        town.step(guest, Deed::Quote { rsa: guest % 2 == 0, fill: round as u8 });
+        town.step(guest, Deed::Quote { rsa: guest.is_multiple_of(2), fill: round as u8 });
         town.step(guest, Deed::Errand);
     }
     let (quotes, errands) = (town.tpm.started, town.tpm.errands_started);
