@@ -146,7 +146,7 @@ impl TpmService for TpmDesk {
     }
 
     fn poll_quote(&mut self, into: &mut SignedQuote) -> QuotePoll {
-        match self.clerk.poll(&mut self.tpm) {
+        match self.clerk.poll(&mut self.tpm, &mut self.trust.session) {
             ClerkPoll::Pending => QuotePoll::Pending,
             ClerkPoll::Done(Answer::Quote(quote)) if into.set(quote.attest(), quote.signature()) => {
                 QuotePoll::Done
@@ -166,7 +166,7 @@ impl TpmService for TpmDesk {
     }
 
     fn poll_errand(&mut self, into: &mut ErrandAnswer) -> QuotePoll {
-        let is_set = match self.clerk.poll(&mut self.tpm) {
+        let is_set = match self.clerk.poll(&mut self.tpm, &mut self.trust.session) {
             ClerkPoll::Pending => return QuotePoll::Pending,
             ClerkPoll::Done(Answer::Quote(quote)) => {
                 into.set_host_quote(quote.attest(), quote.signature(), self.clerk.answer())
