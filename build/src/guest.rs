@@ -20,7 +20,12 @@ pub(crate) enum Opened {
 
 /// Seals `secret`, which must be harmless in a shell's quotes, under `label`, and takes the blob out.
 pub(crate) fn seal(shell: &mut Shell, label: &str, secret: &str) -> Result<Vec<u8>> {
-    shell.receive(&format!("printf %s '{secret}' | dolmen --frame seal --label {label} -"))
+    seal_to(shell, "guest", label, secret)
+}
+
+/// The same under a policy.
+pub(crate) fn seal_to(shell: &mut Shell, policy: &str, label: &str, secret: &str) -> Result<Vec<u8>> {
+    shell.receive(&format!("printf %s '{secret}' | dolmen --frame seal --policy {policy} --label {label} -"))
 }
 
 /// Gives a blob to the guest and lets it unseal.

@@ -375,6 +375,7 @@ static const struct {
     { "shadow", case_shadow },
     { "combined", case_combined },
     { "injected", case_injected },
+    { "fpu", case_fpu },
     { "faults", case_faults },
     { "absent", case_absent },
     { "vm-cr", case_vm_cr },

@@ -8,6 +8,13 @@
 
 #include "image.h"
 
+/* exceptions that a call may end in */
+#define UD 6
+#define DF 8
+#define GP 13
+#define SX 30
+#define NOTHING (-1u)
+
 /* cases_cpu.c */
 void case_faults(void);
 void case_absent(void);
@@ -25,5 +32,6 @@ void case_reserved(void);
 void case_shadow(void);
 void case_combined(void);
 void case_injected(void);
+void case_fpu(void);
 
 #endif

@@ -6,12 +6,6 @@
  */
 #include "cases.h"
 
-#define UD 6
-#define DF 8
-#define GP 13
-#define SX 30
-#define NOTHING (-1u)
-
 static void call_user(uint32_t eip)
 {
     enter_user(eip);

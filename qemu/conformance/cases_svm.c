@@ -6,9 +6,10 @@
  */
 #include "cases.h"
 
-#define GP 13
+#define EXIT_INIT 0x63
 #define EXIT_VINTR 0x64
 #define EXIT_VMMCALL 0x81
+#define INTERCEPT_INIT 3
 #define INTERCEPT_VINTR 4
 #define VMCB_VIRTUAL_INTERRUPT 0x60
 #define VMCB_INTERRUPT_STATE 0x68
@@ -25,6 +26,7 @@
 /* valid, an external interrupt */
 #define VECTOR 0x50
 #define INJECTED_INTERRUPT (0x80000000 | VECTOR)
+#define FPU_ROUNDS 20000
 
 void guest_nops(void);
 void guest_writes_cr4(void);
@@ -157,13 +159,11 @@ void case_combined(void)
 
 /* A locked access that no boundary holds together stops all processors, in the
  * model as on a bus: the other one leaves its loop each time. */
-static volatile bool stop_disturbing;
-
-static void disturb(void)
+static void stop_others(void)
 {
     static uint8_t split[64] __attribute__((aligned(64)));
 
-    while (!stop_disturbing) {
+    for (;;) {
         asm volatile("lock incl %0" : "+m"(*(uint32_t *)&split[30]));
     }
 }
@@ -178,8 +178,49 @@ void case_injected(void)
     set_vmcb_field(guest, VMCB_EFLAGS, 0x202);
     set_vmcb_field(guest, VMCB_INJECTION, INJECTED_INTERRUPT);
     park_ap();
-    check("the second processor starts", start_ap(disturb));
+    check("the second processor starts", start_ap(stop_others));
     check_equal("the guest's handler ends", run_guest(guest), EXIT_VMMCALL);
-    stop_disturbing = true;
     check_equal("it ran once", interrupted, 1);
+}
+
+static void load_fpu(void)
+{
+    static uint32_t environment[7];
+
+    asm volatile("fninit; fnstenv %0" : "=m"(environment));
+    for (;;) {
+        asm volatile("fldenv %0" : : "m"(environment));
+    }
+}
+
+static void run_with_init_pending(uint32_t vmcb)
+{
+    do_clgi(0);
+    send_init(own_apic_id());
+    run_guest((struct vmcb *)vmcb);
+}
+
+/*
+ * INIT, which is an exception of the host here, waits while GIF is 0; VMRUN sets
+ * GIF, so that INIT ends the guest; #VMEXIT clears it; STGI lets INIT in.
+ */
+void case_fpu(void)
+{
+    struct vmcb *guest;
+    uint32_t i, vector, held = 0, exits = 0, let_in = 0;
+
+    write_msr(MSR_VM_CR, VM_CR_R_INIT);
+    park_ap();
+    check("the second processor starts", start_ap(load_fpu));
+    for (i = 0; i < FPU_ROUNDS; i++) {
+        guest = new_guest(guest_nops, 0);
+        intercept(guest, INTERCEPT_3, INTERCEPT_INIT);
+        vector = try_call(run_with_init_pending, (uint32_t)guest);
+        held += vector == NOTHING;
+        exits += vmcb_field(guest, VMCB_EXITCODE) == EXIT_INIT;
+        let_in += try_call(do_stgi, 0) == SX;
+    }
+    check_equal("INIT is held while GIF is 0", held, FPU_ROUNDS);
+    check_equal("it ends each guest", exits, FPU_ROUNDS);
+    check_equal("and comes in with GIF", let_in, FPU_ROUNDS);
 }

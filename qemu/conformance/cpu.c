@@ -149,5 +149,5 @@ void set_vmcb_field(struct vmcb *vmcb, uint32_t offset, uint32_t value)
 uint32_t run_guest(struct vmcb *vmcb)
 {
     do_vmrun((uint32_t)vmcb);
-    return vmcb->word[0x70 / 4];
+    return vmcb_field(vmcb, VMCB_EXITCODE);
 }

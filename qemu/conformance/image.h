@@ -87,6 +87,7 @@ void set_vmcb_field(struct vmcb *vmcb, uint32_t offset, uint32_t value);
 #define INTERCEPT_EXCEPTIONS 0x08
 #define INTERCEPT_3 0x0c
 #define INTERCEPT_4 0x10
+#define VMCB_EXITCODE 0x70
 #define VMCB_EXITINFO1 0x78
 #define VMCB_RIP 0x578
 

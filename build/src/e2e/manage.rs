@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::{Case, Scene};
+use crate::guest::{self, Opened};
 use crate::lab::{self, GUEST, Release};
 use crate::machine::Machine;
 use crate::machine::shell::{Answer, Shell};
@@ -115,6 +116,7 @@ fn from_a_shell(scene: &Scene<'_>) -> Result<()> {
         )?;
     }
     start_and_stop(&mut town)?;
+    share_secrets(&mut town)?;
     town.close()
 }
 
@@ -201,6 +203,30 @@ fn start_and_stop(town: &mut Town) -> Result<()> {
     is_alive(&mut town.spare)
 }
 
+/// What one guest seals to the manifest opens in the other; what it seals to itself does not.
+fn share_secrets(town: &mut Town) -> Result<()> {
+    const SECRET: &str = "the key to the cellar";
+    let office = town.office.as_mut().context("no shell")?;
+    for (policy, opens) in
+        [("guest", false), ("manifest", true), ("guest,manifest", false), ("any-guest", true)]
+    {
+        let blob = guest::seal_to(&mut town.warden, policy, "cellar", SECRET)?;
+        let opened = guest::unseal(office, "cellar", &blob)?;
+        let is_open = opened == Opened::Secret(SECRET.to_owned());
+        ensure!(is_open == opens, "sealed to {policy}, in another guest: {opened:?}");
+        ensure!(
+            guest::unseal(&mut town.warden, "cellar", &blob)? == Opened::Secret(SECRET.to_owned()),
+            "sealed to {policy}, it no longer opens for who sealed it"
+        );
+    }
+    town.warden.expect(
+        "echo -n x | dolmen -o /tmp/blob seal - && printf '\\011' | dd of=/tmp/blob bs=1 seek=8 conv=notrunc",
+    )?;
+    let newer = town.warden.run("dolmen unseal /tmp/blob")?;
+    ensure!(newer.status == 4 && newer.text().contains("NEWER_BLOB"), "of a newer version: {newer:?}");
+    Ok(())
+}
+
 fn on_two(scene: &Scene<'_>) -> Result<()> {
     restart(scene, 2)
 }
@@ -255,8 +281,8 @@ fn release(scene: &Scene<'_>) -> Result<Release> {
         )
     };
     let text = [
-        linux("warden", "vcpus = 2\nconsoles = [\"com2\"]\nhypercalls = [\"manage\"]"),
-        linux("office", "vcpus = 4\nconsoles = [\"multiplexed\"]\nhypercalls = [\"random\"]"),
+        linux("warden", "vcpus = 2\nconsoles = [\"com2\"]\nhypercalls = [\"manage\", \"seal\"]"),
+        linux("office", "vcpus = 4\nconsoles = [\"multiplexed\"]\nhypercalls = [\"random\", \"seal\"]"),
         small("team", "vcpus = 4\nstart = \"on-demand\""),
         small("spare", "vcpus = 2\nstart = \"on-demand\""),
     ];

@@ -152,6 +152,8 @@ fn other_guests(scene: &Scene<'_>) -> Result<()> {
     if guest::unseal(&mut first, "window", &blob)? == Opened::Secret(SECRET.to_owned()) {
         bail!("it opens under another label");
     }
+    let of_manifest = guest::seal_to(&mut first, "manifest", LABEL, SECRET)?;
+    let of_hypervisor = guest::seal_to(&mut first, "any-guest", LABEL, SECRET)?;
     let mut broken = blob.clone();
     *broken.last_mut().context("an empty blob")? ^= 1;
     if guest::unseal(&mut first, LABEL, &broken)? == Opened::Secret(SECRET.to_owned()) {
@@ -166,8 +168,13 @@ fn other_guests(scene: &Scene<'_>) -> Result<()> {
     ] {
         let other = variant(scene, what, &text.replace(from, to))?;
         let (_machine, mut shell) = shell(&lab, &what.replace(' ', "-"), &other)?;
-        if let Opened::Secret(_) = guest::unseal(&mut shell, LABEL, &blob)? {
-            bail!("it opens for a guest with {what}");
+        for blob in [&blob, &of_manifest] {
+            if let Opened::Secret(_) = guest::unseal(&mut shell, LABEL, blob)? {
+                bail!("it opens for a guest with {what}");
+            }
+        }
+        if guest::unseal(&mut shell, LABEL, &of_hypervisor)? != Opened::Secret(SECRET.to_owned()) {
+            bail!("what is bound to no guest stays shut for one with {what}");
         }
     }
     let (_machine, mut again) = shell(&lab, "again", &scene.release)?;

@@ -8,7 +8,7 @@ use dolmen_abi::{AkId, EkId, HOST_PCRS, MAX_HOST_NONCE, REPORT_DATA_BYTES, SealP
 /// What a measured hypervisor offers its guest: sealed secrets, quotes, registers, random numbers; and, if the
 /// manifest allows it, the other guests.
 ///
-/// Exit status: 0 done, 1 failed, 2 wrong usage, 3 a sealed blob does not open here.
+/// Exit status: 0 done, 1 failed, 2 wrong usage, 3 a sealed blob does not open here, 4 it is of a newer version.
 #[derive(Debug, Parser)]
 #[command(name = "dolmen", version, max_term_width = 100)]
 pub(crate) struct Arguments {
@@ -42,13 +42,15 @@ pub(crate) enum Action {
     Registers,
     /// Extend one of G1 to G7
     Extend(Extend),
-    /// Seal a file (at most 16 KiB) to this hypervisor and this guest
+    /// Seal a file (at most 16 KiB) to this hypervisor and, unless told otherwise, this guest
     Seal {
         /// What the secret is for; the same label is needed to open it
         #[arg(long, default_value = "", value_parser = label)]
         label: String,
-        /// Registers to bind the secret to, such as `g1,g4`; G0, the guest's identity, always is
-        #[arg(long, default_value = "g0", value_parser = policy)]
+        /// What it is bound to, besides this hypervisor: `guest` (or `g0`; unless the list says who else),
+        /// `manifest` (instead: any guest of this manifest; or both), `any-guest` (neither: keeps it from other
+        /// hypervisors only), registers such as `g1,g4`
+        #[arg(long, value_name = "LIST", default_value = "guest", value_parser = policy)]
         policy: SealPolicy,
         /// The secret; `-` is standard input
         file: PathBuf,
@@ -242,14 +244,30 @@ fn label(text: &str) -> Result<String, String> {
     }
 }
 
+/// A list of what a secret is bound to. One that does not say who may open it means this guest alone.
 fn policy(text: &str) -> Result<SealPolicy, String> {
-    text.split(',').try_fold(SealPolicy::G0, |policy, name| {
-        let index = match name.trim().as_bytes() {
-            [b'g' | b'G', digit @ b'0'..=b'7'] => digit.wrapping_sub(b'0'),
-            _ => return Err(format!("`{name}` is not one of g0 to g7")),
-        };
-        Ok(policy | SealPolicy::from_bits_truncate(1 << index))
+    let named = text
+        .split(',')
+        .try_fold(SealPolicy::empty(), |named, word| policy_word(word.trim()).map(|bit| named | bit))?;
+    let wide = SealPolicy::MANIFEST | SealPolicy::ANY_GUEST;
+    let policy = if named.intersects(wide) { named } else { named | SealPolicy::G0 };
+    SealPolicy::checked(policy.bits()).ok_or_else(|| {
+        "`any-guest` binds to no guest and to no manifest: leave it out, or `guest` and `manifest`".to_owned()
     })
+}
+
+/// What a word of a policy selects. The hypervisor always is selected; saying so is no mistake.
+fn policy_word(word: &str) -> Result<SealPolicy, String> {
+    let lower = word.to_ascii_lowercase();
+    match lower.as_str() {
+        "hypervisor" => Ok(SealPolicy::empty()),
+        "guest" => Ok(SealPolicy::G0),
+        other => {
+            SealPolicy::ALL.iter().find(|entry| entry.1 == other).map(|entry| entry.0).ok_or_else(|| {
+                format!("`{word}` is not one of hypervisor, guest, manifest, any-guest, g0 to g7")
+            })
+        }
+    }
 }
 
 #[cfg(test)]
@@ -267,18 +285,45 @@ mod tests {
     }
 
     #[test]
-    fn policies_name_registers() {
+    fn policies_name_what_a_secret_is_bound_to() {
+        use SealPolicy as P;
         for (text, want) in [
-            ("g0", Some(SealPolicy::G0)),
-            ("g1", Some(SealPolicy::G0 | SealPolicy::G1)),
-            ("G7,g2", Some(SealPolicy::G0 | SealPolicy::G2 | SealPolicy::G7)),
+            ("g0", Some(P::G0)),
+            ("guest", Some(P::G0)),
+            ("hypervisor", Some(P::G0)),
+            ("hypervisor,guest,g3", Some(P::G0 | P::G3)),
+            ("g1", Some(P::G0 | P::G1)),
+            ("G7, g2", Some(P::G0 | P::G2 | P::G7)),
+            ("manifest", Some(P::MANIFEST)),
+            ("manifest,g5", Some(P::MANIFEST | P::G5)),
+            ("guest,Manifest", Some(P::MANIFEST | P::G0)),
+            ("any-guest", Some(P::ANY_GUEST)),
+            ("hypervisor,any-guest,g1", Some(P::ANY_GUEST | P::G1)),
+            ("any-guest,guest", None),
+            ("any-guest,manifest", None),
             ("g8", None),
             ("", None),
             ("1", None),
             ("g1,", None),
+            ("pcr17", None),
         ] {
             assert_eq!(policy(text).ok(), want, "{text}");
         }
+    }
+
+    #[test]
+    fn the_default_policy_is_this_guest() {
+        let arguments = Arguments::try_parse_from(["dolmen", "seal", "file"]).unwrap();
+        let Action::Seal { policy, .. } = arguments.action else { panic!("no seal") };
+        assert_eq!(policy, SealPolicy::default());
+    }
+
+    #[test]
+    fn a_wrong_policy_is_told_what_a_right_one_is() {
+        let wrong = parse("dolmen seal --policy pcr17 file").unwrap_err();
+        assert!(wrong.contains("not one of hypervisor, guest, manifest, any-guest, g0 to g7"), "{wrong}");
+        let both = parse("dolmen seal --policy any-guest,guest file").unwrap_err();
+        assert!(both.contains("binds to no guest and to no manifest"), "{both}");
     }
 
     #[test]

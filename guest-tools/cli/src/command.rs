@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use dolmen_abi::evidence::MAX_EVENT_LOG;
-use dolmen_abi::{AkId, MAX_AK_PUBLIC, MAX_SECRET, SEALED_OVERHEAD};
+use dolmen_abi::{AkId, Blob, MAX_AK_PUBLIC, MAX_SECRET, SEALED_OVERHEAD, SealPolicy, Status};
 use dolmen_guest::{Client, Transport};
 use sha2::{Digest, Sha384};
 use zeroize::Zeroizing;
@@ -67,7 +67,8 @@ where
         }
         Action::Unseal { label, .. } => {
             let mut secret = Zeroizing::new(vec![0; MAX_SECRET]);
-            let length = client.unseal(label.as_bytes(), input, &mut secret)?;
+            let opened = client.unseal(label.as_bytes(), input, &mut secret);
+            let length = opened.map_err(|error| shut(error, input))?;
             secret.truncate(length);
             Ok(Product::bytes("secret", secret))
         }
@@ -102,6 +103,23 @@ where
         Action::Reset(target) => manage::carry_out(client, Request::Reset, target),
         Action::Top { .. } => Err(Failure::plain(&"watching is a command of its own")),
         Action::Receive { .. } => Err(Failure::plain(&"receiving needs no hypervisor")),
+    }
+}
+
+/// Why a blob did not open; if it was refused, with what it says that it is bound to.
+fn shut<E: fmt::Display>(error: dolmen_guest::Error<E>, blob: &[u8]) -> Failure {
+    let is_refused = matches!(error, dolmen_guest::Error::Refused(Status::REFUSED));
+    let failure = Failure::from(error);
+    match Blob::read(blob) {
+        Ok(blob) if is_refused => {
+            let mut text = ": it says this hypervisor".to_owned();
+            for (_, word, _) in SealPolicy::ALL.iter().filter(|entry| blob.policy.contains(entry.0)) {
+                text.push_str(", ");
+                text.push_str(word);
+            }
+            failure.because(&text)
+        }
+        Ok(_) | Err(_) => failure,
     }
 }
 

@@ -30,6 +30,12 @@ impl Failure {
         Self::plain(&format!("cannot {what} {}: {error}", path.display()))
     }
 
+    /// The same with more to it.
+    pub(crate) fn because(mut self, more: &str) -> Self {
+        self.text.push_str(more);
+        self
+    }
+
     /// The exit status that says so.
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.code)
@@ -56,7 +62,11 @@ impl<E: fmt::Display> From<Error<E>> for Failure {
             Error::Reply => Some("driver and hypervisor do not fit together: are they of one version?"),
             Error::Transport(_) | Error::Length => None,
         };
-        let code = if matches!(error, Error::Refused(Status::REFUSED)) { 3 } else { 1 };
+        let code = match error {
+            Error::Refused(Status::REFUSED) => 3,
+            Error::Refused(Status::NEWER_BLOB) => 4,
+            Error::Refused(_) | Error::Tpm(_) | Error::Reply | Error::Transport(_) | Error::Length => 1,
+        };
         let text = match remedy {
             Some(remedy) => format!("{error} Hint: {remedy}"),
             None => error.to_string(),
@@ -74,7 +84,13 @@ fn remedy(status: Status) -> Option<&'static str> {
         }
         Status::NO_SUCH_CALL => "the hypervisor is older than this command",
         Status::BAD_BLOB => "give a whole file as `dolmen seal` wrote it",
-        Status::REFUSED => "check the label, and `dolmen registers` if the secret is bound to some",
+        Status::BAD_FLAGS => {
+            "the hypervisor is older than this command, and does not know this policy or key"
+        }
+        Status::REFUSED => "check the label, and what the secret is bound to",
+        Status::NEWER_BLOB => {
+            "it was sealed under a newer Dolmen, and opens only there: launch that one, or find the right file"
+        }
         Status::NO_CERTIFICATE => {
             "try the other kind of endorsement key (`--ek`); without a certificate nobody vouches for this TPM"
         }
@@ -98,6 +114,9 @@ mod tests {
         let refused = Failure::from(Error::<String>::Refused(Status::REFUSED));
         assert_eq!((refused.code, Failure::from(Error::<String>::Length).code), (3, 1));
         assert!(refused.to_string().contains("Hint: check the label"), "{refused}");
+        let newer = Failure::from(Error::<String>::Refused(Status::NEWER_BLOB));
+        assert_eq!(newer.code, 4);
+        assert!(newer.to_string().contains("newer Dolmen"), "{newer}");
     }
 
     #[test]

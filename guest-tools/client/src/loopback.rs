@@ -35,6 +35,11 @@ impl Loopback {
     pub fn launched() -> Option<Self> {
         Some(Self::with(launched_config(GuestSlot::new(0)?)))
     }
+
+    /// Another guest of the same hypervisor and manifest.
+    pub fn neighbour() -> Option<Self> {
+        Some(Self::with(ServiceConfig { identity: [0x61; 48], ..launched_config(GuestSlot::new(1)?) }))
+    }
 }
 
 impl Transport for Loopback {

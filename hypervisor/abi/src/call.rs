@@ -213,7 +213,7 @@ wire! {
 
     /// Request of Seal; `label_length` bytes of label and `data_length` bytes of data follow.
     pub struct SealRequest {
-        /// What to bind to (SealPolicy bits); G0 is demanded.
+        /// What to bind to (SealPolicy bits).
         pub policy: u32,
         /// Bytes of the label.
         pub label_length: u32,

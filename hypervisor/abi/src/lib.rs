@@ -50,10 +50,10 @@ pub use layout::{Field, Layout};
 pub use manage::{
     EXIT_KINDS, EXIT_SLOTS, GuestInfo, GuestName, GuestState, ListGuestsReply, MAX_GUESTS, StopCause,
 };
-pub use seal::{BlobHeader, MAX_LABEL, MAX_SECRET, SEALED_OVERHEAD, SealPolicy, TAG_BYTES};
+pub use seal::{Blob, BlobHeader, MAX_LABEL, MAX_SECRET, SEALED_OVERHEAD, SealPolicy, TAG_BYTES};
 pub use status::Status;
 
-/// Version of this interface, as [`Version`] and CPUID tell it. It rises when a call is added.
+/// Version of this interface, as [`Version`] and CPUID tell it. It rises when a call, a flag or a status is added.
 pub const ABI_VERSION: u32 = 4;
 /// What every call's number starts with: `DL` in ASCII, clear of the small numbers other hypervisors use.
 pub const NUMBER_BASE: u32 = 0x444c_0000;

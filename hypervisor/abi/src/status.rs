@@ -41,15 +41,15 @@ statuses! {
     REPLY_TOO_SMALL = 9;
     /// A reserved field is not zero.
     RESERVED_NOT_ZERO = 10;
-    /// A flag or policy bit that no version defines, or a policy without G0.
+    /// A flag or policy bit that no version defines, or a policy that does not say who may open the blob.
     BAD_FLAGS = 11;
     /// An index, offset or count is out of range.
     BAD_ARGUMENT = 12;
     /// G0 is the guest's identity and cannot be extended.
     READ_ONLY = 13;
-    /// Not a sealed blob of this version: truncated, oversized or of an unknown format.
+    /// Not a whole sealed blob: truncated, oversized or of an unknown format.
     BAD_BLOB = 14;
-    /// The blob does not open here: other guest, configuration, hypervisor, label or register values, or altered.
+    /// The blob does not open here: other guest, manifest, hypervisor, label or register values, or altered.
     REFUSED = 15;
     /// There was no dynamic launch, so there is nothing to seal to and nothing to quote.
     NOT_LAUNCHED = 16;
@@ -65,6 +65,8 @@ statuses! {
     CHANGED_FILE = 21;
     /// The TPM has no certificate for this endorsement key.
     NO_CERTIFICATE = 22;
+    /// A sealed blob of a newer version than this hypervisor knows.
+    NEWER_BLOB = 23;
     /// No call has this number (KVM's answer to an unknown hypercall).
     NO_SUCH_CALL = (-1000_i32).cast_unsigned();
 }

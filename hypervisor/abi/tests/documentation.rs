@@ -13,7 +13,7 @@ use dolmen_abi::{
     HostQuoteReply, HostQuoteRequest, KeyRequest, LaunchFacts, Layout, ListGuestsReply, MAX_ACTIVATED,
     MAX_AK_PUBLIC, MAX_ATTEST, MAX_CERTIFICATE, MAX_HOST_NONCE, MAX_LABEL, MAX_LOG_WINDOW, MAX_PATH,
     MAX_RANDOM, MAX_SECRET, MAX_SIGNATURE, MAX_WAITING, QuoteReply, QuoteRequest, RandomRequest,
-    RegistersReply, SealRequest, Status, StopCause, TpmFailure, UnsealRequest, VersionReply,
+    RegistersReply, SealPolicy, SealRequest, Status, StopCause, TpmFailure, UnsealRequest, VersionReply,
 };
 
 /// A table for each mark in the document.
@@ -35,6 +35,10 @@ fn tables() -> Vec<(&'static str, String)> {
         ("RegistersReply", structure::<RegistersReply>()),
         ("ExtendRequest", structure::<ExtendRequest>()),
         ("ExtendReply", structure::<ExtendReply>()),
+        (
+            "seal policy",
+            bits(SealPolicy::ALL.iter().map(|(bit, word, meaning)| (bit.bits(), *word, *meaning))),
+        ),
         ("SealRequest", structure::<SealRequest>()),
         ("UnsealRequest", structure::<UnsealRequest>()),
         ("BlobHeader", structure::<BlobHeader>()),

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use dolmen_abi::{AkId, EkId, LaunchFacts};
-use dolmen_drtm::Algorithm;
+use dolmen_drtm::{Algorithm, DigestSet};
 use dolmen_machine::{cpu, cpus};
 use dolmen_tpm::Secret;
 use dolmen_tpm::attestation::{AkKind, AttestationKey};
@@ -33,9 +33,16 @@ pub(crate) struct Trust {
     session: HmacSession,
     drbg: Drbg,
     root: Option<service::Secret<[u8; 32]>>,
+    /// PCR 18 of the SHA-256 bank, as it was measured and read back.
+    manifest: [u8; 32],
 }
 
 impl Trust {
+    /// What secrets are sealed to that any guest of this manifest may open.
+    pub(crate) const fn manifest(&self) -> [u8; 32] {
+        self.manifest
+    }
+
     /// The sealing root, once.
     pub(crate) const fn take_root(&mut self) -> Option<service::Secret<[u8; 32]>> {
         self.root.take()
@@ -49,8 +56,7 @@ impl Trust {
 
 /// Derives the keys that belong to the PCR 17 of this launch.
 pub(crate) fn derive(host: &mut Host) -> Result<Trust, Reason> {
-    let pcr17 = host.meter.pcr17.get(Algorithm::Sha256).and_then(|value| value.try_into().ok());
-    let pcr17 = pcr17.ok_or(Reason::Bank(Algorithm::Sha256.id()))?;
+    let (pcr17, manifest) = (sha256(&host.meter.pcr17)?, sha256(&host.meter.pcr18)?);
     let entropy = processor_entropy();
     let setup = Setup { pcr17, cpu_entropy: entropy.expose(), provisioned: None };
     let keys = keys::set_up(&mut host.meter.tpm, &setup)?;
@@ -64,7 +70,13 @@ pub(crate) fn derive(host: &mut Host) -> Result<Trust, Reason> {
         log::warn!(target: "measure", "the TPM is in lockout, no key can be enrolled: {remedy}");
     }
     let root = service::Secret::new(*keys.root.expose());
-    Ok(Trust { ak: keys.ak, ak_public, session: keys.session, drbg: keys.drbg, root: Some(root) })
+    Ok(Trust { ak: keys.ak, ak_public, session: keys.session, drbg: keys.drbg, root: Some(root), manifest })
+}
+
+/// A register's value in the SHA-256 bank.
+fn sha256(pcr: &DigestSet) -> Result<[u8; 32], Reason> {
+    let value = pcr.get(Algorithm::Sha256).and_then(|value| value.try_into().ok());
+    value.ok_or(Reason::Bank(Algorithm::Sha256.id()))
 }
 
 /// What the processor has of randomness: RDRAND where it is, and the jitter of the time-stamp counter between
@@ -86,8 +98,6 @@ pub(crate) struct TpmDesk {
     reseed: ReseedJob,
     desk: QuoteDesk,
     errands: ErrandDesk,
-    /// The clerk's last errand was one of those, and not a quote that binds guests.
-    was_errand: bool,
     /// What of the clerk's errand goes before its answer: a size, or nothing.
     is_sized: bool,
 }
@@ -102,7 +112,6 @@ impl TpmDesk {
             reseed: ReseedJob::new(),
             desk: QuoteDesk::new(),
             errands: ErrandDesk::new(),
-            was_errand: false,
             is_sized: false,
         }
     }
@@ -118,11 +127,8 @@ impl TpmDesk {
                 log::warn!(target: "serve", "no fresh seed from the TPM: {error:?}");
             }
         }
-        if self.desk.is_busy() {
-            QuoteDesk::pump(self);
-        }
-        if self.errands.is_busy() {
-            ErrandDesk::pump(self);
+        if self.desk.is_busy() || self.errands.is_busy() {
+            service::serve_waiting(self);
         }
     }
 
@@ -138,19 +144,13 @@ impl TpmService for TpmDesk {
     }
 
     fn start_quote(&mut self, key: AkId, extra_data: [u8; 32]) -> Result<(), TpmBusy> {
-        // Both kinds of work have their turn: guests that quote all the time do not keep an errand waiting.
-        if self.errands.is_waiting() && !self.was_errand {
-            return Err(TpmBusy);
-        }
         let key = attestation_key(key).ok_or(TpmBusy)?;
         let data = Parcel::new(&extra_data).ok_or(TpmBusy)?;
-        self.send(clerk::Errand::Quote { key, pcrs: QUOTED, data, with_values: false })?;
-        self.was_errand = false;
-        Ok(())
+        self.send(clerk::Errand::Quote { key, pcrs: QUOTED, data, with_values: false })
     }
 
     fn poll_quote(&mut self, into: &mut SignedQuote) -> QuotePoll {
-        match self.clerk.poll(&mut self.tpm) {
+        match self.clerk.poll(&mut self.tpm, &mut self.trust.session) {
             ClerkPoll::Pending => QuotePoll::Pending,
             ClerkPoll::Done(Answer::Quote(quote)) if into.set(quote.attest(), quote.signature()) => {
                 QuotePoll::Done
@@ -165,13 +165,12 @@ impl TpmService for TpmDesk {
 
     fn start_errand(&mut self, errand: &Errand) -> Result<(), TpmBusy> {
         self.send(order(errand).ok_or(TpmBusy)?)?;
-        self.was_errand = true;
         self.is_sized = matches!(errand, Errand::KeyPublic(_) | Errand::EndorsementKey(_));
         Ok(())
     }
 
     fn poll_errand(&mut self, into: &mut ErrandAnswer) -> QuotePoll {
-        let is_set = match self.clerk.poll(&mut self.tpm) {
+        let is_set = match self.clerk.poll(&mut self.tpm, &mut self.trust.session) {
             ClerkPoll::Pending => return QuotePoll::Pending,
             ClerkPoll::Done(Answer::Quote(quote)) => {
                 into.set_host_quote(quote.attest(), quote.signature(), self.clerk.answer())

@@ -52,6 +52,7 @@ pub(crate) fn build<E: Home>(measured: Measured) -> Result<Virtualising<E>, Reas
     let lines = console_lines(&guests);
     let mut builder = Builder {
         facts: trust::facts(host.machine.handoff().facts),
+        manifest: trust.manifest(),
         root: trust.take_root(),
         wall_clock_ns: rtc::unix_seconds().unwrap_or_default().saturating_mul(NS_PER_S),
         tsc_khz: u32::try_from(host.clock.tsc_khz).map_err(|_| Reason::Unsupported("a clock above 4 THz"))?,
@@ -97,6 +98,7 @@ fn check_affinity(config: &GuestConfig) -> Result<(), Reason> {
 /// What the guests are built from and into.
 struct Builder<E: Home> {
     facts: LaunchFacts,
+    manifest: [u8; 32],
     root: Option<Secret<[u8; 32]>>,
     wall_clock_ns: u64,
     tsc_khz: u32,
@@ -142,6 +144,7 @@ impl<E: Home> Builder<E> {
                 slot,
                 name: config.name,
                 identity: measured.identity,
+                manifest: self.manifest,
                 groups: config.hypercalls(),
                 facts: self.facts,
                 sealing_root: self.root.as_ref().map(|root| Secret::new(*root.expose())),

@@ -4,13 +4,13 @@
 //! Specification: TPM 2.0 library, part 3, 12.5 (ActivateCredential), 23.4 (PolicySecret), 31.6 (NV_ReadPublic), 31.13
 //! (NV_Read), 22.4 (PCR_Read). The authorisations here are empty values or policies without secrets.
 
-use crate::codec::{DecodeError, EncodeError, Reader};
+use crate::codec::{DecodeError, EncodeError, Reader, Writer};
 use crate::command::{begin, begin_tagged, end, password_session};
 use crate::constant::{ResponseCode, alg, cc, handle, tag};
 use crate::crypto::SHA256_SIZE;
 use crate::policy::selection;
 use crate::response::{Response, TpmError, read_selection};
-use crate::session::{NONCE, read_policy_entry, write_policy_entry};
+use crate::session::{Call, Entity, read_policy_entry};
 
 /// Most digests in one answer to TPM2_PCR_Read (part 2, TPML_DIGEST).
 const MAX_DIGESTS: u32 = 8;
@@ -47,44 +47,43 @@ pub fn decode_policy_secret(bytes: &[u8]) -> Result<(), TpmError> {
     Ok(r.finish()?)
 }
 
-/// TPM2_ActivateCredential: opens `credential` with the endorsement key, if it was made for the key at `key`. That key's
-/// empty authorisation value is enough, since this is not signing; the endorsement key's policy is in `policy`.
+/// Marshals the parameters of TPM2_ActivateCredential: `TPM2B_ID_OBJECT` and `TPM2B_ENCRYPTED_SECRET`.
 ///
 /// # Errors
 /// As [`policy_secret`].
-pub fn activate_credential<'b>(
+pub fn activate_parameters<'b>(
     buf: &'b mut [u8],
-    (key, ek): (u32, u32),
-    policy: u32,
-    nonce: &[u8; NONCE],
     credential: &[u8],
     secret: &[u8],
 ) -> Result<&'b [u8], EncodeError> {
-    let mut w = begin_tagged(buf, tag::SESSIONS, cc::ACTIVATE_CREDENTIAL)?;
-    w.u32(key)?;
-    w.u32(ek)?;
-    let area = w.len();
-    w.u32(0)?;
-    w.u32(handle::PASSWORD)?;
-    w.tpm2b(&[])?;
-    w.u8(0)?;
-    w.tpm2b(&[])?;
-    write_policy_entry(&mut w, policy, nonce)?;
-    w.close_u32(area)?;
+    let mut w = Writer::new(buf);
     w.tpm2b(credential)?;
     w.tpm2b(secret)?;
-    end(w)
+    w.finish()
 }
 
-/// The answer to [`activate_credential`]: what was in the credential.
+/// TPM2_ActivateCredential: opens a credential with an endorsement key, if it was made for the attestation key. That key's
+/// empty authorisation value is enough, since this is not signing; the endorsement key's policy is in `policy`. What
+/// was in the credential is a secret between its maker and this TPM: it crosses the bus encrypted.
+#[must_use]
+pub const fn activation<'a>(entities: &'a [Entity], policy: u32, parameters: &'a [u8]) -> Call<'a> {
+    Call {
+        code: cc::ACTIVATE_CREDENTIAL,
+        entities,
+        has_password: true,
+        policy: Some(policy),
+        parameters,
+        encrypts_command: false,
+        encrypts_response: true,
+        returns_handle: false,
+    }
+}
+
+/// The decrypted answer to [`activation`]: what was in the credential.
 ///
 /// # Errors
 /// As [`Response::plain`].
-pub fn decode_activate_credential(bytes: &[u8]) -> Result<&[u8], TpmError> {
-    let (mut parameters, mut r) = parameters_and_sessions(bytes)?;
-    read_policy_entry(&mut r)?; // the password session's entry has the same shape
-    read_policy_entry(&mut r)?;
-    r.finish()?;
+pub fn read_activated(mut parameters: Reader<'_>) -> Result<&[u8], TpmError> {
     let content = parameters.tpm2b()?;
     parameters.finish()?;
     Ok(content)

@@ -52,8 +52,13 @@ impl Exchange {
         call: &Call<'_>,
         nonce: [u8; NONCE],
     ) -> Result<Opened<'_>, TpmError> {
-        let bytes = self.run(tpm, |buf| session.seal(buf, call, nonce))?;
-        session.open(bytes, call)
+        match self.run(tpm, |buf| session.seal(buf, call, nonce)) {
+            Ok(bytes) => session.open(bytes, call),
+            Err(error) => {
+                session.give_up();
+                Err(error)
+            }
+        }
     }
 
     /// Writes the next command, for [`Exchange::poll`].
@@ -101,6 +106,11 @@ impl Exchange {
     #[must_use]
     pub fn received(&self) -> &[u8] {
         self.response.get(..self.response_len).unwrap_or(&[])
+    }
+
+    /// The same, to be decrypted in place.
+    pub fn received_mut(&mut self) -> &mut [u8] {
+        self.response.get_mut(..self.response_len).unwrap_or(&mut [])
     }
 
     /// Whether a command is on its way.

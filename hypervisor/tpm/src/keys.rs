@@ -200,7 +200,8 @@ impl<'t, T: Transport> Maker<'t, T> {
         let mut parameters = [0; 256];
         let call = Call {
             code: cc::CREATE_PRIMARY,
-            entity: Some(Entity::Hierarchy(hierarchy)),
+            entities: &[Entity::Hierarchy(hierarchy)],
+            has_password: false,
             policy: None,
             parameters: create_parameters(&mut parameters, template, &[]).during(cc::CREATE_PRIMARY)?,
             encrypts_command: true,
@@ -265,7 +266,8 @@ impl<'t, T: Transport> Maker<'t, T> {
         let mut parameters = [0; 64];
         let call = Call {
             code: cc::HMAC,
-            entity: Some(Entity::Key(key, name)),
+            entities: &[Entity::Key(key, name)],
+            has_password: false,
             policy: Some(policy),
             parameters: hmac_parameters(&mut parameters, ROOT_LABEL).during(cc::HMAC)?,
             encrypts_command: true,
@@ -295,7 +297,8 @@ impl<'t, T: Transport> Maker<'t, T> {
 pub(crate) const fn random_call() -> Call<'static> {
     Call {
         code: cc::GET_RANDOM,
-        entity: None,
+        entities: &[],
+        has_password: false,
         policy: None,
         parameters: &RANDOM_PARAMETERS,
         encrypts_command: false,

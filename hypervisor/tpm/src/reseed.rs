@@ -36,8 +36,7 @@ impl ReseedJob {
         Self { exchange: Exchange::new(), active: false }
     }
 
-    /// One step: begins when the generator asks for it. The session is this job's alone from the first
-    /// `Pending` on: its nonces belong to the command in flight.
+    /// One step: begins when the generator asks for it and no other job's command is out through the session.
     pub fn poll(
         &mut self,
         tpm: &mut impl PolledTransport,
@@ -55,6 +54,9 @@ impl ReseedJob {
                 ReseedPoll::Done
             }
             Err(error) => {
+                if self.active {
+                    session.give_up();
+                }
                 self.active = false;
                 drbg.postpone_reseed();
                 ReseedPoll::Failed(error)
@@ -71,6 +73,9 @@ impl ReseedJob {
     ) -> Result<bool, KeyError> {
         let call = random_call();
         if !self.active {
+            if session.is_out() {
+                return Ok(false);
+            }
             let nonce = drbg.nonce();
             self.exchange.prepare(|buf| session.seal(buf, &call, nonce)).during(cc::GET_RANDOM)?;
             self.active = true;

@@ -44,9 +44,11 @@ impl Entity {
 pub struct Call<'a> {
     /// TPM_CC.
     pub code: u32,
-    /// What it works on, if anything.
-    pub entity: Option<Entity>,
-    /// A policy session that authorises it; without one the salted session does.
+    /// What it works on, in the order of its handles.
+    pub entities: &'a [Entity],
+    /// The first of them is authorised by its empty password.
+    pub has_password: bool,
+    /// A policy session that authorises it, or what the password does not; without either the salted session does.
     pub policy: Option<u32>,
     /// Its parameters, marshalled.
     pub parameters: &'a [u8],
@@ -170,6 +172,14 @@ pub(crate) fn write_policy_entry(
     w.tpm2b(&[])
 }
 
+/// The authorisation entry of an empty password.
+fn write_password_entry(w: &mut Writer<'_>) -> Result<(), EncodeError> {
+    w.u32(handle::PASSWORD)?;
+    w.tpm2b(&[])?;
+    w.u8(0)?;
+    w.tpm2b(&[])
+}
+
 /// The response's entry for it.
 pub(crate) fn read_policy_entry(r: &mut Reader<'_>) -> Result<(), DecodeError> {
     r.tpm2b()?;
@@ -187,6 +197,8 @@ pub struct HmacSession {
     key: Secret<[u8; SHA256_SIZE]>,
     nonce_caller: [u8; NONCE],
     nonce_tpm: [u8; NONCE],
+    /// A command was sealed whose answer was not opened: the nonces are its.
+    is_out: bool,
 }
 
 impl HmacSession {
@@ -200,13 +212,24 @@ impl HmacSession {
     ) -> Self {
         let mut key = Secret::new([0; SHA256_SIZE]);
         kdfa(salt.expose(), b"ATH", &nonce_tpm, &nonce_caller, key.expose_mut());
-        Self { handle, key, nonce_caller, nonce_tpm }
+        Self { handle, key, nonce_caller, nonce_tpm, is_out: false }
     }
 
     /// Its handle.
     #[must_use]
     pub const fn handle(&self) -> u32 {
         self.handle
+    }
+
+    /// Whether a command is out: jobs that share the session wait for one another.
+    #[must_use]
+    pub const fn is_out(&self) -> bool {
+        self.is_out
+    }
+
+    /// The command that is out has no answer: the transport failed.
+    pub const fn give_up(&mut self) {
+        self.is_out = false;
     }
 
     const fn attributes(call: &Call<'_>) -> u8 {
@@ -234,11 +257,14 @@ impl HmacSession {
             parameter_cipher(Direction::Encrypt, self.key.expose(), &nonce, &self.nonce_tpm, first);
         }
         let mut w = begin_tagged(buf, tag::SESSIONS, call.code)?;
-        if let Some(entity) = &call.entity {
+        for entity in call.entities {
             w.u32(entity.handle())?;
         }
         let area = w.len();
         w.u32(0)?;
+        if call.has_password {
+            write_password_entry(&mut w)?;
+        }
         if let Some(policy) = call.policy {
             write_policy_entry(&mut w, policy, &nonce)?;
         }
@@ -250,7 +276,9 @@ impl HmacSession {
         w.tpm2b(&hmac_sha256(self.key.expose(), &[&digest, &nonce, &self.nonce_tpm, &[attributes]]))?;
         w.close_u32(area)?;
         w.bytes(sealed)?;
-        end(w)
+        let command = end(w)?;
+        self.is_out = true;
+        Ok(command)
     }
 
     /// Checks that `bytes` is the TPM's answer to the `call` sealed last, and decrypts it in place.
@@ -259,6 +287,7 @@ impl HmacSession {
     /// [`TpmError::Refused`] with the TPM's code (which no HMAC protects), [`TpmError::Forged`] if the HMAC is wrong,
     /// [`TpmError::Decode`] if it is no response at all.
     pub fn open<'r>(&mut self, bytes: &'r mut [u8], call: &Call<'_>) -> Result<Opened<'r>, TpmError> {
+        self.is_out = false;
         let layout = self.check(bytes, call)?;
         self.nonce_tpm = layout.nonce_tpm;
         let all = bytes.get_mut(layout.start..layout.end).ok_or(DecodeError::Truncated)?;
@@ -281,6 +310,9 @@ impl HmacSession {
         let size = r.u32()?;
         let parameters = r.take(usize::try_from(size).map_err(|_| DecodeError::Truncated)?)?;
         let after = r.rest().len();
+        if call.has_password {
+            read_policy_entry(&mut r)?; // of the same shape
+        }
         if call.policy.is_some() {
             read_policy_entry(&mut r)?;
         }
@@ -319,9 +351,14 @@ fn first_parameter(parameters: &mut [u8]) -> Option<&mut [u8]> {
 /// cpHash (part 1, 16.7).
 fn command_digest(call: &Call<'_>, parameters: &[u8]) -> [u8; SHA256_SIZE] {
     let code = call.code.to_be_bytes();
-    match &call.entity {
-        Some(Entity::Hierarchy(handle)) => sha256(&[&code, &handle.to_be_bytes(), parameters]),
-        Some(Entity::Key(_, name)) => sha256(&[&code, name, parameters]),
-        None => sha256(&[&code, parameters]),
+    let (mut handles, mut names): ([[u8; 4]; 2], [&[u8]; 2]) = ([[0; 4]; 2], [&[]; 2]);
+    for ((entity, handle), name) in call.entities.iter().zip(handles.iter_mut()).zip(names.iter_mut()) {
+        *handle = entity.handle().to_be_bytes();
+        *name = match entity {
+            Entity::Hierarchy(_) => handle.as_slice(),
+            Entity::Key(_, name) => name.as_slice(),
+        };
     }
+    let [first, second] = names;
+    sha256(&[&code, first, second, parameters])
 }

@@ -83,6 +83,29 @@ fn a_policy_binds_to_a_register() {
 }
 
 #[test]
+fn a_blob_for_any_guest_of_the_manifest_opens_in_another_one_and_the_default_does_not() {
+    let mut sealer = client();
+    let shared = run_line(&mut sealer, "dolmen seal --policy manifest FILE", b"the key").unwrap();
+    let own = run_line(&mut sealer, "dolmen seal FILE", b"the key").unwrap();
+    let mut neighbour = Client::new(Loopback::neighbour().unwrap());
+    let opened = run_line(&mut neighbour, "dolmen unseal FILE", shared.as_bytes()).unwrap();
+    assert_eq!(opened.as_bytes(), b"the key");
+    let refused = run_line(&mut neighbour, "dolmen unseal FILE", own.as_bytes()).unwrap_err();
+    assert!(refused.to_string().ends_with("bound to: it says this hypervisor, g0"), "{refused}");
+}
+
+#[test]
+fn a_blob_of_a_newer_version_is_told_from_one_that_does_not_open() {
+    let mut client = client();
+    let blob = run_line(&mut client, "dolmen seal FILE", b"the key").unwrap();
+    let mut newer = blob.as_bytes().to_vec();
+    newer[8] = 9;
+    let refused = run_line(&mut client, "dolmen unseal FILE", &newer).unwrap_err();
+    assert!(refused.to_string().contains("NEWER_BLOB"), "{refused}");
+    assert!(!refused.to_string().contains("it says"), "{refused}");
+}
+
+#[test]
 fn a_quote_is_evidence_that_binds_the_nonce() {
     let product = run_line(&mut client(), "dolmen quote --nonce c0ffee", &[]).unwrap();
     let evidence = Evidence::decode(product.as_bytes()).unwrap();

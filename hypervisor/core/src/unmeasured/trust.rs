@@ -18,6 +18,11 @@ use crate::stop::Reason;
 pub(crate) struct Trust;
 
 impl Trust {
+    /// Nothing is sealed, to whatever it may be.
+    pub(crate) const fn manifest(&self) -> [u8; 32] {
+        [0; 32]
+    }
+
     /// There is no sealing root.
     pub(crate) const fn take_root(&mut self) -> Option<service::Secret<[u8; 32]>> {
         None

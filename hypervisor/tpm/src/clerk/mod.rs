@@ -16,8 +16,9 @@ pub use order::{Answer, EkKind, Errand, ErrandError, MAX_ANSWER, MAX_CREDENTIAL,
 use crate::attestation::{AkKind, AttestationKey};
 use crate::crypto::SHA256_SIZE;
 use crate::exchange::Exchange;
+use crate::public::Name;
 use crate::quote::{Busy, QuoteJob, QuotePoll};
-use crate::session::NONCE;
+use crate::session::{HmacSession, NONCE};
 use crate::transport::PolledTransport;
 use step::Step;
 
@@ -47,6 +48,8 @@ pub struct Clerk {
     nonce: [u8; NONCE],
     /// A key of this errand alone, to be flushed with it.
     stray: Option<u32>,
+    /// The Name of an endorsement key in that place.
+    stray_name: Name,
     session: Option<u32>,
     quoted: Answer,
     failure: Option<ErrandError>,
@@ -76,6 +79,7 @@ impl Clerk {
             quoting: QuoteJob::new(),
             nonce: [0; NONCE],
             stray: None,
+            stray_name: [0; size_of::<Name>()],
             session: None,
             quoted: Answer::Bytes,
             failure: None,
@@ -120,15 +124,25 @@ impl Clerk {
         self.errand = None;
     }
 
-    /// One step. Another job's command that is in flight on the same transport is waited for.
-    pub fn poll(&mut self, tpm: &mut impl PolledTransport) -> ClerkPoll {
+    /// One step. Another job's command that is in flight on the same transport is waited for, and so is one that is out
+    /// through the salted session.
+    pub fn poll(&mut self, tpm: &mut impl PolledTransport, salted: &mut HmacSession) -> ClerkPoll {
         let Some(errand) = self.errand else { return ClerkPoll::Idle };
-        let outcome =
-            if self.step == Step::Quote { self.poll_quote(tpm, &errand) } else { self.advance(tpm, &errand) };
+        if self.step == Step::Activate && !self.prepared && salted.is_out() {
+            return ClerkPoll::Pending;
+        }
+        let outcome = if self.step == Step::Quote {
+            self.poll_quote(tpm, &errand)
+        } else {
+            self.advance(tpm, &errand, salted)
+        };
         match outcome {
             Ok(None) => return ClerkPoll::Pending,
             Ok(Some(next)) => self.enter(next),
             Err(error) => {
+                if self.step == Step::Activate && self.prepared {
+                    salted.give_up();
+                }
                 self.failure.get_or_insert(error);
                 self.flushed(self.step);
                 self.enter(self.cleaning());

@@ -7,14 +7,14 @@ use crate::codec::{DecodeError, EncodeError};
 use crate::command::{flush_context, get_capability};
 use crate::constant::{capability, cc, handle, property};
 use crate::credential::{
-    activate_credential, decode_activate_credential, decode_nv_read, decode_nv_read_public,
-    decode_pcr_read_many, decode_policy_secret, nv_read, nv_read_public, pcr_read_many, policy_secret,
+    activate_parameters, activation, decode_nv_read, decode_nv_read_public, decode_pcr_read_many,
+    decode_policy_secret, nv_read, nv_read_public, pcr_read_many, policy_secret, read_activated,
 };
 use crate::permanent::Permanent;
 use crate::primary::{create_with_password, decode_created_with_password};
 use crate::public::{PublicArea, Template};
 use crate::response::{Response, TpmError, decode_property};
-use crate::session::{decode_start_session, start_policy_session};
+use crate::session::{Entity, HmacSession, MAX_PARAMETERS, decode_start_session, start_policy_session};
 use crate::transport::PolledTransport;
 
 /// Bytes of NV memory that every PC client TPM reads at once.
@@ -78,6 +78,7 @@ impl Clerk {
         &mut self,
         tpm: &mut impl PolledTransport,
         errand: &Errand,
+        salted: &mut HmacSession,
     ) -> Result<Option<Step>, ErrandError> {
         let step = self.step;
         if step == Step::Tell {
@@ -85,7 +86,7 @@ impl Clerk {
         }
         let failed = |error: TpmError| ErrandError::Command(step.code(), error);
         if !self.prepared {
-            self.prepare(errand).map_err(|error| failed(error.into()))?;
+            self.prepare(errand, salted).map_err(|error| failed(error.into()))?;
             self.prepared = true;
         }
         let Some(bytes) = self.exchange.poll(tpm).map_err(|error| failed(error.into()))? else {
@@ -110,6 +111,7 @@ impl Clerk {
                 self.stray = Some(key);
                 let template = kind.template().map_err(|error| failed(error.into()))?;
                 let public = template.check(created.public).map_err(ErrandError::NotTheTemplate)?;
+                self.stray_name = public.name();
                 self.out_len = put(&mut self.out, &public).ok_or(ErrandError::NoKey)?;
                 if errand.is_activation() { Step::StartPolicy } else { Step::FlushEk }
             }
@@ -118,7 +120,7 @@ impl Clerk {
                 may_activate(told, errand)?
             }
             Step::StartPolicy | Step::PolicySecret | Step::Activate => {
-                return self.activate(step).map(Some);
+                return self.activate(step, salted).map(Some);
             }
             Step::ReadPcrs | Step::FindCertificate(_) | Step::ReadCertificate(_) => {
                 return self.read(step, errand).map(Some);
@@ -134,7 +136,7 @@ impl Clerk {
     }
 
     /// Takes what the commands of an activation brought.
-    fn activate(&mut self, step: Step) -> Result<Step, ErrandError> {
+    fn activate(&mut self, step: Step, salted: &mut HmacSession) -> Result<Step, ErrandError> {
         let failed = |error: TpmError| ErrandError::Command(step.code(), error);
         let bytes = self.exchange.received();
         if step == Step::StartPolicy {
@@ -145,7 +147,9 @@ impl Clerk {
             decode_policy_secret(bytes).map_err(failed)?;
             return Ok(Step::Activate);
         }
-        let content = decode_activate_credential(bytes).map_err(failed)?;
+        let call = activation(&[], self.session.unwrap_or_default(), &[]);
+        let opened = salted.open(self.exchange.received_mut(), &call).map_err(failed)?;
+        let content = read_activated(opened.parameters).map_err(failed)?;
         self.session = None; // it ended with the command
         self.out.fill(0);
         self.out.get_mut(..content.len()).ok_or(ErrandError::NoKey)?.copy_from_slice(content);
@@ -223,7 +227,7 @@ impl Clerk {
         Ok(Step::Done)
     }
 
-    fn prepare(&mut self, errand: &Errand) -> Result<(), EncodeError> {
+    fn prepare(&mut self, errand: &Errand, salted: &mut HmacSession) -> Result<(), EncodeError> {
         let (nonce, wanted, stray) = (self.nonce, self.wanted, self.stray.unwrap_or_default());
         let session = self.session.unwrap_or_default();
         let endorsement = handle::ENDORSEMENT;
@@ -253,11 +257,12 @@ impl Clerk {
             Step::PolicySecret => self.exchange.prepare(|buf| policy_secret(buf, session)),
             Step::Activate => {
                 let Errand::Activate { key, credential, secret, .. } = errand else { return Ok(()) };
-                let key = self.loaded(*key).map_or(0, |key| key.handle);
-                let (credential, secret) = (credential.bytes(), secret.bytes());
-                self.exchange.prepare(|buf| {
-                    activate_credential(buf, (key, stray), session, &nonce, credential, secret)
-                })
+                let Some(key) = self.loaded(*key) else { return Ok(()) };
+                let entities = [Entity::Key(key.handle, key.name), Entity::Key(stray, self.stray_name)];
+                let mut buf = [0; MAX_PARAMETERS];
+                let parameters = activate_parameters(&mut buf, credential.bytes(), secret.bytes())?;
+                let call = activation(&entities, session, parameters);
+                self.exchange.prepare(|buf| salted.seal(buf, &call, nonce))
             }
             Step::FlushSession => self.exchange.prepare(|buf| flush_context(buf, session)),
             Step::FlushEk => self.exchange.prepare(|buf| flush_context(buf, stray)),

@@ -9,6 +9,7 @@ use dolmen_tpm::constant::{ResponseCode, cc};
 use dolmen_tpm::keys::set_up;
 use dolmen_tpm::policy::QUOTED;
 use dolmen_tpm::quote::{Busy, Quote};
+use dolmen_tpm::session::HmacSession;
 use dolmen_tpm::{PolledTransport, TpmError};
 
 use crate::keys::{IMAGE, change_auth, launched, setup, sha256};
@@ -17,12 +18,64 @@ use crate::tap::{Tap, refusal};
 
 const ALL: u32 = 0x00ff_ffff;
 
-fn clerk(tpm: &mut Swtpm) -> Clerk {
-    Clerk::new(set_up(tpm, &setup(IMAGE)).unwrap().ak)
+/// A clerk with the launch's salted session.
+struct Office {
+    clerk: Clerk,
+    salted: HmacSession,
+}
+
+impl Office {
+    fn start(&mut self, errand: Errand, nonce: [u8; 32]) -> Result<(), Busy> {
+        self.clerk.start(errand, nonce)
+    }
+
+    fn poll(&mut self, tpm: &mut impl PolledTransport) -> ClerkPoll {
+        self.clerk.poll(tpm, &mut self.salted)
+    }
+
+    const fn is_busy(&self) -> bool {
+        self.clerk.is_busy()
+    }
+
+    fn answer(&self) -> &[u8] {
+        self.clerk.answer()
+    }
+}
+
+fn clerk(tpm: &mut Swtpm) -> Office {
+    let keys = set_up(tpm, &setup(IMAGE)).unwrap();
+    Office { clerk: Clerk::new(keys.ak), salted: keys.session }
+}
+
+#[test]
+fn what_a_credential_holds_crosses_the_bus_encrypted_and_a_forged_answer_is_refused() {
+    const CHALLENGE: &[u8] = b"a challenge of the enroller's";
+    let mut tpm = launched();
+    let mut clerk = clerk(&mut tpm);
+    let endorsement = bytes(&mut clerk, &mut tpm, Errand::EndorsementKey(EkKind::Ecc));
+    let area = bytes(&mut clerk, &mut tpm, Errand::Public(AkKind::GuestEcdsa));
+    let file = make(&mut tpm, &endorsement, &name(&area));
+    let errand = activation(AkKind::GuestEcdsa, EkKind::Ecc, &file);
+    let mut tap = Tap::new(tpm);
+    assert_eq!(send(&mut clerk, &mut tap, errand), ClerkPoll::Done(Answer::Bytes));
+    assert_eq!(clerk.answer(), CHALLENGE);
+    let bus = tap.all_bytes();
+    assert!(!bus.windows(8).any(|window| window == &CHALLENGE[..8]), "it crossed the bus in the clear");
+    tap.forge = Box::new(|code, response| {
+        if code == cc::ACTIVATE_CREDENTIAL && response.len() > 20 {
+            response[17] ^= 1;
+        }
+        Ok(())
+    });
+    let forged = ErrandError::Command(cc::ACTIVATE_CREDENTIAL, TpmError::Forged);
+    assert_eq!(send(&mut clerk, &mut tap, errand), ClerkPoll::Failed(forged));
+    tap.forge = Box::new(|_, _| Ok(()));
+    let end = send(&mut clerk, &mut tap, quote_by(AkKind::GuestEcdsa, QUOTED, &[1; 32]));
+    assert!(matches!(end, ClerkPoll::Done(_)), "{end:?}");
 }
 
 /// Sends the clerk and waits.
-fn send(clerk: &mut Clerk, tpm: &mut impl PolledTransport, errand: Errand) -> ClerkPoll {
+fn send(clerk: &mut Office, tpm: &mut impl PolledTransport, errand: Errand) -> ClerkPoll {
     let end = send_once(clerk, tpm, errand);
     // A TPM asks for a repetition before the first use of an authorisation value after its start; the registers' driver
     // repeats by itself, the bare connection does not.
@@ -34,7 +87,7 @@ fn send(clerk: &mut Clerk, tpm: &mut impl PolledTransport, errand: Errand) -> Cl
     }
 }
 
-fn send_once(clerk: &mut Clerk, tpm: &mut impl PolledTransport, errand: Errand) -> ClerkPoll {
+fn send_once(clerk: &mut Office, tpm: &mut impl PolledTransport, errand: Errand) -> ClerkPoll {
     clerk.start(errand, [3; 32]).unwrap();
     for _ in 0..100 {
         match clerk.poll(tpm) {
@@ -59,7 +112,7 @@ fn quoted(end: ClerkPoll) -> Quote {
     }
 }
 
-fn bytes(clerk: &mut Clerk, tpm: &mut Swtpm, errand: Errand) -> Vec<u8> {
+fn bytes(clerk: &mut Office, tpm: &mut Swtpm, errand: Errand) -> Vec<u8> {
     assert_eq!(send(clerk, tpm, errand), ClerkPoll::Done(Answer::Bytes));
     clerk.answer().to_vec()
 }
@@ -132,7 +185,7 @@ fn stock_tools_accept_quotes_by_every_key_and_over_every_register() {
 fn each_key_is_another_and_comes_out_the_same_again() {
     let mut tpm = launched();
     let mut clerk = clerk(&mut tpm);
-    let all = |clerk: &mut Clerk, tpm: &mut Swtpm| {
+    let all = |clerk: &mut Office, tpm: &mut Swtpm| {
         AkKind::ALL.map(|kind| name(&bytes(clerk, tpm, Errand::Public(kind))))
     };
     let first = all(&mut clerk, &mut tpm);

@@ -1,13 +1,23 @@
 //! Where the quote requests of all guests meet: one TPM quote answers all that wait.
 //!
 //! Each guest has one slot, so it can neither crowd out others nor be crowded out: whoever waits when the TPM
-//! becomes free is in the next quote.
+//! becomes free for a quote by that key is in it. Keys take turns, and so do quotes and errands
+//! ([`super::ErrandDesk`]). So a request is answered by the third quote that ends after it was made, at the latest (one that
+//! was under way, one by the other key, its own), with at most one errand before each of them, whatever others do.
 
 use dolmen_abi::{AkId, Binding, LEAF_PREFIX, MAX_PATH, MAX_WAITING, NODE_PREFIX, QUOTE_TAG};
 use sha2::{Digest, Sha256};
 use zerocopy::IntoBytes;
 
+use super::errand::ErrandDesk;
 use super::platform::{QuotePoll, SignedQuote, TpmService};
+
+/// Moves on all that guests wait for at the TPM, without waiting. A quote leaves an errand its turn, and there is one place
+/// for errands: so neither kind keeps the other waiting.
+pub fn serve_waiting<T: TpmService>(tpm: &mut T) {
+    QuoteDesk::pump(tpm);
+    ErrandDesk::pump(tpm);
+}
 
 /// A guest's place at the desk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +90,17 @@ pub struct QuoteDesk {
     is_quoting: bool,
     /// The key of the last quote: the others' turn comes after it.
     last_key: AkId,
+    /// What the TPM was last used for: the other's turn comes after it.
+    last_work: Work,
+}
+
+/// What the TPM is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    /// Quotes that bind guests.
+    Quotes,
+    /// Everything else.
+    Errands,
 }
 
 impl Default for QuoteDesk {
@@ -91,16 +112,30 @@ impl Default for QuoteDesk {
 impl QuoteDesk {
     /// Nobody waits.
     pub const fn new() -> Self {
-        Self { slots: [Slot::FREE; MAX_WAITING], is_quoting: false, last_key: AkId::GUEST_RSA }
+        Self {
+            slots: [Slot::FREE; MAX_WAITING],
+            is_quoting: false,
+            last_key: AkId::GUEST_RSA,
+            last_work: Work::Errands,
+        }
     }
 
-    /// Whether a quote is in flight or someone waits for one: whoever is idle may then [`Self::pump`].
+    /// Whether a quote is in flight or someone waits for one: whoever is idle may then [`serve_waiting`].
     pub fn is_busy(&self) -> bool {
-        self.is_quoting || self.slots.iter().any(|slot| slot.progress == Progress::Waiting)
+        self.is_quoting || self.is_waiting()
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.slots.iter().any(|slot| slot.progress == Progress::Waiting)
+    }
+
+    /// An errand has begun.
+    pub(super) const fn errand_departs(&mut self) {
+        self.last_work = Work::Errands;
     }
 
     /// Moves the TPM's work on: takes what is done, starts what waits. Never waits itself.
-    pub fn pump<T: TpmService>(tpm: &mut T) {
+    fn pump<T: TpmService>(tpm: &mut T) {
         if tpm.desk().is_quoting {
             let mut quote = SignedQuote::EMPTY;
             match tpm.poll_quote(&mut quote) {
@@ -111,6 +146,9 @@ impl QuoteDesk {
                 QuotePoll::Done => tpm.desk().finish(Progress::Done, &quote),
                 QuotePoll::Failed(code) => tpm.desk().finish(Progress::Failed(code), &SignedQuote::EMPTY),
             }
+        }
+        if tpm.errands().is_waiting() && tpm.desk().last_work == Work::Quotes {
+            return; // the errand's turn
         }
         if let Some(key) = tpm.desk().next_key()
             && let Some(root) = tpm.desk().gather(key)
@@ -183,7 +221,7 @@ impl QuoteDesk {
     /// The quote over what was gathered has begun.
     fn depart(&mut self, key: AkId) {
         self.waiting(key).for_each(|slot| slot.progress = Progress::InFlight);
-        (self.is_quoting, self.last_key) = (true, key);
+        (self.is_quoting, self.last_key, self.last_work) = (true, key, Work::Quotes);
     }
 
     fn finish(&mut self, progress: Progress, quote: &SignedQuote) {

@@ -198,12 +198,12 @@ impl ErrandDesk {
     }
 
     /// Whether an errand waits for the TPM to be free.
-    pub const fn is_waiting(&self) -> bool {
+    pub(super) const fn is_waiting(&self) -> bool {
         matches!(self.progress, Progress::Waiting)
     }
 
     /// Moves the TPM's work on, without waiting.
-    pub fn pump<T: TpmService>(tpm: &mut T) {
+    pub(super) fn pump<T: TpmService>(tpm: &mut T) {
         if tpm.errands().progress == Progress::InFlight {
             let mut answer = ErrandAnswer::EMPTY;
             let progress = match tpm.poll_errand(&mut answer) {
@@ -223,6 +223,7 @@ impl ErrandDesk {
             && tpm.start_errand(&errand).is_ok()
         {
             tpm.errands().progress = Progress::InFlight;
+            tpm.desk().errand_departs();
         }
     }
 

@@ -4,7 +4,8 @@ use dolmen_abi::{
     ActivateRequest, AkId, ChainRequest, EkId, HOST_PCRS, HostQuoteRequest, KeyRequest, Status, TpmFailure,
 };
 
-use super::errand::{Bytes, Errand, ErrandDesk, Found};
+use super::desk::serve_waiting;
+use super::errand::{Bytes, Errand, Found};
 use super::handler::{all_zero, put, put_bytes, take};
 use super::platform::{Platform, TpmService};
 use super::{Answer, Change, Service};
@@ -87,7 +88,7 @@ impl Service<'_> {
     fn errand<P: Platform>(&mut self, errand: Errand, platform: &mut P) -> Result<Answer, Status> {
         let (slot, now) = (self.slot, platform.uptime_ms());
         let found = platform.with_tpm(|tpm| {
-            ErrandDesk::pump(tpm);
+            serve_waiting(tpm);
             tpm.errands().look(slot, &errand, now)
         });
         match found {
@@ -97,7 +98,7 @@ impl Service<'_> {
             Found::Free => {
                 platform.with_tpm(|tpm| {
                     tpm.errands().submit(slot, errand);
-                    ErrandDesk::pump(tpm);
+                    serve_waiting(tpm);
                 });
                 Err(Status::AGAIN)
             }

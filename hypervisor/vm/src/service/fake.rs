@@ -3,7 +3,10 @@
 use core::cell::RefCell;
 use core::ops::Range;
 
-use dolmen_abi::{AkId, GuestInfo, HostQuoteReply, MAX_ATTEST, MAX_SIGNATURE, NAME_BYTES, Status};
+use dolmen_abi::{
+    AkId, BlobHeader, Call, GuestInfo, HostQuoteReply, MAX_ATTEST, MAX_SIGNATURE, NAME_BYTES, Status, Unseal,
+    UnsealRequest,
+};
 use dolmen_memory::{Gpa, GuestMemory, OutsideRam};
 use sha2::{Digest, Sha256};
 use zerocopy::IntoBytes;
@@ -350,10 +353,40 @@ pub fn launched_config(slot: GuestSlot) -> ServiceConfig {
         slot,
         name,
         identity: [0x60; 48],
+        manifest: [0x18; 32],
         groups: dolmen_abi::CallGroup::all(),
         facts: dolmen_abi::LaunchFacts::AMD_SKINIT.union(dolmen_abi::LaunchFacts::IOMMU_SHIELDED),
         sealing_root: Some(Secret::new([0x11; 32])),
     }
+}
+
+/// Lets the service open what a fuzzer made up behind a blob's magic: it is refused by name, and nothing comes of it.
+pub fn open_forged(bytes: &[u8]) {
+    const BLOB_MOST: usize = 0x4000;
+    let mut scratch = Scratch::new();
+    let Some(slot) = GuestSlot::new(0) else { return };
+    let mut service = Service::new(launched_config(slot), &mut scratch);
+    let (mut ram, mut tpm) = (FakeRam::new(), FakeTpm::default());
+    let bytes = bytes.get(..BLOB_MOST).unwrap_or(bytes);
+    let length = bytes.len().saturating_add(BlobHeader::MAGIC.len());
+    let blob_length = u32::try_from(length).unwrap_or(u32::MAX);
+    let head = UnsealRequest { label_length: 0, blob_length, reserved: 0 };
+    let mut at = 0_u64;
+    for part in [head.as_bytes(), &BlobHeader::MAGIC, bytes] {
+        assert!(ram.write(Gpa::new(at), part).is_ok(), "the request has its room");
+        at = at.saturating_add(u64::try_from(part.len()).unwrap_or(u64::MAX));
+    }
+    let args = CallArgs { rdi: 0, rsi: at, rdx: 0x8000, rcx: 0x8000 };
+    let result = service.call(Unseal::NUMBER, args, true, &mut ram, &mut tpm);
+    let version = bytes.first_chunk::<4>().map(|bytes| u32::from_le_bytes(*bytes));
+    let is_newer = version.is_some_and(|version| version > BlobHeader::NEWEST);
+    let status = Status::from_rax(result.status);
+    let is_named = match status {
+        Status::NEWER_BLOB => is_newer,
+        Status::BAD_BLOB | Status::REFUSED => !is_newer,
+        _ => false,
+    };
+    assert!(is_named && result.reply_len == 0, "{status} for a forged blob");
 }
 
 /// Runs a script of calls that a fuzzer made up: nothing of it may panic, hang or write outside of the reply.

@@ -1,7 +1,7 @@
 //! One function per call: from the request in the scratch buffer to the reply in it.
 
 use dolmen_abi::{
-    ABI_VERSION, AkId, Binding, EventLogReply, EventLogRequest, ExtendReply, ExtendRequest, MAX_LABEL,
+    ABI_VERSION, AkId, Binding, Blob, EventLogReply, EventLogRequest, ExtendReply, ExtendRequest, MAX_LABEL,
     MAX_LOG_WINDOW, MAX_PATH, MAX_RANDOM, MAX_SECRET, QuoteReply, QuoteRequest, REGISTER_COUNT,
     RandomRequest, RegistersReply, SEALED_OVERHEAD, SealPolicy, SealRequest, Status, TpmFailure,
     UnsealRequest, VersionReply,
@@ -9,10 +9,11 @@ use dolmen_abi::{
 use sha2::{Digest, Sha384};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::desk::{self, Progress, QuoteDesk, Slot};
+use super::desk::{self, Progress, Slot};
 use super::platform::{Platform, TpmService};
 use super::scratch::Scratch;
-use super::{Answer, Change, Service, seal};
+use super::seal::{self, Here};
+use super::{Answer, Change, Service};
 
 impl Service<'_> {
     pub(super) fn version(&mut self) -> Result<Answer, Status> {
@@ -63,7 +64,7 @@ impl Service<'_> {
     }
 
     pub(super) fn seal<P: Platform>(&mut self, platform: &mut P) -> Result<Answer, Status> {
-        let root = self.root.as_ref().ok_or(Status::NOT_LAUNCHED)?;
+        let here = Here::new(self.root.as_ref(), &self.manifest, &self.registers)?;
         let (request, _) = take::<SealRequest>(self.scratch)?;
         all_zero(request.reserved)?;
         let policy = SealPolicy::checked(request.policy).ok_or(Status::BAD_FLAGS)?;
@@ -76,21 +77,21 @@ impl Service<'_> {
         let sealed = length.saturating_add(SEALED_OVERHEAD);
         let (bytes, out) = self.scratch.request_and_reply(sealed).ok_or(Status::BAD_LENGTH)?;
         let (label, data) = split(bytes, size_of::<SealRequest>(), request.label_length, length)?;
-        seal::seal(root, &self.registers, policy, label, data, salt, out)?;
+        seal::seal(&here, policy, label, data, salt, out)?;
         Ok(Answer::reply(sealed))
     }
 
     pub(super) fn unseal(&mut self) -> Result<Answer, Status> {
-        let root = self.root.as_ref().ok_or(Status::NOT_LAUNCHED)?;
+        let here = Here::new(self.root.as_ref(), &self.manifest, &self.registers)?;
         let (request, _) = take::<UnsealRequest>(self.scratch)?;
         all_zero(request.reserved)?;
         let length = usize::try_from(request.blob_length).map_err(|_| Status::BAD_LENGTH)?;
         let head = size_of::<UnsealRequest>();
         let (_, blob) = split(self.scratch.request(), head, request.label_length, length)?;
-        let (_, _, secret) = seal::inspect(blob)?;
+        let secret = Blob::read(blob)?.sealed.len();
         let (bytes, out) = self.scratch.request_and_reply(secret).ok_or(Status::BAD_BLOB)?;
         let (label, blob) = split(bytes, head, request.label_length, length)?;
-        seal::unseal(root, &self.registers, label, blob, out)?;
+        seal::unseal(&here, label, &Blob::read(blob)?, out)?;
         Ok(Answer::reply(secret))
     }
 
@@ -111,7 +112,7 @@ impl Service<'_> {
             report_data: request.report_data,
         };
         let progress = platform.with_tpm(|tpm| {
-            QuoteDesk::pump(tpm);
+            desk::serve_waiting(tpm);
             tpm.desk().slot(self.slot).progress
         });
         let is_ours = self.quoting == Some((key, binding));
@@ -143,7 +144,7 @@ impl Service<'_> {
         self.quoting = Some((key, *binding));
         platform.with_tpm(|tpm| {
             tpm.desk().submit(slot, key, leaf);
-            QuoteDesk::pump(tpm);
+            desk::serve_waiting(tpm);
         });
         Err(Status::AGAIN)
     }

@@ -16,6 +16,7 @@
 //!         slot: GuestSlot::new(0)?,            // one per guest: its place at the quote desk
 //!         name: config.name,
 //!         identity: measure_guest(&config, &digests)?,
+//!         manifest: pcr18,                     // what it holds in the SHA-256 bank
 //!         groups: config.hypercalls(),
 //!         facts,
 //!         sealing_root: facts.is_launched().then_some(root),
@@ -54,7 +55,7 @@ pub mod fake;
 #[cfg(test)]
 mod tests;
 
-pub use desk::{GuestSlot, QuoteDesk};
+pub use desk::{GuestSlot, QuoteDesk, serve_waiting};
 pub use errand::{Bytes, Errand, ErrandAnswer, ErrandDesk};
 pub use platform::{GuestTable, NoEntropy, Platform, QuotePoll, SignedQuote, TpmBusy, TpmService};
 pub use scratch::Scratch;
@@ -94,6 +95,8 @@ pub struct ServiceConfig {
     pub name: [u8; NAME_BYTES],
     /// G0.
     pub identity: [u8; REGISTER_BYTES],
+    /// The manifest and the files of all its guests: PCR 18 of the SHA-256 bank.
+    pub manifest: [u8; 32],
     /// Calls that the manifest allows.
     pub groups: CallGroup,
     /// How the machine was launched.
@@ -109,6 +112,7 @@ pub struct Service<'a> {
     name: [u8; NAME_BYTES],
     groups: CallGroup,
     facts: LaunchFacts,
+    manifest: [u8; 32],
     root: Option<Secret<[u8; 32]>>,
     registers: Registers,
     /// The request that the guest's slot at the desk belongs to.
@@ -151,6 +155,7 @@ impl<'a> Service<'a> {
             name: config.name,
             groups: config.groups,
             facts: config.facts,
+            manifest: config.manifest,
             root: config.sealing_root.filter(|_| config.facts.is_launched()),
             registers,
             quoting: None,

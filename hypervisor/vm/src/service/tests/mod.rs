@@ -2,6 +2,7 @@
 
 mod dispatch;
 mod errands;
+mod fairness;
 mod managing;
 mod quoting;
 mod registers;

@@ -1,6 +1,8 @@
+use super::super::seal::{self, Here};
 use super::*;
 use dolmen_abi::{
-    BlobHeader, ExtendRequest, MAX_LABEL, MAX_SECRET, SEALED_OVERHEAD, SealPolicy, SealRequest, UnsealRequest,
+    Blob, BlobHeader, ExtendRequest, MAX_LABEL, MAX_SECRET, SEALED_OVERHEAD, SealPolicy, SealRequest,
+    UnsealRequest,
 };
 use proptest::prelude::*;
 
@@ -120,7 +122,8 @@ fn every_changed_bit_is_noticed() {
         let mut bent = blob.clone();
         bent[at / 8] ^= 1 << (at % 8);
         let (status, reply) = rig.unseal(b"label", &bent);
-        assert!(status == Status::REFUSED || status == Status::BAD_BLOB, "bit {at}: {status}");
+        let named = [Status::REFUSED, Status::BAD_BLOB, Status::NEWER_BLOB].contains(&status);
+        assert!(named, "bit {at}: {status}");
         assert!(reply.is_empty(), "bit {at}");
     }
 }
@@ -162,7 +165,9 @@ fn malformed_requests_are_refused_with_their_status() {
     for (request, want) in [
         (seal(0, 0, 8, 0, 8), Status::BAD_FLAGS),
         (seal(2, 0, 8, 0, 8), Status::BAD_FLAGS),
-        (seal(0x101, 0, 8, 0, 8), Status::BAD_FLAGS),
+        (seal(0x201, 0, 8, 0, 8), Status::BAD_FLAGS),
+        (seal(0x300, 0, 8, 0, 8), Status::BAD_FLAGS),
+        (seal(0x401, 0, 8, 0, 8), Status::BAD_FLAGS),
         (seal(1, 0, 8, 1, 8), Status::RESERVED_NOT_ZERO),
         (seal(1, 0, 8, 0, 7), Status::BAD_LENGTH),
         (seal(1, 0, 8, 0, 9), Status::BAD_LENGTH),
@@ -209,19 +214,117 @@ fn a_secret_needs_its_room() {
 }
 
 #[test]
-fn the_format_is_pinned_by_a_blob_of_an_independent_implementation() {
+fn the_format_is_pinned_by_blobs_of_an_independent_implementation() {
     let registers = core::array::from_fn(|i| [i as u8; 48]);
-    let policy = SealPolicy::G0 | SealPolicy::G2;
-    let mut blob = vec![0; 6 + SEALED_OVERHEAD];
     let root = Secret::new([0x42; 32]);
-    seal::seal(&root, &registers, policy, b"label", b"secret", [0x24; 32], &mut blob).unwrap();
-    let want = include_str!("../../../tests/sealed-blob.hex");
-    let hex: String = blob.iter().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(hex, want.trim());
+    let here = Here::new(Some(&root), &[0x18; 32], &registers).unwrap();
+    for (policy, want) in [
+        (SealPolicy::G0 | SealPolicy::G2, include_str!("../../../tests/sealed-blob.hex")),
+        (SealPolicy::MANIFEST | SealPolicy::G2, include_str!("../../../tests/sealed-blob-2.hex")),
+    ] {
+        let mut blob = vec![0; 6 + SEALED_OVERHEAD];
+        seal::seal(&here, policy, b"label", b"secret", [0x24; 32], &mut blob).unwrap();
+        let hex: String = blob.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, want.trim(), "{policy:?}");
+    }
+}
+
+/// Everything that a policy can select, in the order of its bits: G0 to G7, the manifest.
+const SELECTABLE: usize = 9;
+
+/// A place where the values at these bits are others than elsewhere.
+fn place(others: usize) -> ([u8; 32], Registers) {
+    let value = |index: usize| if others >> index & 1 == 0 { 0x10 + index as u8 } else { 0xe0 + index as u8 };
+    ([value(8); 32], core::array::from_fn(|index| [value(index); 48]))
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "minutes of cipher; the other tests run the same code")]
+fn every_policy_opens_where_all_that_it_selects_is_equal_and_nowhere_else() {
+    let (root, other_root) = (Secret::new([0x42; 32]), Secret::new([0x43; 32]));
+    let mut policies = 0;
+    for selected in 0..1_usize << SELECTABLE {
+        let names_nobody = selected & 0x101 == 0;
+        let bits = selected as u32 | if names_nobody { SealPolicy::ANY_GUEST.bits() } else { 0 };
+        let policy = SealPolicy::checked(bits).unwrap();
+        let mut blob = [0; 6 + SEALED_OVERHEAD];
+        let (manifest, registers) = place(0);
+        let here = Here::new(Some(&root), &manifest, &registers).unwrap();
+        seal::seal(&here, policy, b"", b"secret", [0x24; 32], &mut blob).unwrap();
+        let opens = |root, others: usize| {
+            let (manifest, registers) = place(others);
+            let there = Here::new(Some(root), &manifest, &registers).unwrap();
+            let mut out = [0xff; 6];
+            let opened = seal::unseal(&there, b"", &Blob::read(&blob).unwrap(), &mut out);
+            assert_eq!(out, if opened.is_ok() { *b"secret" } else { [0; 6] }, "{policy:?}");
+            opened
+        };
+        let all = (1 << SELECTABLE) - 1;
+        assert_eq!(opens(&root, 0), Ok(()), "{policy:?} where all is equal");
+        assert_eq!(opens(&root, all & !selected), Ok(()), "{policy:?} where all is equal that it selects");
+        assert_eq!(opens(&other_root, 0), Err(Status::REFUSED), "{policy:?} under another hypervisor");
+        for index in 0..SELECTABLE {
+            let want = if selected >> index & 1 == 0 { Ok(()) } else { Err(Status::REFUSED) };
+            assert_eq!(opens(&root, 1 << index), want, "{policy:?} where value {index} is another");
+        }
+        policies += 1;
+    }
+    assert_eq!(policies, 512);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "minutes of cipher; the other tests run the same code")]
+fn a_blob_of_one_policy_does_not_open_as_one_of_another() {
+    let mut rig = Rig::new();
+    for (sealed, claimed) in [(0x200_u32, 0x100_u32), (0x100, 0x200), (0x100, 0x101), (0x202, 0x102), (1, 3)]
+    {
+        let mut blob = rig.seal(sealed, b"", b"secret");
+        blob[12..16].copy_from_slice(&claimed.to_le_bytes());
+        let version = SealPolicy::checked(claimed).unwrap().blob_version();
+        blob[8..12].copy_from_slice(&version.to_le_bytes());
+        assert_eq!(rig.unseal(b"", &blob), (Status::REFUSED, Vec::new()), "{sealed:#x} as {claimed:#x}");
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "minutes of cipher; the other tests run the same code")]
+fn who_may_open_a_blob_is_what_its_policy_says() {
+    let other_guest = || ServiceConfig { identity: [0x61; 48], ..config() };
+    let other_manifest = || ServiceConfig { identity: [0x62; 48], manifest: [0x19; 32], ..config() };
+    let (opens, shut) = (Status::OK, Status::REFUSED);
+    for (policy, in_other_guest, under_other_manifest) in
+        [(0x1, shut, shut), (0x101, shut, shut), (0x100, opens, shut), (0x200, opens, opens)]
+    {
+        let blob = Rig::new().seal(policy, b"", b"secret");
+        assert_eq!(Rig::new().unseal(b"", &blob).0, opens, "{policy:#x}");
+        assert_eq!(Rig::with(other_guest()).unseal(b"", &blob).0, in_other_guest, "{policy:#x}");
+        assert_eq!(Rig::with(other_manifest()).unseal(b"", &blob).0, under_other_manifest, "{policy:#x}");
+    }
+}
+
+#[test]
+fn a_blob_of_a_newer_version_is_refused_by_that_name() {
+    let mut rig = Rig::new();
+    let mut blob = rig.seal(1, b"", b"secret");
+    blob[8..12].copy_from_slice(&(BlobHeader::NEWEST + 1).to_le_bytes());
+    assert_eq!(rig.unseal(b"", &blob), (Status::NEWER_BLOB, Vec::new()));
+    // A version that is to come may have other lengths.
+    assert_eq!(rig.unseal(b"", &blob[..40]), (Status::NEWER_BLOB, Vec::new()));
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(cases(64)))]
+
+    #[test]
+    #[cfg_attr(miri, ignore = "minutes of it; the other tests run the same code")]
+    fn no_forged_blob_opens(
+        version in 0_u32..5, policy in 0_u32..0x500, length in 0_u32..40,
+        rest in proptest::collection::vec(any::<u8>(), 32..90),
+    ) {
+        let words = [version, policy, length, 0].map(u32::to_le_bytes).concat();
+        fake::open_forged(&[words, rest.clone()].concat());
+        fake::open_forged(&rest);
+    }
 
     #[test]
     #[cfg_attr(miri, ignore = "minutes of it; the other tests run the same code")]
