@@ -98,6 +98,8 @@ pub(crate) struct TpmDesk {
     reseed: ReseedJob,
     desk: QuoteDesk,
     errands: ErrandDesk,
+    /// The clerk's errand is ours: another session.
+    is_renewing: bool,
     /// What of the clerk's errand goes before its answer: a size, or nothing.
     is_sized: bool,
 }
@@ -112,6 +114,7 @@ impl TpmDesk {
             reseed: ReseedJob::new(),
             desk: QuoteDesk::new(),
             errands: ErrandDesk::new(),
+            is_renewing: false,
             is_sized: false,
         }
     }
@@ -127,14 +130,37 @@ impl TpmDesk {
                 log::warn!(target: "serve", "no fresh seed from the TPM: {error:?}");
             }
         }
+        self.renew();
         if self.desk.is_busy() || self.errands.is_busy() {
             service::serve_waiting(self);
         }
     }
 
+    /// Has the clerk start another session if a reseed waits for one that is in step with the TPM. Guests wait meanwhile
+    /// as they do for one another.
+    fn renew(&mut self) {
+        if self.is_renewing {
+            match self.clerk.poll(&mut self.tpm, &mut self.trust.session) {
+                ClerkPoll::Pending => return,
+                ClerkPoll::Idle | ClerkPoll::Done(_) => {}
+                ClerkPoll::Failed(error) => {
+                    log::warn!(target: "serve", "no new session with the TPM: {error:?}");
+                    self.trust.drbg.postpone_reseed();
+                }
+            }
+            self.is_renewing = false;
+        } else if self.trust.session.is_lost() && self.trust.drbg.wants_reseed() && !self.clerk.is_busy() {
+            let seed = self.trust.drbg.renewal();
+            self.is_renewing = self.clerk.start(clerk::Errand::Renew, seed).is_ok();
+        }
+    }
+
     fn send(&mut self, errand: clerk::Errand) -> Result<(), TpmBusy> {
-        let nonce = self.trust.drbg.draw().map_err(|_| TpmBusy)?;
-        self.clerk.start(errand, nonce).map_err(|_| TpmBusy)
+        if self.clerk.is_busy() {
+            return Err(TpmBusy);
+        }
+        let seed = Secret::new(self.trust.drbg.draw().map_err(|_| TpmBusy)?);
+        self.clerk.start(errand, seed).map_err(|_| TpmBusy)
     }
 }
 

@@ -242,7 +242,7 @@ fn flush_range(tpm: &mut impl Transport, first: u32) -> Result<(), TpmError> {
 
 /// Whether `found` is of the range that begins at `first`. Loaded policy sessions are listed with the HMAC
 /// sessions but carry their own number, 03h.
-const fn in_range(found: u32, first: u32) -> bool {
+pub(crate) const fn in_range(found: u32, first: u32) -> bool {
     let kind = found >> 24;
     kind == first >> 24 || (first == handle::LOADED_SESSIONS && kind == 3)
 }

@@ -189,6 +189,10 @@ impl ResponseCode {
     pub const TESTING: Self = Self(0x90a);
     /// The first handle names nothing.
     pub const REFERENCE_H0: Self = Self(0x910);
+    /// The first session is not loaded.
+    pub const REFERENCE_S0: Self = Self(0x918);
+    /// The seventh session is not loaded.
+    pub const REFERENCE_S6: Self = Self(0x91e);
     /// Non-volatile memory is written too often; the same command may be sent again.
     pub const NV_RATE: Self = Self(0x920);
     /// Locked out after failed authorisations.

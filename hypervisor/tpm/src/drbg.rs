@@ -87,6 +87,11 @@ impl Drbg {
         out
     }
 
+    /// 32 secret bytes, limit or not: for the session that brings the new seed. There are few of these.
+    pub fn renewal(&mut self) -> Secret<[u8; 32]> {
+        Secret::new(self.nonce())
+    }
+
     /// 32 fresh bytes.
     ///
     /// # Errors

@@ -36,7 +36,8 @@ impl ReseedJob {
         Self { exchange: Exchange::new(), active: false }
     }
 
-    /// One step: begins when the generator asks for it and no other job's command is out through the session.
+    /// One step: begins when the generator asks for it, the session is in step with the TPM, and no other job's command is
+    /// out through it.
     pub fn poll(
         &mut self,
         tpm: &mut impl PolledTransport,
@@ -73,7 +74,7 @@ impl ReseedJob {
     ) -> Result<bool, KeyError> {
         let call = random_call();
         if !self.active {
-            if session.is_out() {
+            if session.is_out() || session.is_lost() {
                 return Ok(false);
             }
             let nonce = drbg.nonce();

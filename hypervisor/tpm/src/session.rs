@@ -199,6 +199,8 @@ pub struct HmacSession {
     nonce_tpm: [u8; NONCE],
     /// A command was sealed whose answer was not opened: the nonces are its.
     is_out: bool,
+    /// The TPM may have rolled its nonce without our knowing.
+    is_lost: bool,
 }
 
 impl HmacSession {
@@ -212,7 +214,7 @@ impl HmacSession {
     ) -> Self {
         let mut key = Secret::new([0; SHA256_SIZE]);
         kdfa(salt.expose(), b"ATH", &nonce_tpm, &nonce_caller, key.expose_mut());
-        Self { handle, key, nonce_caller, nonce_tpm, is_out: false }
+        Self { handle, key, nonce_caller, nonce_tpm, is_out: false, is_lost: false }
     }
 
     /// Its handle.
@@ -227,8 +229,16 @@ impl HmacSession {
         self.is_out
     }
 
-    /// The command that is out has no answer: the transport failed.
+    /// Whether its nonces no longer are what the TPM has, as far as can be told: an answer was lost, forged or garbled, or
+    /// the TPM refused the session itself. Then only another session helps.
+    #[must_use]
+    pub const fn is_lost(&self) -> bool {
+        self.is_lost
+    }
+
+    /// The command that is out, if any, has no answer: the transport failed.
     pub const fn give_up(&mut self) {
+        self.is_lost |= self.is_out;
         self.is_out = false;
     }
 
@@ -288,7 +298,9 @@ impl HmacSession {
     /// [`TpmError::Decode`] if it is no response at all.
     pub fn open<'r>(&mut self, bytes: &'r mut [u8], call: &Call<'_>) -> Result<Opened<'r>, TpmError> {
         self.is_out = false;
-        let layout = self.check(bytes, call)?;
+        let checked = self.check(bytes, call);
+        self.is_lost |= checked.as_ref().is_err_and(desynchronizes);
+        let layout = checked?;
         self.nonce_tpm = layout.nonce_tpm;
         let all = bytes.get_mut(layout.start..layout.end).ok_or(DecodeError::Truncated)?;
         if call.encrypts_response {
@@ -328,6 +340,18 @@ impl HmacSession {
         }
         let end = bytes.len().saturating_sub(after);
         Ok(Layout { handle, nonce_tpm, start: end.saturating_sub(parameters.len()), end })
+    }
+}
+
+/// Whether a session may be out of step after this error. A command that the TPM refuses rolls no nonce (part 1, "Session
+/// nonces"), but a refusal may be forged: then the TPM refuses the next command by the session's own HMAC.
+fn desynchronizes(error: &TpmError) -> bool {
+    match error {
+        TpmError::Refused(code) => {
+            matches!(code.base(), ResponseCode::BAD_AUTH | ResponseCode::AUTH_FAIL)
+                || (ResponseCode::REFERENCE_S0.0..=ResponseCode::REFERENCE_S6.0).contains(&code.0)
+        }
+        TpmError::Encode(_) | TpmError::Transport(_) | TpmError::Decode(_) | TpmError::Forged => true,
     }
 }
 

@@ -5,19 +5,23 @@
 //! endorsement key, for one errand. Keys are made from their templates, so nothing is stored and the same launch gets
 //! the same ones.
 //!
-//! Promise: whatever happens, session and endorsement key of an errand are flushed before its answer is told. Keys are
-//! checked against their templates; who relies on them checks the rest (docs/tpm.md, "Two kinds of key").
+//! Promise: whatever happens, session and endorsement key of an errand are flushed before its answer is told, as far as the
+//! TPM told their handles and took the command. What is left for want of either is flushed before the next errand
+//! (`tidy`). Keys are checked against their templates; who relies on them checks the rest (docs/tpm.md, "Two kinds of
+//! key").
 
 mod order;
 mod step;
+mod tidy;
 
 pub use order::{Answer, EkKind, Errand, ErrandError, MAX_ANSWER, MAX_CREDENTIAL, MAX_SECRET, Parcel};
 
 use crate::attestation::{AkKind, AttestationKey};
-use crate::crypto::SHA256_SIZE;
+use crate::crypto::{Point, SHA256_SIZE, hmac_sha256};
 use crate::exchange::Exchange;
 use crate::public::Name;
 use crate::quote::{Busy, QuoteJob, QuotePoll};
+use crate::secret::Secret;
 use crate::session::{HmacSession, NONCE};
 use crate::transport::PolledTransport;
 use step::Step;
@@ -45,7 +49,14 @@ pub struct Clerk {
     prepared: bool,
     exchange: Exchange,
     quoting: QuoteJob,
-    nonce: [u8; NONCE],
+    /// What nonces, and the salt of another session, are made from.
+    seed: Secret<[u8; NONCE]>,
+    /// An errand failed, so that the TPM may hold what nobody knows of.
+    is_untidy: bool,
+    /// Handles that were looked at meanwhile.
+    looked_at: u8,
+    /// The salt of a session that is being started, and what the TPM is sent for it.
+    salt: Option<(Secret<[u8; SHA256_SIZE]>, Point)>,
     /// A key of this errand alone, to be flushed with it.
     stray: Option<u32>,
     /// The Name of an endorsement key in that place.
@@ -77,7 +88,10 @@ impl Clerk {
             prepared: false,
             exchange: Exchange::new(),
             quoting: QuoteJob::new(),
-            nonce: [0; NONCE],
+            seed: Secret::new([0; NONCE]),
+            is_untidy: false,
+            looked_at: 0,
+            salt: None,
             stray: None,
             stray_name: [0; size_of::<Name>()],
             session: None,
@@ -95,19 +109,19 @@ impl Clerk {
         self.errand.is_some()
     }
 
-    /// Sends the clerk for something. `nonce` is fresh randomness; it need not be secret.
+    /// Sends the clerk for something. `seed` is fresh and secret.
     ///
     /// # Errors
     /// [`Busy`] while an errand is under way.
-    pub fn start(&mut self, errand: Errand, nonce: [u8; NONCE]) -> Result<(), Busy> {
+    pub fn start(&mut self, errand: Errand, seed: Secret<[u8; NONCE]>) -> Result<(), Busy> {
         if self.is_busy() {
             return Err(Busy);
         }
-        (self.errand, self.nonce) = (Some(errand), nonce);
-        (self.stray, self.session, self.failure) = (None, None, None);
+        (self.errand, self.seed, self.looked_at) = (Some(errand), seed, 0);
+        (self.stray, self.session, self.failure, self.salt) = (None, None, None, None);
         self.out.fill(0);
         (self.out_len, self.wanted, self.quoted) = (0, 0, Answer::Bytes);
-        self.enter(self.first(&errand));
+        self.enter(Step::Begin);
         Ok(())
     }
 
@@ -128,13 +142,29 @@ impl Clerk {
     /// through the salted session.
     pub fn poll(&mut self, tpm: &mut impl PolledTransport, salted: &mut HmacSession) -> ClerkPoll {
         let Some(errand) = self.errand else { return ClerkPoll::Idle };
-        if self.step == Step::Activate && !self.prepared && salted.is_out() {
+        let wants_session = self.step == Step::Activate && !self.prepared;
+        if wants_session && salted.is_out() {
             return ClerkPoll::Pending;
         }
-        let outcome = if self.step == Step::Quote {
-            self.poll_quote(tpm, &errand)
-        } else {
-            self.advance(tpm, &errand, salted)
+        let outcome = match self.step {
+            Step::Begin => Ok(Some(self.begin(&errand, salted))),
+            Step::Tidy(what) => self.tidy(what, tpm, salted),
+            Step::Quote => self.poll_quote(tpm, &errand),
+            Step::Activate if wants_session && salted.is_lost() => Err(ErrandError::SessionLost),
+            Step::Evict
+            | Step::MakeAk(_)
+            | Step::MakeEk(_)
+            | Step::ReadPcrs
+            | Step::FindCertificate(_)
+            | Step::ReadCertificate(_)
+            | Step::LookForLockout
+            | Step::StartPolicy
+            | Step::PolicySecret
+            | Step::Activate
+            | Step::FlushSession
+            | Step::FlushEk
+            | Step::Tell
+            | Step::Done => self.advance(tpm, &errand, salted),
         };
         match outcome {
             Ok(None) => return ClerkPoll::Pending,
@@ -144,6 +174,7 @@ impl Clerk {
                     salted.give_up();
                 }
                 self.failure.get_or_insert(error);
+                self.is_untidy = true;
                 self.flushed(self.step);
                 self.enter(self.cleaning());
             }
@@ -167,7 +198,12 @@ impl Clerk {
         if kind == self.ak.kind { Some(&self.ak) } else { self.other.as_ref().filter(|key| key.kind == kind) }
     }
 
-    /// How the errand begins.
+    /// 32 bytes of this errand for one purpose.
+    fn derived(&self, purpose: &[u8]) -> [u8; NONCE] {
+        hmac_sha256(self.seed.expose(), &[purpose])
+    }
+
+    /// How the errand begins once the TPM is tidy.
     fn first(&self, errand: &Errand) -> Step {
         match errand.key() {
             Some(kind) if self.loaded(kind).is_none() && self.other.is_some() => Step::Evict,
@@ -184,6 +220,7 @@ impl Clerk {
             Errand::EndorsementKey(kind) => Step::MakeEk(*kind),
             Errand::Activate { .. } => Step::LookForLockout,
             Errand::Certificate(kind) => Step::FindCertificate(kind.certificate()),
+            Errand::Renew => Step::Done,
             Errand::Chain(part) => Step::FindCertificate(order::CHAIN.saturating_add(u32::from(*part))),
         }
     }
@@ -207,7 +244,8 @@ impl Clerk {
         let Errand::Quote { key, pcrs, data, with_values } = errand else { return Ok(Some(Step::Done)) };
         let Some(key) = self.loaded(*key).copied() else { return Err(ErrandError::NoKey) };
         if !self.prepared {
-            self.quoting.start_over(*pcrs, data.bytes(), self.nonce).map_err(|_| ErrandError::NoKey)?;
+            let nonce = self.derived(b"quote");
+            self.quoting.start_over(*pcrs, data.bytes(), nonce).map_err(|_| ErrandError::NoKey)?;
             self.prepared = true;
         }
         match self.quoting.poll(tpm, &key) {

@@ -94,9 +94,16 @@ pub enum Errand {
         /// TPM2B_ENCRYPTED_SECRET without its size.
         secret: Parcel<MAX_SECRET>,
     },
+    /// Another salted session in place of one that is lost, and no answer. An activation sees to that by itself.
+    Renew,
 }
 
 impl Errand {
+    /// Whether it needs the salted session.
+    pub(super) const fn needs_session(&self) -> bool {
+        matches!(self, Self::Activate { .. } | Self::Renew)
+    }
+
     /// Whether a credential is to be opened.
     pub(super) const fn is_activation(&self) -> bool {
         matches!(self, Self::Activate { .. })
@@ -106,7 +113,7 @@ impl Errand {
     pub(super) const fn key(&self) -> Option<AkKind> {
         match self {
             Self::Quote { key, .. } | Self::Public(key) | Self::Activate { key, .. } => Some(*key),
-            Self::EndorsementKey(_) | Self::Certificate(_) | Self::Chain(_) => None,
+            Self::EndorsementKey(_) | Self::Certificate(_) | Self::Chain(_) | Self::Renew => None,
         }
     }
 }
@@ -138,6 +145,8 @@ pub enum ErrandError {
     Changed,
     /// The key that was just made is gone.
     NoKey,
+    /// The salted session is out of step with the TPM. The next errand that needs it begins with another.
+    SessionLost,
 }
 
 impl ErrandError {
@@ -155,7 +164,8 @@ impl ErrandError {
                 TpmError::Encode(_) | TpmError::Transport(_) | TpmError::Decode(_) | TpmError::Forged,
             )
             | Self::NotTheTemplate(_)
-            | Self::NoKey => 0,
+            | Self::NoKey
+            | Self::SessionLost => 0,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The clerk's steps: one command each, and what follows from its answer.
 
 use super::order::{EkKind, Errand, ErrandError};
+use super::tidy::Tidy;
 use super::{Clerk, MAX_ANSWER};
 use crate::attestation::{AkKind, AttestationKey};
 use crate::codec::{DecodeError, EncodeError};
@@ -23,6 +24,10 @@ const NV_CHUNK: u32 = 512;
 /// What is done now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
+    /// Looks for what must be done before the errand itself: no command.
+    Begin,
+    /// Does it.
+    Tidy(Tidy),
     /// The attestation key that nobody needs now is flushed.
     Evict,
     MakeAk(AkKind),
@@ -49,7 +54,10 @@ impl Step {
     /// TPM_CC of its command.
     const fn code(self) -> u32 {
         match self {
-            Self::Evict | Self::FlushSession | Self::FlushEk | Self::Tell | Self::Done => cc::FLUSH_CONTEXT,
+            Self::Tidy(what) => what.code(),
+            Self::Begin | Self::Evict | Self::FlushSession | Self::FlushEk | Self::Tell | Self::Done => {
+                cc::FLUSH_CONTEXT
+            }
             Self::MakeAk(_) | Self::MakeEk(_) => cc::CREATE_PRIMARY,
             Self::Quote => cc::QUOTE,
             Self::ReadPcrs => cc::PCR_READ,
@@ -130,7 +138,7 @@ impl Clerk {
                 self.flushed(step);
                 self.cleaning()
             }
-            Step::Quote | Step::Tell | Step::Done => Step::Done,
+            Step::Begin | Step::Tidy(_) | Step::Quote | Step::Tell | Step::Done => Step::Done,
         };
         Ok(Some(next))
     }
@@ -194,7 +202,9 @@ impl Clerk {
                 self.wanted = self.wanted.saturating_sub(u32::from(chunk(self.wanted)));
                 Ok(if self.wanted == 0 { Step::Done } else { Step::ReadCertificate(index) })
             }
-            Step::Evict
+            Step::Begin
+            | Step::Tidy(_)
+            | Step::Evict
             | Step::MakeAk(_)
             | Step::MakeEk(_)
             | Step::Quote
@@ -228,7 +238,7 @@ impl Clerk {
     }
 
     fn prepare(&mut self, errand: &Errand, salted: &mut HmacSession) -> Result<(), EncodeError> {
-        let (nonce, wanted, stray) = (self.nonce, self.wanted, self.stray.unwrap_or_default());
+        let (wanted, stray) = (self.wanted, self.stray.unwrap_or_default());
         let session = self.session.unwrap_or_default();
         let endorsement = handle::ENDORSEMENT;
         match self.step {
@@ -253,7 +263,10 @@ impl Clerk {
             Step::LookForLockout => self
                 .exchange
                 .prepare(|buf| get_capability(buf, capability::PROPERTIES, property::PERMANENT, 1)),
-            Step::StartPolicy => self.exchange.prepare(|buf| start_policy_session(buf, &nonce)),
+            Step::StartPolicy => {
+                let nonce = self.derived(b"policy session");
+                self.exchange.prepare(|buf| start_policy_session(buf, &nonce))
+            }
             Step::PolicySecret => self.exchange.prepare(|buf| policy_secret(buf, session)),
             Step::Activate => {
                 let Errand::Activate { key, credential, secret, .. } = errand else { return Ok(()) };
@@ -262,11 +275,12 @@ impl Clerk {
                 let mut buf = [0; MAX_PARAMETERS];
                 let parameters = activate_parameters(&mut buf, credential.bytes(), secret.bytes())?;
                 let call = activation(&entities, session, parameters);
+                let nonce = self.derived(b"activation");
                 self.exchange.prepare(|buf| salted.seal(buf, &call, nonce))
             }
             Step::FlushSession => self.exchange.prepare(|buf| flush_context(buf, session)),
             Step::FlushEk => self.exchange.prepare(|buf| flush_context(buf, stray)),
-            Step::Quote | Step::Tell | Step::Done => Ok(()),
+            Step::Begin | Step::Tidy(_) | Step::Quote | Step::Tell | Step::Done => Ok(()),
         }
     }
 }

@@ -6,11 +6,12 @@ use dolmen_tpm::attest::QuoteAttest;
 use dolmen_tpm::attestation::AkKind;
 use dolmen_tpm::clerk::{Answer, Clerk, ClerkPoll, EkKind, Errand, ErrandError, Parcel};
 use dolmen_tpm::constant::{ResponseCode, cc};
+use dolmen_tpm::drbg::Drbg;
 use dolmen_tpm::keys::set_up;
 use dolmen_tpm::policy::QUOTED;
 use dolmen_tpm::quote::{Busy, Quote};
 use dolmen_tpm::session::HmacSession;
-use dolmen_tpm::{PolledTransport, TpmError};
+use dolmen_tpm::{PolledTransport, Secret, TpmError};
 
 use crate::keys::{IMAGE, change_auth, launched, setup, sha256};
 use crate::swtpm::Swtpm;
@@ -18,18 +19,19 @@ use crate::tap::{Tap, refusal};
 
 const ALL: u32 = 0x00ff_ffff;
 
-/// A clerk with the launch's salted session.
-struct Office {
-    clerk: Clerk,
-    salted: HmacSession,
+/// A clerk with the launch's salted session and generator.
+pub(crate) struct Office {
+    pub(crate) clerk: Clerk,
+    pub(crate) salted: HmacSession,
+    pub(crate) drbg: Drbg,
 }
 
 impl Office {
-    fn start(&mut self, errand: Errand, nonce: [u8; 32]) -> Result<(), Busy> {
-        self.clerk.start(errand, nonce)
+    pub(crate) fn start(&mut self, errand: Errand) -> Result<(), Busy> {
+        self.clerk.start(errand, Secret::new(self.drbg.draw().unwrap()))
     }
 
-    fn poll(&mut self, tpm: &mut impl PolledTransport) -> ClerkPoll {
+    pub(crate) fn poll(&mut self, tpm: &mut impl PolledTransport) -> ClerkPoll {
         self.clerk.poll(tpm, &mut self.salted)
     }
 
@@ -37,19 +39,21 @@ impl Office {
         self.clerk.is_busy()
     }
 
-    fn answer(&self) -> &[u8] {
+    pub(crate) fn answer(&self) -> &[u8] {
         self.clerk.answer()
     }
 }
 
-fn clerk(tpm: &mut Swtpm) -> Office {
+pub(crate) fn clerk(tpm: &mut Swtpm) -> Office {
     let keys = set_up(tpm, &setup(IMAGE)).unwrap();
-    Office { clerk: Clerk::new(keys.ak), salted: keys.session }
+    Office { clerk: Clerk::new(keys.ak), salted: keys.session, drbg: keys.drbg }
 }
+
+/// What the credentials of [`make`] hold.
+pub(crate) const CHALLENGE: &[u8] = b"a challenge of the enroller's";
 
 #[test]
 fn what_a_credential_holds_crosses_the_bus_encrypted_and_a_forged_answer_is_refused() {
-    const CHALLENGE: &[u8] = b"a challenge of the enroller's";
     let mut tpm = launched();
     let mut clerk = clerk(&mut tpm);
     let endorsement = bytes(&mut clerk, &mut tpm, Errand::EndorsementKey(EkKind::Ecc));
@@ -75,7 +79,7 @@ fn what_a_credential_holds_crosses_the_bus_encrypted_and_a_forged_answer_is_refu
 }
 
 /// Sends the clerk and waits.
-fn send(clerk: &mut Office, tpm: &mut impl PolledTransport, errand: Errand) -> ClerkPoll {
+pub(crate) fn send(clerk: &mut Office, tpm: &mut impl PolledTransport, errand: Errand) -> ClerkPoll {
     let end = send_once(clerk, tpm, errand);
     // A TPM asks for a repetition before the first use of an authorisation value after its start; the registers' driver
     // repeats by itself, the bare connection does not.
@@ -88,8 +92,8 @@ fn send(clerk: &mut Office, tpm: &mut impl PolledTransport, errand: Errand) -> C
 }
 
 fn send_once(clerk: &mut Office, tpm: &mut impl PolledTransport, errand: Errand) -> ClerkPoll {
-    clerk.start(errand, [3; 32]).unwrap();
-    for _ in 0..100 {
+    clerk.start(errand).unwrap();
+    for _ in 0..300 {
         match clerk.poll(tpm) {
             ClerkPoll::Pending => assert!(clerk.is_busy()),
             end => {
@@ -101,18 +105,18 @@ fn send_once(clerk: &mut Office, tpm: &mut impl PolledTransport, errand: Errand)
     panic!("the errand does not end")
 }
 
-fn quote_by(key: AkKind, pcrs: u32, data: &[u8]) -> Errand {
+pub(crate) fn quote_by(key: AkKind, pcrs: u32, data: &[u8]) -> Errand {
     Errand::Quote { key, pcrs, data: Parcel::new(data).unwrap(), with_values: key.is_host() }
 }
 
-fn quoted(end: ClerkPoll) -> Quote {
+pub(crate) fn quoted(end: ClerkPoll) -> Quote {
     match end {
         ClerkPoll::Done(Answer::Quote(quote)) => quote,
         other => panic!("no quote: {other:?}"),
     }
 }
 
-fn bytes(clerk: &mut Office, tpm: &mut Swtpm, errand: Errand) -> Vec<u8> {
+pub(crate) fn bytes(clerk: &mut Office, tpm: &mut Swtpm, errand: Errand) -> Vec<u8> {
     assert_eq!(send(clerk, tpm, errand), ClerkPoll::Done(Answer::Bytes));
     clerk.answer().to_vec()
 }
@@ -122,7 +126,7 @@ fn with_size(area: &[u8]) -> Vec<u8> {
 }
 
 /// The Name of a public area.
-fn name(area: &[u8]) -> Vec<u8> {
+pub(crate) fn name(area: &[u8]) -> Vec<u8> {
     [&[0, 0x0b][..], &sha256(&[area])].concat()
 }
 
@@ -230,8 +234,8 @@ fn one_errand_at_a_time() {
     let mut tpm = launched();
     let mut clerk = clerk(&mut tpm);
     assert_eq!(clerk.poll(&mut tpm), ClerkPoll::Idle);
-    clerk.start(Errand::Public(AkKind::GuestEcdsa), [3; 32]).unwrap();
-    assert_eq!(clerk.start(Errand::Public(AkKind::GuestEcdsa), [3; 32]), Err(Busy));
+    clerk.start(Errand::Public(AkKind::GuestEcdsa)).unwrap();
+    assert_eq!(clerk.start(Errand::Public(AkKind::GuestEcdsa)), Err(Busy));
 }
 
 #[test]
@@ -279,12 +283,12 @@ fn credential(file: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// A credential for the key of this Name, made by a stock tool without a TPM.
-fn make(tpm: &mut Swtpm, ek: &[u8], name: &[u8]) -> Vec<u8> {
+pub(crate) fn make(tpm: &mut Swtpm, ek: &[u8], name: &[u8]) -> Vec<u8> {
     let name: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
     let mut made = Vec::new();
     tpm.with_tools(|tools| {
         tools.write("ek.pub", &with_size(ek));
-        tools.write("secret", b"a challenge of the enroller's");
+        tools.write("secret", CHALLENGE);
         tools.run(&format!("tpm2_makecredential -Q -T none -u ek.pub -s secret -n {name} -o credential"));
         made = tools.read("credential");
     });
@@ -292,7 +296,7 @@ fn make(tpm: &mut Swtpm, ek: &[u8], name: &[u8]) -> Vec<u8> {
     made
 }
 
-fn activation(key: AkKind, ek: EkKind, file: &[u8]) -> Errand {
+pub(crate) fn activation(key: AkKind, ek: EkKind, file: &[u8]) -> Errand {
     let (credential, secret) = credential(file);
     let (credential, secret) = (Parcel::new(credential).unwrap(), Parcel::new(secret).unwrap());
     Errand::Activate { key, ek, credential, secret }

@@ -18,6 +18,8 @@ mod hostile;
 mod keys;
 mod measuring;
 mod quoting;
+mod recovering;
+mod sharing;
 mod swtpm;
 mod tap;
 mod tis_model;
