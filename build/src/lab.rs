@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::artifact::Artifacts;
 use crate::image::{self, Parts};
+use crate::machine::fault::Plan;
 use crate::machine::profile::{Firmware, Profile};
 use crate::machine::relay::ToolTpm;
 use crate::machine::shell::Shell;
@@ -34,7 +35,7 @@ pub(crate) struct Lab<'a> {
     profile: Profile,
     folder: PathBuf,
     record: Record,
-    can_slow_tpm: bool,
+    bus: Option<Vec<Plan>>,
 }
 
 impl<'a> Lab<'a> {
@@ -60,7 +61,7 @@ impl<'a> Lab<'a> {
             profile,
             folder: folder.to_owned(),
             record: Record::default(),
-            can_slow_tpm: false,
+            bus: None,
         })
     }
 
@@ -70,9 +71,9 @@ impl<'a> Lab<'a> {
         self
     }
 
-    /// The same machine with a TPM that can be made slow.
-    pub(crate) const fn with_slow_tpm(mut self) -> Self {
-        self.can_slow_tpm = true;
+    /// The same machine with somebody on its TPM's bus, who does as planned from each start.
+    pub(crate) fn with_tpm_bus(mut self, plans: &[Plan]) -> Self {
+        self.bus = Some(plans.to_vec());
         self
     }
 
@@ -137,7 +138,7 @@ impl<'a> Lab<'a> {
             more,
             console: ConsoleTo::Harness,
             record: self.record,
-            can_slow_tpm: self.can_slow_tpm,
+            bus: self.bus.as_deref(),
         })
     }
 

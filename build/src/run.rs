@@ -66,7 +66,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         more: &options.qemu,
         console,
         record: Record::default(),
-        can_slow_tpm: false,
+        bus: None,
     })?;
     if has_port {
         machine.log.follow(|line| println!("\r│ {line}\r"));

@@ -39,7 +39,7 @@ pub(crate) fn run() -> Result<()> {
     guest::extend(first, 3, EXTENDED)?;
     let nonce = hex::encode(demo::nonce()?);
     keep(&folder, "alone", &guest::quote(first, &nonce)?, &nonce)?;
-    machine.slow_tpm()?.set_slow(true);
+    machine.tpm_bus()?.set_slow(true);
     for round in 1..=ROUNDS {
         if share(&mut shells, &folder)? {
             ui::good(&format!("{}: evidence alone and from a shared quote", folder.display()));
@@ -56,7 +56,7 @@ pub(crate) fn folder() -> PathBuf {
 }
 
 fn machine_off(machine: &mut Machine) -> Result<()> {
-    machine.slow_tpm()?.set_slow(false);
+    machine.tpm_bus()?.set_slow(false);
     Ok(())
 }
 
@@ -79,7 +79,7 @@ fn start(
     release: &Release,
     folder: &Path,
 ) -> Result<(Machine, Vec<Shell>)> {
-    let lab = Lab::new(tools, artifacts, "bios", folder, e2e::ALL_BANKS)?.with_slow_tpm();
+    let lab = Lab::new(tools, artifacts, "bios", folder, e2e::ALL_BANKS)?.with_tpm_bus(&[]);
     let mut machine = lab.boot("vectors", &release.parts)?;
     lab::measured(&mut machine)?;
     let shells = lab::shells(&mut machine, &release.manifest)?;

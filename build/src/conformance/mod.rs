@@ -83,7 +83,7 @@ impl Bench<'_> {
             more: &[],
             console: ConsoleTo::Harness,
             record: Record::default(),
-            can_slow_tpm: false,
+            bus: None,
         })?;
         if case.kill_tpm {
             machine.log.wait_for(KILL, LIMIT)?;

@@ -3,6 +3,8 @@
 mod cpus;
 mod dma;
 mod enrolment;
+mod errands;
+mod fault;
 mod foreign;
 mod grub;
 mod hostile;
@@ -18,6 +20,7 @@ mod noise;
 mod share;
 mod slow;
 mod tools;
+mod traffic;
 mod trust;
 mod tsm;
 
@@ -109,6 +112,8 @@ pub(crate) fn run(bench: &Bench) -> Result<Tally> {
         foreign::CASES,
         noise::CASES,
         slow::CASES,
+        fault::CASES,
+        traffic::CASES,
         life::CASES,
     ];
     let cases: Vec<Case> = all.into_iter().flatten().filter(chosen).copied().collect();

@@ -10,7 +10,7 @@ use super::{ALL_BANKS, Case, Scene};
 use crate::artifact::{self, MICRO_GUEST};
 use crate::lab::{LAUNCH, Lab};
 use crate::machine::Machine;
-use crate::machine::slow::LONGEST;
+use crate::machine::bus::LONGEST;
 use crate::machine::stream::Stream;
 use crate::{place, ui};
 
@@ -33,7 +33,7 @@ fn slow_tpm(scene: &Scene<'_>) -> Result<()> {
     let release = super::release(scene.bench, &scene.folder, &manifest(&kernel)?)?;
     let folder = scene.folder.join("machine");
     let lab =
-        Lab::new(&scene.bench.tools, artifacts, "bios", &folder, ALL_BANKS)?.with_cpus(1).with_slow_tpm();
+        Lab::new(&scene.bench.tools, artifacts, "bios", &folder, ALL_BANKS)?.with_cpus(1).with_tpm_bus(&[]);
     let mut machine = lab.boot("run", &release.parts)?;
     machine.log.wait_for("serve: guest runs", LAUNCH)?;
     let mut meter = machine.console.take().context("no console")?;
@@ -45,7 +45,7 @@ fn slow_tpm(scene: &Scene<'_>) -> Result<()> {
     measure(&mut meter, b'0')?;
     std::thread::sleep(QUIET);
     let quiet = measure(&mut meter, b'1')?;
-    machine.slow_tpm()?.set_slow(true);
+    machine.tpm_bus()?.set_slow(true);
     for round in [b'a', b'b'] {
         let busy = round_of_quotes(&machine, [&mut alpha, &mut beta], &mut meter, round)?;
         judge(&quiet, &busy)?;
@@ -60,7 +60,7 @@ fn round_of_quotes(
     meter: &mut Stream,
     round: u8,
 ) -> Result<Reading> {
-    let before = machine.slow_tpm()?.slowed();
+    let before = machine.tpm_bus()?.slowed();
     measure(meter, round)?;
     let [alpha, beta] = askers;
     alpha.send(&[round])?;
@@ -68,21 +68,22 @@ fn round_of_quotes(
     for stream in [alpha, beta] {
         stream.wait_for(&format!("asked {round}: AGAIN, then OK"), LIMIT)?;
     }
-    let slowed = machine.slow_tpm()?.slowed().saturating_sub(before);
+    let slowed = machine.tpm_bus()?.slowed().saturating_sub(before);
     ensure!(slowed >= COMMANDS, "the TPM was slow for {slowed} commands only");
     measure(meter, round.to_ascii_uppercase())
 }
 
 /// What the measuring guest saw.
 #[derive(Clone, Copy, Debug)]
-struct Reading {
+pub(super) struct Reading {
     calls: f64,
     ticks: f64,
     longest: f64,
     tsc: f64,
 }
 
-fn measure(meter: &mut Stream, mark: u8) -> Result<Reading> {
+/// Asks the meter what it saw since it was last asked; `mark` tells the answers apart.
+pub(super) fn measure(meter: &mut Stream, mark: u8) -> Result<Reading> {
     meter.send(&[mark])?;
     let line = meter.wait_for(&format!("meter {mark}: "), LIMIT)?;
     let value = |name: &str| -> Result<f64> {
@@ -97,10 +98,18 @@ fn measure(meter: &mut Stream, mark: u8) -> Result<Reading> {
     })
 }
 
-/// Timer and calls went on as before, and no call took as long as one command of the TPM's.
-fn judge(quiet: &Reading, busy: &Reading) -> Result<()> {
+/// How calls and ticks were served, by their rate while nobody asked: as before, or nearly so.
+pub(super) fn judge_rates(quiet: &Reading, busy: &Reading) -> Result<(f64, f64)> {
     let rate = |what: fn(&Reading) -> f64| (what(busy) / busy.tsc) / (what(quiet) / quiet.tsc);
     let (calls, ticks) = (rate(|reading| reading.calls), rate(|reading| reading.ticks));
+    ensure!(ticks > 0.8, "the timer came at {ticks:.2} of its rate: {quiet:?}, {busy:?}");
+    ensure!(calls > 0.5, "calls were served at {calls:.2} of their rate: {quiet:?}, {busy:?}");
+    Ok((calls, ticks))
+}
+
+/// Timer and calls went on as before, and no call took as long as one command of the TPM's.
+fn judge(quiet: &Reading, busy: &Reading) -> Result<()> {
+    let (calls, ticks) = judge_rates(quiet, busy)?;
     let longest = busy.longest / busy.tsc * busy.ticks * TICK.as_secs_f64();
     ui::fact(&format!(
         "beside a slow TPM: {:.0} % of the calls, {:.0} % of the ticks, the slowest call took {:.0} ms",
@@ -108,8 +117,6 @@ fn judge(quiet: &Reading, busy: &Reading) -> Result<()> {
         ticks * 100.0,
         longest * 1000.0
     ));
-    ensure!(ticks > 0.8, "the timer came at {ticks:.2} of its rate: {quiet:?}, {busy:?}");
-    ensure!(calls > 0.5, "calls were served at {calls:.2} of their rate: {quiet:?}, {busy:?}");
     ensure!(longest < LONGEST.as_secs_f64() * 0.8, "a call took {longest:.3} s: {quiet:?}, {busy:?}");
     Ok(())
 }

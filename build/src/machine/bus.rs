@@ -1,15 +1,16 @@
-//! Makes the emulated machine's TPM as slow as real parts: stands between the emulator and `swtpm`, and holds each
-//! command back for as long as its kind takes.
+//! Who sits on the bus of the emulated machine's TPM: stands between the emulator and `swtpm`, listens, holds commands back
+//! for as long as real parts take, and answers some as told.
 //!
-//! The emulator opens a control channel and hands a socket for commands over on it; we hand over one of our own.
+//! The emulator opens a control channel and hands a socket for commands over on it; we hand over one of our own. The control
+//! channel also says from which locality the next commands come.
 
 use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -17,6 +18,8 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
+
+use super::fault::{Plan, Reply};
 
 /// `TPM_CC` of commands that sign or make keys.
 const SIGNING: [u32; 4] = [0x131, 0x153, 0x157, 0x158];
@@ -29,29 +32,67 @@ const HEAD: usize = 10;
 /// Largest command or response that is passed on.
 const MOST: usize = 8192;
 
-/// A TPM that can be made slow.
-#[derive(Debug)]
-pub(crate) struct SlowTpm {
-    control: PathBuf,
-    pace: Arc<Pace>,
+/// Control message: the commands that follow come from this locality.
+const SET_LOCALITY: u32 = 5;
+/// The locality of the launch image and the core: only their commands are answered as told.
+const OURS: u8 = 2;
+
+/// A command that crossed the bus, and what came back.
+#[derive(Clone, Debug)]
+pub(crate) struct Exchange {
+    /// From this locality.
+    pub(crate) locality: u8,
+    /// The command.
+    pub(crate) command: Vec<u8>,
+    /// The response, as the machine got it.
+    pub(crate) response: Vec<u8>,
 }
 
+/// A TPM with somebody on its bus.
+#[derive(Debug)]
+pub(crate) struct TpmBus {
+    control: PathBuf,
+    conduct: Arc<Conduct>,
+}
+
+/// What is done on the bus.
 #[derive(Debug, Default)]
-struct Pace {
+struct Conduct {
     is_slow: AtomicBool,
     slowed: AtomicU64,
+    locality: AtomicU8,
+    plans: Mutex<Vec<Plan>>,
+    heard: Mutex<Vec<Exchange>>,
 }
 
-impl SlowTpm {
-    /// Stands before the TPM whose control socket this is; the machine's end ends it.
-    pub(crate) fn before(tpm: &Path) -> Result<Self> {
-        let control = tpm.with_extension("slow");
+impl Conduct {
+    fn plans(&self) -> MutexGuard<'_, Vec<Plan>> {
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Vec<Exchange>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is done with a command of this code: of the plans for it, the first that is not over yet.
+    fn reply(&self, code: u32) -> Reply {
+        if self.locality.load(Ordering::SeqCst) != OURS {
+            return Reply::Honest;
+        }
+        self.plans().iter_mut().find_map(|plan| plan.next(code)).unwrap_or(Reply::Honest)
+    }
+}
+
+impl TpmBus {
+    /// Stands before the TPM whose control socket this is, and does as planned; the machine's end ends it.
+    pub(crate) fn before(tpm: &Path, plans: &[Plan]) -> Result<Self> {
+        let control = tpm.with_extension("bus");
         let listener = UnixListener::bind(&control).context("cannot stand before the TPM")?;
-        let pace = Arc::new(Pace::default());
-        let (tpm, shared) = (tpm.to_owned(), Arc::clone(&pace));
+        let conduct = Arc::new(Conduct { plans: Mutex::new(plans.to_vec()), ..Conduct::default() });
+        let (tpm, shared) = (tpm.to_owned(), Arc::clone(&conduct));
         // What breaks off is the machine's failure to reach its TPM, and the machine says so.
         std::thread::spawn(move || drop(serve(&listener, &tpm, &shared)));
-        Ok(Self { control, pace })
+        Ok(Self { control, conduct })
     }
 
     /// Where the emulator connects.
@@ -61,12 +102,27 @@ impl SlowTpm {
 
     /// From now on commands take their time, or no longer do.
     pub(crate) fn set_slow(&self, is_slow: bool) {
-        self.pace.is_slow.store(is_slow, Ordering::Relaxed);
+        self.conduct.is_slow.store(is_slow, Ordering::SeqCst);
     }
 
     /// Commands that were held back.
     pub(crate) fn slowed(&self) -> u64 {
-        self.pace.slowed.load(Ordering::Relaxed)
+        self.conduct.slowed.load(Ordering::SeqCst)
+    }
+
+    /// From now on does as planned, and nothing that was planned before.
+    pub(crate) fn plan(&self, plans: Vec<Plan>) {
+        *self.conduct.plans() = plans;
+    }
+
+    /// How often the plans have changed an answer.
+    pub(crate) fn changed(&self) -> u32 {
+        self.conduct.plans().iter().map(Plan::done).sum()
+    }
+
+    /// All that was heard since the machine was switched on.
+    pub(crate) fn heard(&self) -> Vec<Exchange> {
+        self.conduct.heard().clone()
     }
 }
 
@@ -81,18 +137,18 @@ fn delay(code: u32) -> Duration {
     }
 }
 
-fn serve(listener: &UnixListener, tpm: &Path, pace: &Arc<Pace>) -> Result<()> {
+fn serve(listener: &UnixListener, tpm: &Path, conduct: &Arc<Conduct>) -> Result<()> {
     let (emulator, _) = listener.accept().context("the emulator does not come")?;
     let tpm = UnixStream::connect(tpm).context("cannot reach the TPM")?;
     let (mut back, mut answers) = (emulator.try_clone()?, tpm.try_clone()?);
     std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
-    let outcome = pass_control(&emulator, &tpm, pace);
+    let outcome = pass_control(&emulator, &tpm, conduct);
     tpm.shutdown(std::net::Shutdown::Both).context("cannot leave the TPM")?;
     outcome
 }
 
 /// Passes control messages on, with our socket in place of the one that comes along.
-fn pass_control(emulator: &UnixStream, tpm: &UnixStream, pace: &Arc<Pace>) -> Result<()> {
+fn pass_control(emulator: &UnixStream, tpm: &UnixStream, conduct: &Arc<Conduct>) -> Result<()> {
     let mut bytes = [0; 4096];
     loop {
         let (count, socket) = receive(emulator, &mut bytes)?;
@@ -100,14 +156,17 @@ fn pass_control(emulator: &UnixStream, tpm: &UnixStream, pace: &Arc<Pace>) -> Re
         if message.is_empty() {
             return Ok(());
         }
+        if let (Ok(SET_LOCALITY), Some(locality)) = (number(message, 0), message.get(4)) {
+            conduct.locality.store(*locality, Ordering::SeqCst);
+        }
         let Some(socket) = socket else {
             (&mut &*tpm).write_all(message).context("the TPM takes no control message")?;
             continue;
         };
         let (ours, theirs) = UnixStream::pair().context("cannot make a socket")?;
         send(tpm, message, &theirs)?;
-        let (commands, pace) = (UnixStream::from(socket), Arc::clone(pace));
-        std::thread::spawn(move || drop(pass_commands(commands, ours, &pace)));
+        let (commands, conduct) = (UnixStream::from(socket), Arc::clone(conduct));
+        std::thread::spawn(move || drop(pass_commands(commands, ours, &conduct)));
     }
 }
 
@@ -138,15 +197,24 @@ fn send(to: &UnixStream, message: &[u8], socket: &UnixStream) -> Result<()> {
     Ok(())
 }
 
-/// One command after another, each held back, then its response.
-fn pass_commands(mut emulator: UnixStream, mut tpm: UnixStream, pace: &Pace) -> Result<()> {
+/// One command after another, each held back if the TPM is slow, then its response, or what is planned instead.
+fn pass_commands(mut emulator: UnixStream, mut tpm: UnixStream, conduct: &Conduct) -> Result<()> {
     while let Some(command) = message(&mut emulator)? {
-        if pace.is_slow.load(Ordering::Relaxed) {
-            pace.slowed.fetch_add(1, Ordering::Relaxed);
-            std::thread::sleep(delay(number(&command, 6)?));
+        let code = number(&command, 6)?;
+        if conduct.is_slow.load(Ordering::SeqCst) {
+            conduct.slowed.fetch_add(1, Ordering::SeqCst);
+            std::thread::sleep(delay(code));
         }
-        tpm.write_all(&command).context("the TPM takes no command")?;
-        let response = message(&mut tpm)?.context("the TPM is gone")?;
+        let reply = conduct.reply(code);
+        let response = match reply.without_tpm() {
+            Some(response) => response,
+            None => {
+                tpm.write_all(&command).context("the TPM takes no command")?;
+                reply.of(message(&mut tpm)?.context("the TPM is gone")?)
+            }
+        };
+        let locality = conduct.locality.load(Ordering::SeqCst);
+        conduct.heard().push(Exchange { locality, command, response: response.clone() });
         emulator.write_all(&response).context("the emulator is gone")?;
     }
     Ok(())

@@ -1,15 +1,17 @@
 //! The emulated computer: QEMU with a TPM, two serial ports, and a clear end.
 
 pub(crate) mod bochs;
+pub(crate) mod bus;
 pub(crate) mod child;
 pub(crate) mod debugger;
+pub(crate) mod fault;
 pub(crate) mod profile;
 pub(crate) mod relay;
 pub(crate) mod shell;
-pub(crate) mod slow;
 pub(crate) mod stream;
 pub(crate) mod swtpm;
 pub(crate) mod terminal;
+pub(crate) mod traffic;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -23,8 +25,9 @@ use tempfile::TempDir;
 
 use crate::manifest::CompiledGuest;
 use crate::place;
+use bus::TpmBus;
+use fault::Plan;
 use profile::{Firmware, Profile};
-use slow::SlowTpm;
 use stream::{Port, Stream};
 use swtpm::{Record, Swtpm};
 
@@ -79,8 +82,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) console: ConsoleTo,
     /// What the TPM's log holds.
     pub(crate) record: Record,
-    /// Whether the TPM can be made slow.
-    pub(crate) can_slow_tpm: bool,
+    /// Whether somebody sits on the TPM's bus, and what that one does from the start.
+    pub(crate) bus: Option<&'a [Plan]>,
 }
 
 /// A machine that is switched on. Dropping it switches it off.
@@ -88,7 +91,7 @@ pub(crate) struct Setting<'a> {
 pub(crate) struct Machine {
     qemu: Child,
     tpm: Option<Swtpm>,
-    slow: Option<SlowTpm>,
+    bus: Option<TpmBus>,
     /// The first serial port: the hypervisor's log.
     pub(crate) log: Stream,
     /// The second serial port: the guest's console, if it is ours.
@@ -106,11 +109,11 @@ impl Machine {
             Some(_) => Some(power_tpm(setting, &sockets)?),
             None => None,
         };
-        let slow = match &tpm {
-            Some(tpm) if setting.can_slow_tpm => Some(SlowTpm::before(tpm.control())?),
-            Some(_) | None => None,
+        let bus = match (&tpm, setting.bus) {
+            (Some(tpm), Some(plans)) => Some(TpmBus::before(tpm.control(), plans)?),
+            (Some(_) | None, _) => None,
         };
-        let control = slow.as_ref().map(SlowTpm::control).or(tpm.as_ref().map(Swtpm::control));
+        let control = bus.as_ref().map(TpmBus::control).or(tpm.as_ref().map(Swtpm::control));
         let log = Port::open(&sockets.path().join("com1"))?;
         let console = match setting.console {
             ConsoleTo::Harness => Some(Port::open(&sockets.path().join("com2"))?),
@@ -129,7 +132,7 @@ impl Machine {
                 return Err(error.context(format!("the emulator did not start: {}", said.trim())));
             }
         };
-        Ok(Self { qemu, tpm, slow, log, console, _sockets: sockets })
+        Ok(Self { qemu, tpm, bus, log, console, _sockets: sockets })
     }
 
     /// The console of a guest, wherever the manifest has put it. A port of its own is given away once.
@@ -174,9 +177,9 @@ impl Machine {
         self.tpm.as_ref().context("this machine has no TPM")?.hold(is_held)
     }
 
-    /// The TPM, to be made slow; of machines that were set so.
-    pub(crate) fn slow_tpm(&self) -> Result<&SlowTpm> {
-        self.slow.as_ref().context("this machine's TPM cannot be made slow")
+    /// Who sits on the TPM's bus, in machines that were set so.
+    pub(crate) fn tpm_bus(&self) -> Result<&TpmBus> {
+        self.bus.as_ref().context("nobody sits on the bus of this machine's TPM")
     }
 
     /// Takes the TPM's power away under the running machine.

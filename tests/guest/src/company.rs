@@ -27,7 +27,8 @@ pub(crate) fn run(command_line: &[u8]) {
     }
 }
 
-fn start_periodic() {
+/// Has the timer interrupt every so often.
+pub(crate) fn start_periodic() {
     apic::write(TIMER_ENTRY, PERIODIC | u32::from(fault::TIMER));
     apic::write(INITIAL_COUNT, PERIOD);
 }

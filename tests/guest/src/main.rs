@@ -4,7 +4,7 @@
 //! `micro: N passed, M failed`, then the guest switches itself off. With `ends=<name>` on its command line
 //! it instead does the one thing of that name, which ends it; the verdict is then the hypervisor's log. With
 //! `bench` or `bench-exits` it measures what things cost, with `answer`, `rest` or `spin` it keeps others company, with `share` or
-//! `nap` it counts;
+//! `nap` it counts, with `errands` it asks of the TPM what it is told to;
 //! with `handover` it tells what its loader handed over; with `noise=<name>` it misbehaves on purpose.
 #![no_std]
 #![no_main]
@@ -26,6 +26,7 @@ mod cpu;
 mod device;
 mod ending;
 mod entry;
+mod errands;
 mod fault;
 mod handover;
 mod hidden;
@@ -65,6 +66,9 @@ extern "C" fn guest_main(start: u64) -> ! {
     if command_line.ends_with(b"handover") {
         handover::tell(start);
         cpu::power_off()
+    }
+    if command_line == b"errands" {
+        errands::live()
     }
     noise::run(command_line);
     company::run(command_line);

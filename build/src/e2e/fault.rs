@@ -1,0 +1,283 @@
+//! A TPM that fails, asks for repetition or answers garbage, while guests run and during the launch: nothing that it says is
+//! believed, the guest that asked is told, the others go on, and once the TPM is honest again all is well.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::errands::{Asker, ask};
+use super::{ALL_BANKS, Case, Scene, slow};
+use crate::artifact::{self, MICRO_GUEST};
+use crate::lab::{self, LAUNCH, Lab, Release};
+use crate::machine::Machine;
+use crate::machine::fault::{Plan, Reply};
+use crate::machine::stream::Stream;
+use crate::machine::traffic::{
+    ACTIVATE_CREDENTIAL, CREATE_PRIMARY, FLUSH_CONTEXT, GET_CAPABILITY, GET_RANDOM, HMAC, PCR_EXTEND,
+    POLICY_LOCALITY, POLICY_PCR, QUOTE, START_AUTH_SESSION, name,
+};
+use crate::{demo, place, ui};
+
+/// TPM_RC that ask for the same command again.
+const RETRY: u32 = 0x922;
+const TESTING: u32 = 0x90a;
+const YIELDED: u32 = 0x908;
+/// TPM_RC that do not.
+const FAILURE: u32 = 0x101;
+const MEMORY: u32 = 0x904;
+const LOCKOUT: u32 = 0x921;
+/// How often the driver repeats a command.
+const REPETITIONS: u32 = 20;
+/// How long the meter runs while nobody asks.
+const QUIET: Duration = Duration::from_secs(3);
+/// Longest wait for a launch to stop.
+const STOP: Duration = Duration::from_secs(120);
+
+/// The tests of this file.
+pub(super) const CASES: &[Case] = &[
+    Case { name: "a_tpm_that_fails_or_lies_is_not_believed_and_harms_nobody_for_long", run: at_run_time },
+    Case { name: "a_launch_with_a_tpm_that_fails_or_lies_stops_and_says_why", run: at_launch },
+];
+
+/// Ways to garble an answer that has a body.
+const GARBAGE: [Reply; 7] = [
+    Reply::Half,
+    Reply::Longer,
+    Reply::TooLong,
+    Reply::WrongTag,
+    Reply::WrongBody,
+    Reply::Noise,
+    Reply::WrongSizes,
+];
+
+/// The guests and who sits on the bus.
+struct Company {
+    machine: Machine,
+    alpha: Asker,
+    beta: Asker,
+    meter: Stream,
+    failures: u32,
+}
+
+fn at_run_time(scene: &Scene<'_>) -> Result<()> {
+    let release = release(scene)?;
+    let lab = lab(scene, "machine")?.with_tpm_bus(&[]);
+    let mut machine = lab.boot("run", &release.parts)?;
+    lab::measured(&mut machine)?;
+    let mut meter = machine.console.take().context("no console")?;
+    meter.wait_for("here", LAUNCH)?;
+    let (alpha, beta) = (machine.log.guest("alpha")?, machine.log.guest("beta")?);
+    let (alpha, beta) = (Asker::wait(alpha, LAUNCH)?, Asker::wait(beta, LAUNCH)?);
+    let mut company = Company { machine, alpha, beta, meter, failures: 0 };
+    slow::measure(&mut company.meter, b'0')?;
+    std::thread::sleep(QUIET);
+    let quiet = slow::measure(&mut company.meter, b'1')?;
+    company.repetitions()?;
+    company.refusals()?;
+    company.garbage()?;
+    company.leftovers()?;
+    company.credentials(&scene.folder)?;
+    company.reseed()?;
+    let busy = slow::measure(&mut company.meter, b'2')?;
+    slow::judge_rates(&quiet, &busy)?;
+    company.no_stop()?;
+    ui::fact(&format!(
+        "{} errands failed for {} faults, each told to its guest; each was followed by one that worked",
+        company.failures, company.failures
+    ));
+    Ok(())
+}
+
+impl Company {
+    fn plan(&self, plans: Vec<Plan>) -> Result<()> {
+        self.machine.tpm_bus()?.plan(plans);
+        Ok(())
+    }
+
+    fn changed(&self) -> Result<u32> {
+        Ok(self.machine.tpm_bus()?.changed())
+    }
+
+    /// Alpha's errand fails by the plans, with one of these codes if there are any; then, with the TPM honest again, beta's works.
+    fn fails(&mut self, what: u8, plans: Vec<Plan>, codes: &[u32]) -> Result<()> {
+        let told = format!("{plans:x?}");
+        self.plan(plans)?;
+        let code = self.alpha.fail(what).with_context(|| told.clone())?;
+        ensure!(codes.is_empty() || codes.contains(&code), "{told}: the code is {code:#x}");
+        ensure!(self.changed()? > 0, "{told}: nothing was changed");
+        self.failures = self.failures.saturating_add(1);
+        self.plan(Vec::new())?;
+        self.beta.get(ask::QUOTE).map(drop).with_context(|| format!("after {told}"))
+    }
+
+    /// Who is asked to repeat does so, but not for ever.
+    fn repetitions(&mut self) -> Result<()> {
+        for code in [RETRY, TESTING, YIELDED] {
+            let all = [START_AUTH_SESSION, POLICY_PCR, POLICY_LOCALITY, QUOTE];
+            self.plan(all.map(|command| Plan::always(command, Reply::Code(code)).times(2)).to_vec())?;
+            self.alpha.get(ask::QUOTE).with_context(|| format!("{code:#x}"))?;
+            ensure!(self.changed()? == 8, "{code:#x}: {} commands were repeated", self.changed()?);
+        }
+        self.plan(vec![Plan::always(QUOTE, Reply::Code(RETRY))])?;
+        ensure!(self.alpha.fail(ask::QUOTE)? == RETRY, "a TPM that asks for ever");
+        ensure!(self.changed()? == REPETITIONS + 1, "sent {} times", self.changed()?);
+        self.plan(Vec::new())?;
+        self.alpha.get(ask::QUOTE).map(drop)
+    }
+
+    /// A plain error reaches the guest with its code.
+    fn refusals(&mut self) -> Result<()> {
+        for command in [START_AUTH_SESSION, POLICY_PCR, POLICY_LOCALITY, QUOTE] {
+            for code in [FAILURE, MEMORY, LOCKOUT] {
+                self.fails(ask::QUOTE, vec![Plan::always(command, Reply::Code(code))], &[code])?;
+            }
+        }
+        let makes = vec![Plan::always(CREATE_PRIMARY, Reply::Code(FAILURE))];
+        self.fails(ask::RSA_QUOTE, makes, &[FAILURE])?;
+        let none = vec![Plan::always(CREATE_PRIMARY, Reply::CodeAfter(MEMORY))];
+        self.fails(ask::ENDORSEMENT_KEY, none, &[MEMORY])
+    }
+
+    /// Garbage and forgeries are never believed.
+    fn garbage(&mut self) -> Result<()> {
+        for reply in GARBAGE {
+            self.fails(ask::QUOTE, vec![Plan::always(START_AUTH_SESSION, reply)], &[0])?;
+            self.fails(ask::QUOTE, vec![Plan::always(QUOTE, reply)], &[0])?;
+        }
+        for reply in [Reply::Longer, Reply::TooLong, Reply::WrongTag, Reply::Noise] {
+            self.fails(ask::QUOTE, vec![Plan::always(POLICY_PCR, reply)], &[])?;
+        }
+        // The signature's two numbers, and what it is over. (Behind them stands a session's entry that protects nothing.)
+        for behind in [40, 60, 90, 120, 160, 200] {
+            self.fails(ask::QUOTE, vec![Plan::always(QUOTE, Reply::Flip(behind))], &[])?;
+        }
+        // The handle of a session.
+        self.fails(ask::QUOTE, vec![Plan::always(START_AUTH_SESSION, Reply::Flip(34))], &[])
+    }
+
+    /// Sessions and keys whose handles nobody learned, or that could not be flushed, fill no places: a TPM has three of each.
+    fn leftovers(&mut self) -> Result<()> {
+        for _ in 0..5 {
+            let failing = |command| Plan::always(command, Reply::Code(FAILURE)).times(1);
+            self.fails(ask::QUOTE, vec![failing(QUOTE), failing(FLUSH_CONTEXT)], &[FAILURE])?;
+        }
+        for reply in [Reply::Half, Reply::Noise, Reply::CodeAfter(FAILURE), Reply::WrongBody] {
+            self.fails(ask::ENDORSEMENT_KEY, vec![Plan::always(CREATE_PRIMARY, reply)], &[])?;
+        }
+        self.alpha.get(ask::RSA_QUOTE)?;
+        self.alpha.get(ask::ENDORSEMENT_KEY).map(drop)
+    }
+
+    /// What comes through the salted session: after an answer that was forged or lost there is another session.
+    fn credentials(&mut self, folder: &Path) -> Result<()> {
+        let secret = demo::nonce()?;
+        self.alpha.challenge(&secret, folder)?;
+        self.alpha.open(&secret)?;
+        for reply in [Reply::Flip(0), Reply::Flip(120), Reply::Half, Reply::WrongBody] {
+            self.fails(ask::OPEN_CREDENTIAL, vec![Plan::always(ACTIVATE_CREDENTIAL, reply)], &[0])?;
+            self.alpha.open(&secret).with_context(|| format!("after {reply:x?}"))?;
+        }
+        // A forged refusal of what the TPM has done is found out when it refuses the session.
+        let forged = vec![Plan::always(ACTIVATE_CREDENTIAL, Reply::CodeAfter(FAILURE))];
+        self.fails(ask::OPEN_CREDENTIAL, forged, &[FAILURE])?;
+        self.alpha.fail(ask::OPEN_CREDENTIAL)?;
+        self.alpha.open(&secret)
+    }
+
+    /// A reseed whose answer is forged is no seed; the next one is, through another session.
+    fn reseed(&mut self) -> Result<()> {
+        self.plan(vec![Plan::always(GET_RANDOM, Reply::Flip(0)).times(1)])?;
+        self.beta.get(ask::MUCH_RANDOM)?;
+        self.machine.log.wait_for("no fresh seed from the TPM", LAUNCH)?;
+        ensure!(self.changed()? == 1, "no reseed was forged");
+        let before = self.seeds()?;
+        self.beta.get(ask::MUCH_RANDOM)?;
+        self.beta.get(ask::MUCH_RANDOM)?;
+        let begin = std::time::Instant::now();
+        while self.seeds()? == before {
+            ensure!(begin.elapsed() < LAUNCH, "no reseed after the one that was forged");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// How often the TPM was asked for random bytes and gave some.
+    fn seeds(&self) -> Result<usize> {
+        let heard = self.machine.tpm_bus()?.heard();
+        let is_seed = |code: Option<&[u8]>| code == Some(&GET_RANDOM.to_be_bytes()[..]);
+        Ok(heard.iter().filter(|one| is_seed(one.command.get(6..10)) && one.response.len() > 40).count())
+    }
+
+    /// The host went on all the time, and nothing of it broke.
+    fn no_stop(&mut self) -> Result<()> {
+        let bad = |line: &&String| line.contains("stop: ") || line.contains("panic");
+        if let Some(line) = self.machine.log.lines().iter().find(bad) {
+            bail!("the host says: {line}");
+        }
+        ensure!(!self.machine.is_off()?, "the machine is off");
+        self.alpha.get(ask::RANDOM).map(drop)
+    }
+}
+
+/// The answers to the launch's commands, one fault each, and what the stop must say of it.
+const LAUNCHES: [(u32, u32, Reply, &str); 10] = [
+    (PCR_EXTEND, 0, Reply::Code(FAILURE), "TPM"),
+    (GET_CAPABILITY, 1, Reply::Noise, "TPM"),
+    (GET_RANDOM, 0, Reply::Half, "TPM command 0x17b failed"),
+    (CREATE_PRIMARY, 0, Reply::WrongBody, "TPM command 0x131 failed"),
+    (START_AUTH_SESSION, 0, Reply::Noise, "TPM command 0x176 failed"),
+    (GET_RANDOM, 1, Reply::Flip(0), "TPM command 0x17b failed: Forged"),
+    (CREATE_PRIMARY, 1, Reply::Code(MEMORY), "TPM command 0x131 failed: Refused(0x904)"),
+    (CREATE_PRIMARY, 2, Reply::Flip(40), "TPM command 0x131 failed: Forged"),
+    (POLICY_PCR, 0, Reply::Longer, "TPM command 0x17f failed"),
+    (HMAC, 0, Reply::Flip(120), "TPM command 0x155 failed: Forged"),
+];
+
+fn at_launch(scene: &Scene<'_>) -> Result<()> {
+    let release = &scene.micro;
+    for (index, (command, skip, reply, reason)) in LAUNCHES.into_iter().enumerate() {
+        let what = format!("{} {skip} {reply:x?}", name(command).context("a command without a name")?);
+        let plan = Plan::always(command, reply).after(skip);
+        let lab = lab(scene, &format!("launch-{index}"))?.with_tpm_bus(&[plan]);
+        let line = stopped(&lab, release).with_context(|| what.clone())?;
+        ensure!(line.contains(reason), "{what}: {line}");
+    }
+    ui::fact(&format!("{} launches stopped, each for the reason that there was", LAUNCHES.len()));
+    Ok(())
+}
+
+/// Boots; what the launch said when it stopped. No guest has run.
+fn stopped(lab: &Lab<'_>, release: &Release) -> Result<String> {
+    let mut machine = lab.boot("run", &release.parts)?;
+    let line = machine.log.find("the launch to stop", STOP, |line| {
+        (line.contains("stop: ") || line.contains("guest runs")).then(|| line.to_owned())
+    })?;
+    ensure!(line.contains("stop: "), "a guest runs");
+    ensure!(machine.tpm_bus()?.changed() > 0, "it stopped before anything was changed: {line}");
+    Ok(line)
+}
+
+fn lab<'a>(scene: &'a Scene<'_>, folder: &str) -> Result<Lab<'a>> {
+    let (bench, folder) = (scene.bench, scene.folder.join(folder));
+    Ok(Lab::new(&bench.tools, &bench.artifacts, "bios", &folder, ALL_BANKS)?.with_cpus(1))
+}
+
+fn release(scene: &Scene<'_>) -> Result<Release> {
+    let artifacts = &scene.bench.artifacts;
+    let kernel = artifact::compile(&MICRO_GUEST, &place::root(), &place::target(), &artifacts.folder)?;
+    let mut text = String::new();
+    for (name, role, console) in
+        [("meter", "meter", "com2"), ("alpha", "errands", "multiplexed"), ("beta", "errands", "multiplexed")]
+    {
+        write!(
+            text,
+            "[[guest]]\nname = \"{name}\"\nmemory_mib = 64\nformat = \"pvh\"\nconsoles = [\"{console}\"]\n\
+             hypercalls = [\"random\", \"quote\", \"enrol\"]\non_reboot = \"stop\"\non_power_off = \"stop\"\n\
+             kernel = \"{}\"\ncmdline = \"{role}\"\n",
+            kernel.display()
+        )?;
+    }
+    super::release(scene.bench, &scene.folder, &text)
+}
