@@ -81,11 +81,13 @@ fn at_run_time(scene: &Scene<'_>) -> Result<()> {
     company.credentials(&scene.folder)?;
     company.reseed()?;
     let busy = slow::measure(&mut company.meter, b'2')?;
-    slow::judge_rates(&quiet, &busy)?;
+    let (calls, ticks) = slow::judge_rates(&quiet, &busy)?;
     company.no_stop()?;
     ui::fact(&format!(
-        "{} errands failed for {} faults, each told to its guest; each was followed by one that worked",
-        company.failures, company.failures
+        "{} errands failed by as many faults, one worked after each; a third guest kept {:.0} % of its calls, {:.0} % of its ticks",
+        company.failures,
+        calls * 100.0,
+        ticks * 100.0
     ));
     Ok(())
 }
