@@ -88,19 +88,18 @@ void case_vm_cr(void)
                 try_call(write_vm_cr, 1 << 6), GP);
 }
 
-/* a register and a value for try_call */
-static uint32_t routing_register, routing_value;
+/* what try_call writes to */
+static uint32_t routing_register;
 
-static void write_routing(uint32_t unused)
+static void write_routing(uint32_t value)
 {
-    write_msr(routing_register, routing_value);
+    write_msr(routing_register, value);
 }
 
 static uint32_t outcome_of(uint32_t number, uint32_t value)
 {
     routing_register = number;
-    routing_value = value;
-    return try_call(write_routing, 0);
+    return try_call(write_routing, value);
 }
 
 static void keeps(uint32_t number, uint32_t value, uint32_t reserved)
@@ -133,7 +132,7 @@ void case_routing(void)
     keeps(MSR_IORR_BASE + 2, 0x200010, 0x20);
     keeps(MSR_IORR_BASE + 3, 0xffe00000, 1);
     keeps(MSR_MMIO_CONFIG, 0xe0000021, 2);
-    keeps(MSR_SMM_ADDR, 0xf0000, 0x10000);
+    keeps(MSR_SMM_ADDR, 0xe0000, 0x10000);
     keeps(MSR_SMM_MASK, 0xfffe0003, 0x80);
 
     check_equal("fixed ranges hide their routes",
