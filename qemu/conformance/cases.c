@@ -277,7 +277,6 @@ static void case_disk(void)
 
 /* ---- AMD-Vi's own accesses ---- */
 
-#define PAGE __attribute__((aligned(4096)))
 static uint32_t commands[1024] PAGE, tables[2048] PAGE, pages[1024] PAGE;
 static volatile uint32_t log[1024] PAGE;
 static uint64_t store;
@@ -372,6 +371,9 @@ static const struct {
 } cases[] = {
     { "task", case_task },
     { "reserved", case_reserved },
+    { "exits", case_exits },
+    { "refused", case_refused },
+    { "present", case_present },
     { "shadow", case_shadow },
     { "combined", case_combined },
     { "injected", case_injected },
@@ -379,6 +381,7 @@ static const struct {
     { "faults", case_faults },
     { "absent", case_absent },
     { "vm-cr", case_vm_cr },
+    { "routing", case_routing },
     { "init", case_init },
     { "halted", case_halted },
     { "patched", case_patched },

@@ -19,6 +19,7 @@
 void case_faults(void);
 void case_absent(void);
 void case_vm_cr(void);
+void case_routing(void);
 void case_init(void);
 void case_halted(void);
 void case_patched(void);
@@ -29,6 +30,9 @@ void case_strict(void);
 /* cases_svm.c */
 void case_task(void);
 void case_reserved(void);
+void case_exits(void);
+void case_refused(void);
+void case_present(void);
 void case_shadow(void);
 void case_combined(void);
 void case_injected(void);

@@ -88,6 +88,68 @@ void case_vm_cr(void)
                 try_call(write_vm_cr, 1 << 6), GP);
 }
 
+/* what try_call writes to */
+static uint32_t routing_register;
+
+static void write_routing(uint32_t value)
+{
+    write_msr(routing_register, value);
+}
+
+static uint32_t outcome_of(uint32_t number, uint32_t value)
+{
+    routing_register = number;
+    return try_call(write_routing, value);
+}
+
+static void keeps(uint32_t number, uint32_t value, uint32_t reserved)
+{
+    uint32_t before = read_msr(number);
+
+    check_equal("a register that routes takes a value",
+                outcome_of(number, value), NOTHING);
+    check_equal("and keeps it", read_msr(number), value);
+    check_equal("a reserved bit of it gives #GP",
+                outcome_of(number, value | reserved), GP);
+    check_equal("and changes nothing", read_msr(number), value);
+    write_msr(number, before);
+}
+
+/* option top: where RAM ends */
+void case_routing(void)
+{
+    const uint32_t shown = SYSCFG_ROUTES | SYSCFG_SHOW | SYSCFG_TOP_MEM;
+
+    check_equal("SYSCFG is as firmware leaves it", read_msr(MSR_SYSCFG),
+                SYSCFG_ROUTES | SYSCFG_TOP_MEM);
+    check_equal("TOP_MEM is where RAM ends", read_msr(MSR_TOP_MEM),
+                option_number("top", 0));
+    keeps(MSR_SYSCFG, shown, 1);
+    keeps(MSR_TOP_MEM, 0x8000000, 0x400000);
+    keeps(MSR_TOM2, 0x40800000, 1);
+    keeps(MSR_IORR_BASE, 0x100018, 4);
+    keeps(MSR_IORR_BASE + 1, 0xfff00800, 0x400);
+    keeps(MSR_IORR_BASE + 2, 0x200010, 0x20);
+    keeps(MSR_IORR_BASE + 3, 0xffe00000, 1);
+    keeps(MSR_MMIO_CONFIG, 0xe0000021, 2);
+    keeps(MSR_SMM_ADDR, 0xe0000, 0x10000);
+    keeps(MSR_SMM_MASK, 0xfffe0003, 0x80);
+
+    check_equal("fixed ranges hide their routes",
+                read_msr(MTRR_FIXED_64K) & ROUTES, 0);
+    check_equal("and take none", outcome_of(MTRR_FIXED_64K, ROUTES), GP);
+    write_msr(MTRR_FIXED_64K, 0x06060606);
+    write_msr(MSR_SYSCFG, shown);
+    check_equal("unless SYSCFG shows them, with what was written beside them",
+                read_msr(MTRR_FIXED_64K), 0x06060606 | ROUTES);
+    check_equal("the display's hole leads nowhere",
+                read_msr(MTRR_FIXED_A0000) & ROUTES, 0);
+    check_equal("a reserved bit gives #GP", outcome_of(MTRR_FIXED_64K, 0x20),
+                GP);
+    write_msr(MTRR_FIXED_64K, 0x06060606);
+    check_equal("shown, they are taken", read_msr(MTRR_FIXED_64K), 0x06060606);
+}
+
 static void init_self(uint32_t microseconds)
 {
     send_init(own_apic_id());

@@ -19,6 +19,20 @@
 #define VMCB_IDTR_LIMIT 0x484
 #define VMCB_IDTR_BASE 0x488
 #define VMCB_EFLAGS 0x570
+#define VMCB_ASID 0x58
+#define VMCB_CR4 0x548
+#define VMCB_CR3 0x550
+#define VMCB_CR0 0x558
+#define VMCB_RSP 0x5d8
+#define EXIT_RDTSCP 0x87
+#define EXIT_XSETBV 0x8d
+#define INTERCEPT_RDTSC 14
+#define INTERCEPT_RDTSCP 7
+#define INTERCEPT_XSETBV 13
+#define CR0_PG 0x80000000
+#define CR4_PAE (1 << 5)
+#define CR4_OSXSAVE (1 << 18)
+#define PF 14
 /* a virtual interrupt of the highest priority, which ignores the TPR */
 #define PENDING 0x011f0100
 /* valid, an exception, with an error code */
@@ -32,6 +46,9 @@ void guest_nops(void);
 void guest_writes_cr4(void);
 void guest_double_fault(void);
 void guest_interrupted(void);
+void guest_rdtscp(void);
+void guest_xsetbv(void);
+void guest_reads(void);
 extern uint32_t interrupted;
 
 asm(".text\n"
@@ -50,6 +67,19 @@ asm(".text\n"
     "        incl interrupted\n"
     "        movl $20000000, %ecx\n"
     "1:      loop 1b\n"
+    "        vmmcall\n"
+    "guest_rdtscp:\n"
+    "        rdtscp\n"
+    "        vmmcall\n"
+    "guest_xsetbv:\n"
+    "        xorl %ecx, %ecx\n"
+    "        xorl %edx, %edx\n"
+    "        movl $1, %eax\n"
+    "        xsetbv\n"
+    "        vmmcall\n"
+    /* the last 2 MiB of the first GiB */
+    "guest_reads:\n"
+    "        movl 0x3fe00000, %eax\n"
     "        vmmcall\n"
     ".bss\n"
     "interrupted: .long 0\n"
@@ -94,6 +124,77 @@ void case_reserved(void)
     check_equal("in a guest too", run_guest(guest), 0x40 + GP);
     check_equal("at the instruction", vmcb_field(guest, VMCB_RIP),
                 (uint32_t)guest_writes_cr4 + 5);
+}
+
+void case_exits(void)
+{
+    struct vmcb *guest = new_guest(guest_rdtscp, 0);
+
+    intercept(guest, INTERCEPT_3, INTERCEPT_RDTSC);
+    check_equal("RDTSC's intercept is not RDTSCP's", run_guest(guest),
+                EXIT_VMMCALL);
+    guest = new_guest(guest_rdtscp, 0);
+    intercept(guest, INTERCEPT_4, INTERCEPT_RDTSCP);
+    check_equal("an intercepted RDTSCP exits with 87h", run_guest(guest),
+                EXIT_RDTSCP);
+    check_equal("at the instruction", vmcb_field(guest, VMCB_RIP),
+                (uint32_t)guest_rdtscp);
+
+    guest = new_guest(guest_xsetbv, 0);
+    intercept(guest, INTERCEPT_4, INTERCEPT_XSETBV);
+    intercept(guest, INTERCEPT_EXCEPTIONS, UD);
+    check_equal("XSETBV without OSXSAVE gives #UD first", run_guest(guest),
+                0x40 + UD);
+    guest = new_guest(guest_xsetbv, 0);
+    set_vmcb_field(guest, VMCB_CR4, CR4_OSXSAVE);
+    check_equal("XSETBV is executed where nothing intercepts it",
+                run_guest(guest), EXIT_VMMCALL);
+    guest = new_guest(guest_xsetbv, 0);
+    set_vmcb_field(guest, VMCB_CR4, CR4_OSXSAVE);
+    intercept(guest, INTERCEPT_4, INTERCEPT_XSETBV);
+    check_equal("an intercepted XSETBV exits with 8Dh", run_guest(guest),
+                EXIT_XSETBV);
+    check_equal("at the instruction", vmcb_field(guest, VMCB_RIP),
+                (uint32_t)guest_xsetbv + 9);
+}
+
+void case_refused(void)
+{
+    struct vmcb *guest = new_guest(guest_nops, 0);
+    uint32_t stack = vmcb_field(guest, VMCB_RSP);
+
+    set_vmcb_field(guest, VMCB_ASID, 0);
+    set_vmcb_field(guest, VMCB_CR3, 0x5000);
+    set_vmcb_field(guest, VMCB_EFLAGS, 0x203);
+    check_equal("VMRUN refuses ASID 0", run_guest(guest), -1u);
+    check_equal("with an exit code of 64 bits",
+                vmcb_field(guest, VMCB_EXITCODE + 4), -1u);
+    check_equal("and leaves RIP", vmcb_field(guest, VMCB_RIP),
+                (uint32_t)guest_nops);
+    check_equal("RSP", vmcb_field(guest, VMCB_RSP), stack);
+    check_equal("RFLAGS", vmcb_field(guest, VMCB_EFLAGS), 0x203);
+    check_equal("and CR3", vmcb_field(guest, VMCB_CR3), 0x5000);
+}
+
+/* The first GiB in 2 MiB pages; the last entry has a reserved bit. */
+void case_present(void)
+{
+    static uint64_t directory[512] PAGE, pointers[4] PAGE;
+    struct vmcb *guest = new_guest(guest_reads, 0);
+    uint32_t i;
+
+    for (i = 0; i < 512; i++) {
+        directory[i] = (uint64_t)i << 21 | 0x83;
+    }
+    directory[511] |= 1ull << 50;
+    pointers[0] = (uint32_t)directory | 1;
+    set_vmcb_field(guest, VMCB_CR3, (uint32_t)pointers);
+    set_vmcb_field(guest, VMCB_CR4, CR4_PAE);
+    set_vmcb_field(guest, VMCB_CR0, vmcb_field(guest, VMCB_CR0) | CR0_PG);
+    intercept(guest, INTERCEPT_EXCEPTIONS, PF);
+    check_equal("a reserved bit in a page table gives #PF", run_guest(guest),
+                0x40 + PF);
+    check_equal("as RSV and as present", vmcb_field(guest, VMCB_EXITINFO1), 9);
 }
 
 /* A guest with interrupts on and one pending; where its window opens. */

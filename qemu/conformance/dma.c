@@ -6,7 +6,6 @@
  */
 #include "image.h"
 
-#define PAGE __attribute__((aligned(4096)))
 #define PATIENCE 1000 /* times 1 ms */
 
 uint32_t dma_target;

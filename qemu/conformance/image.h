@@ -61,9 +61,24 @@ static inline volatile uint8_t *at8(uint32_t address)
     return (volatile uint8_t *)address;
 }
 
+#define PAGE __attribute__((aligned(4096)))
+
 #define MSR_EFER 0xc0000080
 #define MSR_VM_CR 0xc0010114
 #define MSR_HSAVE 0xc0010117
+#define MSR_SYSCFG 0xc0010010
+#define MSR_IORR_BASE 0xc0010016
+#define MSR_TOP_MEM 0xc001001a
+#define MSR_TOM2 0xc001001d
+#define MSR_MMIO_CONFIG 0xc0010058
+#define MSR_SMM_ADDR 0xc0010112
+#define MSR_SMM_MASK 0xc0010113
+#define MTRR_FIXED_64K 0x250
+#define MTRR_FIXED_A0000 0x259
+#define ROUTES 0x18181818
+#define SYSCFG_ROUTES (1u << 18)
+#define SYSCFG_SHOW (1u << 19)
+#define SYSCFG_TOP_MEM (1u << 20)
 #define EFER_SVME 0x1000
 #define VM_CR_R_INIT 2
 #define VM_CR_DIS_A20M 4

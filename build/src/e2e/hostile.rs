@@ -18,6 +18,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 enum Fate {
     /// The launch stops and says why.
     Stop,
+    /// It stops for this reason.
+    For(&'static str),
     /// The launch stops, or it is exactly what was predicted.
     StopOrSame,
 }
@@ -56,6 +58,17 @@ const LIES: &[(&str, &str, Fate)] = &[
     ("aps-not-parked", "smp", Fate::Stop),
     ("skip-tpm-startup", "bios", Fate::StopOrSame),
     ("locality-held", "bios", Fate::StopOrSame),
+    // Registers that route addresses: the processor's word, not the hand-off's, says what is RAM.
+    ("top-low", "bios", Fate::For("not below the top of memory")),
+    // The launch image switches TOP_MEM on itself.
+    ("top-off", "bios", Fate::StopOrSame),
+    ("io-range-over-core", "bios", Fate::For("in an I/O range")),
+    ("io-range-torn", "bios", Fate::For("irregular range register")),
+    ("tseg-over-region", "bios", Fate::For("in SMRAM")),
+    ("config-over-core", "bios", Fate::For("in configuration space")),
+    ("apic-over-core", "bios", Fate::For("on the APIC's page")),
+    ("uncached-core", "bios", Fate::For("memory type 0")),
+    ("low-routes-cut", "smp", Fate::For("start")),
     // An enabled base register takes no writes until the next reset.
     ("iommu-base-moved", "bios", Fate::StopOrSame),
     ("iommu-off", "bios", Fate::StopOrSame),
@@ -95,8 +108,10 @@ fn lie(scene: &Scene<'_>, word: &str, machine: &str, fate: Fate) -> Result<Strin
         (line.contains("stop: ") || line.contains(MEASURED)).then(|| line.to_owned())
     })?;
     let stopped = line.contains("stop: ");
-    if fate == Fate::Stop && !stopped {
-        bail!("the launch goes on");
+    match fate {
+        Fate::Stop | Fate::For(_) if !stopped => bail!("the launch goes on"),
+        Fate::For(reason) if !line.contains(reason) => bail!("not for `{reason}`: {line}"),
+        Fate::Stop | Fate::For(_) | Fate::StopOrSame => {}
     }
     if stopped {
         // Time to cap the registers; a stop that leaves them as they should be for a guest is no stop.

@@ -24,6 +24,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "a_machine_without_iommu_is_refused", run: no_iommu },
     Case { name: "a_machine_without_tpm_is_refused", run: no_tpm },
     Case { name: "a_processor_without_skinit_is_refused", run: no_skinit },
+    Case { name: "a_processor_without_top_mem_is_refused", run: no_top_memory },
     Case { name: "a_launch_that_measured_nothing_is_stopped", run: untrusted_launch },
     Case { name: "a_tpm_without_the_sha256_bank_is_refused", run: no_sha256 },
     Case { name: "a_tpm_with_sha256_alone_is_measured_as_predicted", run: sha256_alone },
@@ -178,6 +179,10 @@ fn no_tpm(scene: &Scene<'_>) -> Result<()> {
 
 fn no_skinit(scene: &Scene<'_>) -> Result<()> {
     refused(scene, "no-skinit", super::ALL_BANKS, "skinit")
+}
+
+fn no_top_memory(scene: &Scene<'_>) -> Result<()> {
+    refused(scene, "no-top-memory", super::ALL_BANKS, "top_mem")
 }
 
 fn untrusted_launch(scene: &Scene<'_>) -> Result<()> {

@@ -221,7 +221,11 @@ fn perform(name: &str, run: impl FnOnce() -> Result<Tally>) -> Tally {
         }
     };
     // A level without tests proves nothing.
-    let tally = if tally == Tally::default() { Tally::one(false) } else { tally };
+    let is_empty = tally == Tally::default();
+    if is_empty {
+        ui::bad("nothing was tested: has --only a word that no test of this level is named by?");
+    }
+    let tally = if is_empty { Tally::one(false) } else { tally };
     let line = format!("{name}: {} passed, {} failed ({seconds} s)", tally.passed, tally.failed);
     if tally.failed == 0 {
         ui::good(&line);

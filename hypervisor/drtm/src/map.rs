@@ -28,7 +28,7 @@ pub struct BaseMask {
 }
 
 /// The registers that route addresses between DRAM and I/O. Every AMD processor has them; some emulators
-/// have none.
+/// have none, and nothing is launched there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DramRegisters {
     /// SYSCFG.
@@ -195,20 +195,6 @@ impl Map {
         if (extent.base | end) & 0xfff != 0 || extent.base < MIB {
             return Err(MapError::NotDevice);
         }
-        self.clear_of_windows(extent)?;
-        Ok(Device(extent))
-    }
-
-    /// Configuration space where the host bridge of an emulated machine places it. Firmware there may leave its
-    /// memory type at write-back, so that type says nothing; what is handed over must be kept clear of it.
-    ///
-    /// # Errors
-    /// As [`Self::ram`]; on a machine with DRAM registers these decide, as everywhere.
-    pub fn emulated_config_space(&self, extent: Extent) -> Result<Device, MapError> {
-        if self.dram.is_some() {
-            return self.not_ram(extent);
-        }
-        self.whole_pages(extent)?;
         self.clear_of_windows(extent)?;
         Ok(Device(extent))
     }

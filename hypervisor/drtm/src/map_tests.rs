@@ -172,17 +172,6 @@ fn registers_of_devices_must_not_be_ram() {
     assert_eq!(map.device(TPM), Err(MapError::NotDevice), "write-back without DRAM registers");
 }
 
-#[test]
-fn an_emulators_configuration_space_needs_no_memory_type() {
-    const SPACE: Extent = extent(0x6000_0000, 0x1000_0000);
-    assert_eq!(emulated().device(SPACE), Err(MapError::NotDevice));
-    assert_eq!(emulated().emulated_config_space(SPACE).unwrap().extent(), SPACE);
-    assert_eq!(amd().emulated_config_space(SPACE), Err(MapError::NotDevice));
-    let mut map = emulated();
-    map.apic_base = SPACE.base | VALID;
-    assert_eq!(map.emulated_config_space(SPACE), Err(MapError::Apic));
-}
-
 /// Write-back RAM, reads and writes routed to it, in every byte of a fixed-range register.
 const ROUTED: u64 = 0x1e1e_1e1e_1e1e_1e1e;
 const PLAIN: u64 = 0x0606_0606_0606_0606;

@@ -115,6 +115,7 @@ fn no_prefix_of_a_log_but_whole_records_parses() {
 
 proptest! {
     #[test]
+    #[cfg_attr(miri, ignore = "takes too long in the interpreter")]
     fn a_written_log_replays_to_the_model_of_the_pcrs(
         mask in 0u8..8,
         events in prop::collection::vec((17u8..=18, prop::collection::vec(any::<u8>(), 0..40)), 0..12),

@@ -58,6 +58,10 @@ pub(crate) fn verify(mut block: Block, page: &LoaderPage, probe: Probe) -> Resul
     if !msr::read_map(&mut map) {
         stop(&Reason::Processor);
     }
+    // Without these, memory types alone would say what RAM is.
+    if map.dram.is_none() {
+        stop(&Reason::NoTopOfMemory);
+    }
     let handoff = page.handoff();
     let mut windows = [Extent::default(); MAX_DEVICES];
     let devices = find_devices(&mut block, &map, &mut windows, handoff.rsdp)?;

@@ -17,6 +17,8 @@ use crate::stop::stop;
 pub(crate) enum Reason {
     /// Not an AMD processor, or one without MTRRs.
     Processor,
+    /// SYSCFG.MtrrVarDramEn cannot be set, so that nothing says where RAM ends.
+    NoTopOfMemory,
     /// The hand-off does not hold.
     Handoff(CheckError),
     /// The IOMMUs cannot be found or used.
@@ -58,6 +60,7 @@ impl Reason {
         let line = Line::new("stop: ");
         match *self {
             Self::Processor => line.text("not an AMD processor with MTRRs; use one"),
+            Self::NoTopOfMemory => line.text("no TOP_MEM; use a processor, or an emulator, that has it"),
             Self::Handoff(error) => handoff(line, error).text("; fix the loader"),
             Self::Iommu(error) => find(line, error),
             Self::IommuPlace(base, error) => {

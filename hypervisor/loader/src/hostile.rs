@@ -39,6 +39,15 @@
 //! | `locality-held` | locality 0 of the TPM stays active |
 //! | `iommu-base-moved` | the IOMMU's base register points into the guest pool, enabled |
 //! | `iommu-off` | the enable bit of the IOMMU's base register is cleared |
+//! | `top-low` | TOP_MEM ends RAM below the region |
+//! | `top-off` | SYSCFG does not enable TOP_MEM |
+//! | `io-range-over-core` | an I/O range register sends the core's file elsewhere |
+//! | `io-range-torn` | an I/O range register's mask has a hole |
+//! | `tseg-over-region` | TSeg is moved over the region |
+//! | `config-over-core` | configuration space is moved over the core's file |
+//! | `apic-over-core` | the local APIC is moved over the core's file |
+//! | `uncached-core` | a range register makes the core's file uncacheable |
+//! | `low-routes-cut` | the fixed ranges send the first 512 KiB to no memory |
 //! | `evil-launch` | the *last* module is launched in place of the launch image; everything else as always |
 //! | `skinit-twice` | the *last* module is launched from a block of its own; `rsdp` of its hand-off is the base of the good block, filled as always, so that it can launch that one |
 //!
@@ -118,6 +127,15 @@ attacks! {
     LocalityHeld = "locality-held", "Locality 0 stays active.";
     IommuBaseMoved = "iommu-base-moved", "The IOMMU's base points into RAM.";
     IommuOff = "iommu-off", "The IOMMU's base is not enabled.";
+    TopLow = "top-low", "TOP_MEM is below the region.";
+    TopOff = "top-off", "TOP_MEM is off.";
+    IoRangeOverCore = "io-range-over-core", "An I/O range over the core.";
+    IoRangeTorn = "io-range-torn", "An I/O range with a hole in its mask.";
+    TsegOverRegion = "tseg-over-region", "TSeg over the region.";
+    ConfigOverCore = "config-over-core", "Configuration space over the core.";
+    ApicOverCore = "apic-over-core", "The local APIC over the core.";
+    UncachedCore = "uncached-core", "The core is uncacheable.";
+    LowRoutesCut = "low-routes-cut", "The first 512 KiB are no memory.";
     EvilLaunch = "evil-launch", "Another image is launched.";
     SkinitTwice = "skinit-twice", "Another image is launched, which may launch the good one.";
 }
@@ -156,6 +174,47 @@ impl Attack {
             handoff.component_count = last;
             let index = usize::try_from(last).unwrap_or(usize::MAX);
             handoff.components.iter_mut().skip(index).for_each(|c| *c = Extent::default());
+        }
+    }
+
+    /// Model-specific registers to write just before the launch, in order (APM vol. 2, 7.7 to 7.9, 10.2.5, 16.3.1; PPR,
+    /// MSR C001_0058).
+    #[must_use]
+    pub fn registers(self, handoff: &Handoff) -> [Option<(u32, u64)>; 3] {
+        const APIC_BASE: u32 = 0x1b;
+        const MTRR_LAST: u32 = 0x20e;
+        const MTRR_FIX_64K: u32 = 0x250;
+        const SYSCFG: u32 = 0xc001_0010;
+        const IORR_BASE: u32 = 0xc001_0016;
+        const IORR_MASK: u32 = 0xc001_0017;
+        const TOP_MEM: u32 = 0xc001_001a;
+        const CONFIG_SPACE: u32 = 0xc001_0058;
+        const SMM_ADDR: u32 = 0xc001_0112;
+        const SMM_MASK: u32 = 0xc001_0113;
+        /// MtrrFixDramEn, and MtrrVarDramEn beside it.
+        const FIRMWARES: u64 = 1 << 18 | 1 << 20;
+        const SHOW_ROUTES: u64 = 1 << 19;
+        const VALID: u64 = 1 << 11;
+        let one = |first| [Some(first), None, None];
+        let two = |first, second| [Some(first), Some(second), None];
+        let (core, region) = (handoff.core.base, handoff.region.base);
+        match self {
+            Self::TopLow => one((TOP_MEM, 0x100_0000)),
+            Self::TopOff => one((SYSCFG, 1 << 18)),
+            Self::IoRangeOverCore => two((IORR_BASE, core & !0xfff), (IORR_MASK, 0xff_ffff_f000 | VALID)),
+            Self::IoRangeTorn => two((IORR_BASE, 0), (IORR_MASK, 0x0f_00ff_f000 | VALID)),
+            Self::TsegOverRegion => two((SMM_ADDR, region & !0x1_ffff), (SMM_MASK, 0xff_fffe_0000 | 1 << 1)),
+            Self::ConfigOverCore => one((CONFIG_SPACE, core & !0xf_ffff | 1)),
+            Self::ApicOverCore => one((APIC_BASE, core & !0xfff | 1 << 11 | 1 << 8)),
+            Self::UncachedCore => {
+                two((MTRR_LAST, core & !0xfff), (MTRR_LAST.saturating_add(1), 0xff_ffff_f000 | VALID))
+            }
+            Self::LowRoutesCut => [
+                Some((SYSCFG, FIRMWARES | SHOW_ROUTES)),
+                Some((MTRR_FIX_64K, 0x0606_0606_0606_0606)),
+                Some((SYSCFG, FIRMWARES)),
+            ],
+            _ => [None; 3],
         }
     }
 
@@ -269,10 +328,12 @@ mod tests {
         good.components[..2].fill(Extent { base: 0x200_0000, length: 9 });
         let around = Surroundings { slb: Extent { base: 0x7000_0000, length: 0x1_0000 }, tseg: 0 };
         let elsewhere = [ApsNotParked, SkipTpmStartup, LocalityHeld, IommuBaseMoved, IommuOff];
+        let is_elsewhere =
+            |attack: Attack| elsewhere.contains(&attack) || attack.registers(&good) != [None; 3];
         for attack in Attack::ALL {
             let mut lie = good;
             attack.corrupt(&mut lie, around);
-            assert_eq!(lie == good, elsewhere.contains(attack), "{}", attack.word());
+            assert_eq!(lie == good, is_elsewhere(*attack), "{}", attack.word());
         }
     }
 }

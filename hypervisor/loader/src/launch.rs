@@ -222,9 +222,10 @@ impl Launch<'_> {
         fact(format_args!("attack {}", attack.word()));
         let around = Surroundings { slb: plan.slb, tseg: processor::tseg_base() };
         attack.corrupt(&mut block.handoff, around);
+        processor::write_registers(attack.registers(&block.handoff).into_iter().flatten());
         match attack {
-            Attack::IommuBaseMoved => rewrite_bases(|_| low_half(plan.guest_pool.base) | 1),
-            Attack::IommuOff => rewrite_bases(|unit| low_half(unit.registers())),
+            Attack::IommuBaseMoved => rewrite_bases(|_| processor::low_half(plan.guest_pool.base) | 1),
+            Attack::IommuOff => rewrite_bases(|unit| processor::low_half(unit.registers())),
             Attack::LocalityHeld => {
                 let held = tpm::hold_locality();
                 fact(format_args!("locality 0 held ok={}", held.is_ok()));
@@ -281,12 +282,6 @@ fn rewrite_bases(low: impl Fn(pci::Iommu) -> u32) {
         unit.write_base(low(unit));
         fact(format_args!("iommu registers={:#x} enabled={}", unit.registers(), unit.is_enabled()));
     }
-}
-
-#[cfg(feature = "hostile")]
-#[expect(clippy::as_conversions, reason = "the low half is meant")]
-const fn low_half(value: u64) -> u32 {
-    value as u32
 }
 
 /// A secure loader block to be: where, from which file, with which hand-off.

@@ -29,7 +29,7 @@ const SYSCFG_VAR_DRAM: u64 = 1 << 20;
 /// Reads the registers that say where RAM is; false on a processor that is not AMD's or has no MTRRs.
 ///
 /// SYSCFG.MtrrVarDramEn is set if it is clear, as no firmware leaves it: a processor on which it does not stick
-/// has no such registers, which is so in emulators alone.
+/// has no such registers, which is so in emulators alone. What runs after a measured launch must not be content with that.
 #[must_use]
 pub fn read_map(map: &mut Map) -> bool {
     const EDX_MTRR: u32 = 1 << 12;

@@ -88,6 +88,25 @@ pub fn tseg_base() -> u64 {
     unsafe { read_msr(SMM_ADDR) }
 }
 
+/// Writes registers that route addresses, and logs what they hold then.
+#[cfg(feature = "hostile")]
+pub fn write_registers(registers: impl Iterator<Item = (u32, u64)>) {
+    for (register, value) in registers {
+        // SAFETY: test machines have these registers; memory stays where it is on them, whatever they say.
+        unsafe { write_msr(register, low_half(value), low_half(value >> 32)) };
+        // SAFETY: as above.
+        let held = unsafe { read_msr(register) };
+        crate::console::fact(format_args!("register {register:#x} holds {held:#x}"));
+    }
+}
+
+/// The lower 32 bits.
+#[cfg(feature = "hostile")]
+#[expect(clippy::as_conversions, reason = "the low half is meant")]
+pub(crate) const fn low_half(value: u64) -> u32 {
+    value as u32
+}
+
 /// Reads a model-specific register.
 ///
 /// # Safety

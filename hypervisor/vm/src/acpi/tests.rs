@@ -73,6 +73,7 @@ fn the_second_serial_port_is_described_only_where_it_is() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes too long in the interpreter")]
 fn the_largest_tables_fit_and_do_not_overlap() {
     let ram = written(MAX_VCPUS);
     let dsdt = find(&ram, b"DSDT");

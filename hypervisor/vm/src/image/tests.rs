@@ -449,6 +449,7 @@ proptest! {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes too long in the interpreter")]
     fn noise_is_never_more_than_an_error(image in prop::collection::vec(any::<u8>(), 0..600)) {
         for format in [Format::Linux, Format::Pvh, Format::Multiboot] {
             prop_assert!(check(format, &image[..], &boot(&[], b"")).is_err());

@@ -152,6 +152,7 @@ fn an_initrd_is_second_and_the_only_one() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes too long in the interpreter")]
 fn modules_of_formats_that_have_a_place_for_it_may_carry_text() {
     for (format, kind, problem) in [
         (GuestConfig::FORMAT_LINUX, ComponentConfig::MODULE, Some(Problem::TextWithoutPlace(1))),
@@ -172,6 +173,7 @@ fn modules_of_formats_that_have_a_place_for_it_may_carry_text() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes too long in the interpreter")]
 fn guests_share_neither_name_nor_console_unless_it_is_multiplexed() {
     let first = GuestConfig { consoles: [2, 3], ..named("first") };
     let own_com1 = GuestConfig { consoles: [1, 0], ..named("first") };
@@ -193,6 +195,7 @@ fn guests_share_neither_name_nor_console_unless_it_is_multiplexed() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes too long in the interpreter")]
 fn a_guest_on_demand_needs_one_that_starts_at_boot_and_may_start_it() {
     let waiting = GuestConfig { start: GuestConfig::START_ON_DEMAND, ..named("waiting") };
     let manager = named("manager");
@@ -295,6 +298,7 @@ fn the_identity_needs_the_digests_of_exactly_the_measured_components() {
 
 proptest! {
     #[test]
+    #[cfg_attr(miri, ignore = "takes too long in the interpreter")]
     fn any_change_of_a_manifest_is_refused_or_read_as_a_change(at in 0usize..6368, by in 1u8..) {
         let guests = [named("first"), GuestConfig { consoles: [1, 0], ..named("second") }];
         let mut bytes = encoded(&guests);

@@ -164,6 +164,7 @@ fn no_period_is_so_short_that_the_guest_does_nothing_else() {
 
 proptest! {
     #[test]
+    #[cfg_attr(miri, ignore = "takes too long in the interpreter")]
     fn no_access_and_no_time_is_too_much(
         khz in prop_oneof![Just(0), Just(u32::MAX), any::<u32>()],
         accesses in prop::collection::vec((0usize..5, prop::option::of(any::<u8>()), any::<u64>()), 0..60)

@@ -67,6 +67,7 @@ fn requests_that_no_version_defines_are_refused_and_nothing_is_started() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes too long in the interpreter")]
 fn keys_certificates_and_credentials_come_as_the_tpm_gives_them() {
     let mut rig = Rig::new();
     assert_eq!(repeat::<KeyPublic>(&mut rig, &key(AkId::GUEST_RSA.0)), (Status::OK, b"k\x01".to_vec()));
@@ -145,6 +146,7 @@ fn an_answer_that_nobody_fetches_blocks_others_for_two_seconds_and_no_longer() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes too long in the interpreter")]
 fn who_asks_all_the_time_leaves_the_place_to_others() {
     let mut rigs: Vec<Rig> =
         (0..2).map(|index| Rig::with(ServiceConfig { slot: slot(index), ..config() })).collect();
@@ -157,6 +159,7 @@ fn who_asks_all_the_time_leaves_the_place_to_others() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes too long in the interpreter")]
 fn a_guest_that_ends_in_the_middle_leaves_the_place_when_the_tpm_is_done() {
     let mut rig = Rig::new();
     assert_eq!(rig.bytes::<KeyPublic>(&key(0)).0, Status::AGAIN);

@@ -91,6 +91,7 @@ fn a_list_that_does_not_fit_is_not_written() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes too long in the interpreter")]
 fn after_a_restart_registers_and_quotes_are_as_at_the_first_start() {
     let mut rig = Rig::new();
     let fresh = *rig.service.registers();

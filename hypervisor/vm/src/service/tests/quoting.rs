@@ -112,6 +112,7 @@ fn a_request_repeated_after_an_extend_is_another_request() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes too long in the interpreter")]
 fn each_quote_is_fresh() {
     let mut rig = Rig::new();
     for started in 1..4 {
@@ -202,6 +203,7 @@ fn all_that_wait_share_the_next_quote() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes too long in the interpreter")]
 fn requests_for_different_keys_are_in_different_quotes_and_both_have_their_turn() {
     use dolmen_abi::AkId;
     let (mut rigs, mut tpm) = machine(4);

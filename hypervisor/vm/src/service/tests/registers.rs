@@ -59,6 +59,7 @@ fn request_and_reply_may_be_the_same_memory() {
 
 proptest! {
     #[test]
+    #[cfg_attr(miri, ignore = "takes too long in the interpreter")]
     fn registers_follow_the_model(steps in proptest::collection::vec((0u32..10, any::<u8>()), 0..40)) {
         let mut rig = Rig::new();
         let mut model = *rig.service.registers();
