@@ -16,7 +16,7 @@ use crate::{measure, place, ui};
 
 /// Longest run of all noise.
 const LIMIT: Duration = Duration::from_secs(600);
-/// Longest wait for the neighbour's answer: many processors share few, in an emulator.
+/// Longest wait for the neighbour's answer in QEMU: many processors share few.
 const ANSWER: Duration = Duration::from_secs(30);
 /// Pause between two questions.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -87,19 +87,19 @@ fn beside(scene: &Scene<'_>, noisy: &[Noisy]) -> Result<()> {
     let mut machine = lab.boot("run", &release.parts)?;
     machine.log.wait_for("serve: guest runs", LAUNCH)?;
     let mut console = machine.console.take().context("the neighbour's console is in use")?;
-    converse(&machine.log, &mut console, noisy)?;
+    converse(&machine.log, &mut console, noisy, ANSWER)?;
     machine.log.wait_for("memory wiped, PCR 17 and 18 capped", LAUNCH)?;
     verdict(&machine.log.lines(), noisy)
 }
 
 /// Asks the neighbour until the last noisy guest has ended, then lets it end; says what its longest delay was.
-pub(crate) fn converse(log: &Stream, console: &mut Stream, noisy: &[Noisy]) -> Result<()> {
+pub(crate) fn converse(log: &Stream, console: &mut Stream, noisy: &[Noisy], limit: Duration) -> Result<()> {
     console.wait_for("neighbour: here", LAUNCH)?;
     let (begin, mut slowest) = (Instant::now(), Duration::ZERO);
     for number in 0u32.. {
         let asked = Instant::now();
         console.send(format!("ping {number}\n").as_bytes())?;
-        console.wait_for(&format!("pong {number} "), ANSWER).context("the neighbour fell silent")?;
+        console.wait_for(&format!("pong {number} "), limit).context("the neighbour fell silent")?;
         slowest = slowest.max(asked.elapsed());
         let ended = ended(log);
         if ended >= noisy.len() {

@@ -26,6 +26,8 @@ use crate::{place, ui};
 const START: Duration = Duration::from_secs(400);
 /// Longest run of a micro-guest.
 const LIMIT: Duration = Duration::from_secs(300);
+/// Longest wait for a neighbour's answer: all guests share one processor, and this one is slow.
+const ANSWER: Duration = Duration::from_secs(120);
 /// Longest wait for Linux' shell.
 const LINUX: Duration = Duration::from_secs(1500);
 
@@ -237,7 +239,7 @@ fn beside(makings: &Makings<'_>, folder: &Path, noisy: &[Noisy]) -> Result<Tally
     let model = Model { processor, count: 1, memory_mib: 2048 };
     let mut machine = boot(&development, folder, &model, release)?;
     let mut console = machine.console.again()?;
-    noise::converse(&machine.log, &mut console, noisy)?;
+    noise::converse(&machine.log, &mut console, noisy, ANSWER)?;
     machine.log.wait_for(WIPED, LIMIT)?;
     noise::verdict(&machine.log.lines(), noisy)?;
     Ok(Tally::one(true))

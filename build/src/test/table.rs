@@ -100,7 +100,7 @@ pub(super) const ENDINGS: [Ending; 5] = [
 ];
 
 /// Kinds of noise that a guest outlives, whoever made the processor: `noise=all` is all of them.
-const LASTING: &[&str] = &[
+pub(super) const LASTING: &[&str] = &[
     "msr",
     "port",
     "string",
