@@ -72,6 +72,13 @@ const CORE_UNMEASURED: Program = Program {
     output: "core-unmeasured.bin",
     ..CORE
 };
+/// The same with a check of itself, for tests.
+pub(crate) const CORE_UNMEASURED_SELF_CHECK: Program = Program {
+    features: "unmeasured,self-check",
+    what: "core of the UNMEASURED development image that checks itself",
+    output: "core-unmeasured-self-check.bin",
+    ..CORE
+};
 /// The development image's first stage.
 const UNMEASURED: Program = Program {
     what: "first stage of the UNMEASURED development image",

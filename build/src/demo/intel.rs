@@ -35,7 +35,7 @@ pub(super) fn tell(artifacts: &Artifacts, folder: &Path) -> Result<()> {
     refused(&release, artifacts, &folder.join("release"))?;
     ui::heading("2. The development image starts; two guests run");
     let mut machine = Bochs::start(&MODEL, &parts, &development.loader, &folder.join("development"))?;
-    Narrator::follow(&machine.log, Detail::Full);
+    Narrator::follow(&machine.log, Detail::Unmeasured);
     machine.log.wait_for("UNMEASURED development image: DMA is open", START)?;
     ui::good("it says UNMEASURED before anything else");
     machine.log.wait_for("serve: guest runs", START)?;

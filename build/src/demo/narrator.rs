@@ -15,6 +15,13 @@ const STAGES: [(&str, &str); 7] = [
     ("serve", "Serve: the guest runs"),
     ("stop", "The machine stops"),
 ];
+/// The same where nothing is measured and nothing is shielded: other captions of some stages.
+const UNMEASURED: [(&str, &str); 4] = [
+    ("loader", "The loader, untrusted, puts everything in place and jumps: there is no SKINIT"),
+    ("launch", "The core begins, and nobody has measured what leads to it"),
+    ("shield", "Shield: the core runs on tables of its own; devices can still write memory"),
+    ("measure", "Measure: guests' files are hashed; nothing vouches for the result"),
+];
 /// Longest line shown; hash values are longer than a terminal is wide.
 const WIDTH: usize = 108;
 
@@ -23,8 +30,18 @@ const WIDTH: usize = 108;
 pub(crate) enum Detail {
     /// Every fact.
     Full,
+    /// Every fact of an image that nobody measures.
+    Unmeasured,
     /// What was measured, for somebody who has heard the rest.
     Brief,
+}
+
+impl Detail {
+    /// What a stage means, if it means this in a release.
+    fn caption(self, stage: &str, released: &'static str) -> &'static str {
+        let other = UNMEASURED.iter().find(|(name, _)| *name == stage).map(|(_, caption)| *caption);
+        other.filter(|_| self == Self::Unmeasured).unwrap_or(released)
+    }
 }
 
 /// Shows the log lines of one power cycle as they come.
@@ -49,9 +66,9 @@ impl Narrator {
             return;
         }
         let mut announced = self.announced.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.detail == Detail::Full && !announced.contains(&stage) {
+        if self.detail != Detail::Brief && !announced.contains(&stage) {
             announced.push(stage);
-            ui::note(caption);
+            ui::note(self.detail.caption(stage, caption));
         }
         let shown: String = fact.chars().take(WIDTH).collect();
         let more = if shown.len() < fact.len() { "…" } else { "" };
@@ -93,5 +110,14 @@ mod tests {
         assert_eq!(stage_of(&plain("\x1b[2J\x1b[01;01Hloader: reading")).map(|s| s.0), Some("loader"));
         assert_eq!(stage_of("BdsDxe: loading Boot0001"), None);
         assert_eq!(stage_of("the loader: x"), None);
+    }
+    #[test]
+    fn of_an_unmeasured_image_nobody_says_that_it_is_measured_or_shielded() {
+        for (stage, released) in STAGES {
+            let told = Detail::Unmeasured.caption(stage, released);
+            let is_a_promise = ["loader", "launch", "shield", "measure"].contains(&stage);
+            assert_eq!(told != released, is_a_promise, "{stage}");
+            assert_eq!(Detail::Full.caption(stage, released), released);
+        }
     }
 }

@@ -16,7 +16,7 @@ mod load;
 mod locality;
 mod manage;
 mod many;
-mod noise;
+pub(crate) mod noise;
 mod share;
 mod slow;
 mod tools;

@@ -1,7 +1,6 @@
 //! Noise next door: guests that misbehave on purpose, all at once, beside one that must not notice. The
 //! hypervisor is the one that checks itself, and says after each guest's end whether all is well.
 
-use std::fmt::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,41 +8,36 @@ use anyhow::{Context, Result, bail};
 
 use super::{ALL_BANKS, Case, Scene};
 use crate::artifact::{self, CORE_SELF_CHECK};
-use crate::image::Parts;
 use crate::lab::{LAUNCH, Lab, Release};
-use crate::machine::Machine;
-use crate::manifest::Manifest;
+use crate::machine::stream::Stream;
+use crate::test::noise::OWN_FAULT;
+use crate::test::table::{DEADLY, DOOMS};
 use crate::{measure, place, ui};
 
 /// Longest run of all noise.
 const LIMIT: Duration = Duration::from_secs(600);
-/// Longest wait for the neighbour's answer: many processors share few, in an emulator.
+/// Longest wait for the neighbour's answer in QEMU: many processors share few.
 const ANSWER: Duration = Duration::from_secs(30);
 /// Pause between two questions.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Physical processors: fewer than virtual ones.
 const CPUS: u32 = 2;
 
-/// Kind, seed, virtual processors, and whether it must last to its own end.
-type Noisy = (&'static str, u32, u32, bool);
+/// A noisy guest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Noisy {
+    kind: &'static str,
+    seed: u32,
+    vcpus: u32,
+    /// It must go on to its own end.
+    lasts: bool,
+}
 
-/// Noisy guests, all at once.
-const NOISY: &[Noisy] = &[
-    ("all", 1, 1, true),
-    ("start", 1, 4, true),
-    ("race", 1, 3, true),
-    ("remap", 1, 3, true),
-    ("code", 3, 1, false),
-    ("code", 4, 1, false),
-    ("access", 2, 1, false),
-    ("walk", 2, 1, false),
-    ("attributes", 1, 1, false),
-    ("stack", 1, 1, false),
-    ("tasks", 3, 1, false),
-];
+/// Kinds that last, seeds, and virtual processors.
+const LASTING: [(&str, u32, u32); 4] = [("all", 1, 1), ("start", 1, 4), ("race", 1, 3), ("remap", 1, 3)];
 
-/// Ways to a guest's end, each in a guest of its own: as many as `noise/doom.rs` of the micro-guest knows.
-const DOOMS: u32 = 21;
+/// Between the seeds of the kinds that do not last, and those that they have alone in a machine.
+const OTHER_SEEDS: u32 = 2;
 
 /// How the hypervisor calls the end of a guest that switched itself off.
 const SWITCHED_OFF: &str = "power-off ";
@@ -55,18 +49,33 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 fn all_at_once(scene: &Scene<'_>) -> Result<()> {
-    beside(scene, NOISY)
+    beside(scene, &every_kind())
 }
 
-/// Each ends by itself, and by no way out of the sandbox.
 fn every_end(scene: &Scene<'_>) -> Result<()> {
-    let doomed: Vec<_> = (0..DOOMS).map(|seed| ("doom", seed, 1, false)).collect();
-    beside(scene, &doomed)
+    beside(scene, &every_doom())
+}
+
+/// Guests that make all noise at once.
+pub(crate) fn every_kind() -> Vec<Noisy> {
+    let lasting = LASTING.map(|(kind, seed, vcpus)| Noisy { kind, seed, vcpus, lasts: true });
+    let deadly = DEADLY.iter().map(|&(kind, seed)| Noisy {
+        kind,
+        seed: seed.saturating_add(OTHER_SEEDS),
+        vcpus: 1,
+        lasts: false,
+    });
+    lasting.into_iter().chain(deadly).collect()
+}
+
+/// Guests each of which ends by itself, and by no way out of the sandbox.
+pub(crate) fn every_doom() -> Vec<Noisy> {
+    (0..DOOMS).map(|seed| Noisy { kind: "doom", seed, vcpus: 1, lasts: false }).collect()
 }
 
 /// Runs noisy guests beside the neighbour.
 fn beside(scene: &Scene<'_>, noisy: &[Noisy]) -> Result<()> {
-    let release = release(scene, &scene.folder, noisy)?;
+    let release = release(scene, noisy)?;
     let lab = Lab::new(
         &scene.bench.tools,
         &scene.bench.artifacts,
@@ -76,49 +85,48 @@ fn beside(scene: &Scene<'_>, noisy: &[Noisy]) -> Result<()> {
     )?
     .with_cpus(CPUS);
     let mut machine = lab.boot("run", &release.parts)?;
-    let slowest = converse(&mut machine, noisy.len())?;
-    ui::fact(&format!("the slowest of the neighbour's answers took {} ms", slowest.as_millis()));
-    machine.log.wait_for("memory wiped, PCR 17 and 18 capped", LAUNCH)?;
-    verdict(&machine, noisy)
-}
-
-/// Asks until the last noisy guest has ended, then lets the neighbour end; answers its longest delay.
-fn converse(machine: &mut Machine, noisy: usize) -> Result<Duration> {
     machine.log.wait_for("serve: guest runs", LAUNCH)?;
     let mut console = machine.console.take().context("the neighbour's console is in use")?;
+    converse(&machine.log, &mut console, noisy, ANSWER)?;
+    machine.log.wait_for("memory wiped, PCR 17 and 18 capped", LAUNCH)?;
+    verdict(&machine.log.lines(), noisy)
+}
+
+/// Asks the neighbour until the last noisy guest has ended, then lets it end; says what its longest delay was.
+pub(crate) fn converse(log: &Stream, console: &mut Stream, noisy: &[Noisy], limit: Duration) -> Result<()> {
     console.wait_for("neighbour: here", LAUNCH)?;
     let (begin, mut slowest) = (Instant::now(), Duration::ZERO);
     for number in 0u32.. {
         let asked = Instant::now();
         console.send(format!("ping {number}\n").as_bytes())?;
-        console.wait_for(&format!("pong {number} "), ANSWER).context("the neighbour fell silent")?;
+        console.wait_for(&format!("pong {number} "), limit).context("the neighbour fell silent")?;
         slowest = slowest.max(asked.elapsed());
-        if ended(machine) >= noisy {
+        let ended = ended(log);
+        if ended >= noisy.len() {
             break;
         }
         if begin.elapsed() > LIMIT {
-            bail!("after {} s only {} of {} noisy guests ended", LIMIT.as_secs(), ended(machine), noisy);
+            bail!("after {} s only {ended} of {} noisy guests ended", LIMIT.as_secs(), noisy.len());
         }
         std::thread::sleep(PAUSE);
     }
-    console.send(b"off\n")?;
-    Ok(slowest)
+    ui::fact(&format!("the slowest of the neighbour's answers took {} ms", slowest.as_millis()));
+    console.send(b"off\n")
 }
 
-fn ended(machine: &Machine) -> usize {
-    machine.log.lines().iter().filter(|line| line.contains("guest stopped name=noise-")).count()
+fn ended(log: &Stream) -> usize {
+    log.lines().iter().filter(|line| line.contains("guest stopped name=noise-")).count()
 }
 
 /// Guests that last switched themselves off, nobody complains, and the machine ended as the neighbour asked.
-fn verdict(machine: &Machine, noisy: &[Noisy]) -> Result<()> {
-    let lines = machine.log.lines();
-    if let Some(line) = lines.iter().find(|line| line.contains("FAIL") || line.contains("please report it")) {
+pub(crate) fn verdict(lines: &[String], noisy: &[Noisy]) -> Result<()> {
+    if let Some(line) = lines.iter().find(|line| line.contains("FAIL") || line.contains(OWN_FAULT)) {
         bail!("{line}");
     }
     if !lines.iter().any(|line| line.contains("self-check: DEBUG image")) {
         bail!("the image does not check itself");
     }
-    for (number, (kind, seed, _, lasts)) in noisy.iter().enumerate() {
+    for (number, Noisy { kind, seed, lasts, .. }) in noisy.iter().enumerate() {
         let mark = format!("guest stopped name={} cause=", name(number, kind));
         let end = lines.iter().find_map(|line| Some(line.split_once(&mark)?.1.trim().to_owned()));
         let end = end.with_context(|| format!("{kind}, seed {seed}, did not end"))?;
@@ -144,9 +152,20 @@ fn name(number: usize, kind: &str) -> String {
     format!("noise-{number}-{kind}")
 }
 
-/// The neighbour and all noisy guests; those that last share the log's port, the others have no console.
-fn release(scene: &Scene<'_>, folder: &Path, noisy: &[Noisy]) -> Result<Release> {
+/// The neighbour and all noisy guests, under a core that checks itself.
+fn release(scene: &Scene<'_>, noisy: &[Noisy]) -> Result<Release> {
     let kernel = scene.micro.parts.components.first().context("no kernel")?;
+    let artifacts = &scene.bench.artifacts;
+    let mut release = Release::of(artifacts, &scene.folder, &manifest(kernel, noisy, ""))?;
+    release.parts.core =
+        artifact::compile(&CORE_SELF_CHECK, &place::root(), &place::target(), &artifacts.folder)?;
+    release.reference = measure::reference(&release.parts, &release.manifest)?;
+    Ok(release)
+}
+
+/// The manifest of all of them, with more on the noisy ones' command lines. Those that last share the log's port, the
+/// others have no console.
+pub(crate) fn manifest(kernel: &Path, noisy: &[Noisy], more: &str) -> String {
     let guest = |name: &str, vcpus: u32, console: &str, off: &str, line: &str| {
         format!(
             "[[guest]]\nname = \"{name}\"\nmemory_mib = 64\nvcpus = {vcpus}\nformat = \"pvh\"\nkernel = \"{}\"\n\
@@ -156,17 +175,10 @@ fn release(scene: &Scene<'_>, folder: &Path, noisy: &[Noisy]) -> Result<Release>
         )
     };
     let mut text = guest("neighbour", 1, "com2", "halt-machine", "noise=neighbour");
-    for (number, (kind, seed, vcpus, lasts)) in noisy.iter().enumerate() {
+    for (number, Noisy { kind, seed, vcpus, lasts }) in noisy.iter().enumerate() {
         let console = if *lasts { "multiplexed" } else { "none" };
-        let line = format!("noise={kind} seed={seed}");
-        write!(text, "{}", guest(&name(number, kind), *vcpus, console, "stop", &line))?;
+        let line = format!("noise={kind} seed={seed}{more}");
+        text.push_str(&guest(&name(number, kind), *vcpus, console, "stop", &line));
     }
-    let path = folder.join("dolmen.toml");
-    place::write(&path, text.as_bytes())?;
-    let manifest = Manifest::load(&path)?;
-    let artifacts = &scene.bench.artifacts;
-    let mut parts = Parts::collect(artifacts, &manifest, folder.join("manifest.bin"))?;
-    parts.core = artifact::compile(&CORE_SELF_CHECK, &place::root(), &place::target(), &artifacts.folder)?;
-    let reference = measure::reference(&parts, &manifest)?;
-    Ok(Release { manifest, parts, reference })
+    text
 }

@@ -9,11 +9,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::guest::sum;
+use super::noise::last_words;
 use super::smp::{self, Guest};
 use super::table::{DIFFERENCES, ENDINGS, Ending, LOOKS_AROUND, TASK_SWITCH};
 use super::{Bench, Tally};
-use crate::artifact::{self, Development, MICRO_GUEST};
+use crate::artifact::{self, CORE_UNMEASURED_SELF_CHECK, Development, MICRO_GUEST};
 use crate::e2e;
+use crate::e2e::noise::{self, Noisy};
 use crate::lab::Release;
 use crate::machine::bochs::{Bochs, Model};
 use crate::machine::shell::Shell;
@@ -24,6 +26,8 @@ use crate::{place, ui};
 const START: Duration = Duration::from_secs(400);
 /// Longest run of a micro-guest.
 const LIMIT: Duration = Duration::from_secs(300);
+/// Longest wait for a neighbour's answer: all guests share one processor, and this one is slow.
+const ANSWER: Duration = Duration::from_secs(120);
 /// Longest wait for Linux' shell.
 const LINUX: Duration = Duration::from_secs(1500);
 
@@ -32,6 +36,9 @@ const PROCESSORS: [&str; 2] = ["corei7_skylake_x", "corei7_icelake_u"];
 
 /// Said when the guest has run its tests: the list is the other vendor's, and so are the results.
 const SAID_OF_POWER_OFF: &str = "stop: the guest switched its machine off";
+
+/// Said when nothing of the guests' is left.
+const WIPED: &str = "memory wiped; UNMEASURED";
 
 /// Machines for guests with several processors, or several guests: sentence, processors, guests.
 const COMPANIES: [(&str, u32, &[Guest]); 3] = [
@@ -44,13 +51,8 @@ const COMPANIES: [(&str, u32, &[Guest]); 3] = [
     ),
 ];
 
-/// Noise: sentence, command line, and what the guest's and the hypervisor's last words are.
-const NOISES: [(&str, &str, &str, &str); 1] = [(
-    "a guest that switches hardware tasks is stopped by name under vmx",
-    "noise=switch seed=1",
-    "noise switch seed=1",
-    TASK_SWITCH,
-)];
+/// More on the command lines of noisy guests: without what ends a guest here, and not as long.
+const NOT_ALL: &str = " without=switch part=10";
 
 /// What is started: everything of one kind, or of both.
 #[derive(Clone, Copy, Debug)]
@@ -134,8 +136,15 @@ fn jobs<'a>(makings: &'a Makings<'_>) -> Vec<Job<'a>> {
     for (sentence, processors, guests) in COMPANIES {
         add(sentence.to_owned(), Box::new(move |folder| company(makings, folder, processors, guests)));
     }
-    for (sentence, command_line, last, said) in NOISES {
-        add(sentence.to_owned(), Box::new(move |folder| noise(makings, folder, command_line, (last, said))));
+    add(
+        "a guest that switches hardware tasks is stopped by name under vmx".to_owned(),
+        Box::new(move |folder| task_switch(makings, folder)),
+    );
+    for (sentence, noisy) in [
+        ("a neighbour answers through all noise at once under vmx", noise::every_kind()),
+        ("a neighbour answers while guests end in every way under vmx", noise::every_doom()),
+    ] {
+        add(sentence.to_owned(), Box::new(move |folder| beside(makings, folder, &noisy)));
     }
     for mix in REFUSED {
         add(mix.name.to_owned(), Box::new(move |folder| refused(makings, folder, mix)));
@@ -164,13 +173,13 @@ fn report(name: &str, outcome: Result<Tally>) -> Tally {
 /// Starts the development image with a micro-guest.
 fn start(makings: &Makings<'_>, folder: &Path, processor: &str, command_line: &str) -> Result<Bochs> {
     let release = e2e::small_guest(makings.bench, folder, &makings.kernel, command_line)?;
-    boot(makings, folder, &Model { processor, count: 1, memory_mib: 512 }, release)
+    boot(&makings.development, folder, &Model { processor, count: 1, memory_mib: 512 }, release)
 }
 
 /// Starts the development image with whatever guests.
-fn boot(makings: &Makings<'_>, folder: &Path, model: &Model<'_>, release: Release) -> Result<Bochs> {
-    let parts = makings.development.instead_of(release.parts);
-    let mut machine = Bochs::start(model, &parts, &makings.development.loader, folder)?;
+fn boot(development: &Development, folder: &Path, model: &Model<'_>, release: Release) -> Result<Bochs> {
+    let parts = development.instead_of(release.parts);
+    let mut machine = Bochs::start(model, &parts, &development.loader, folder)?;
     machine.log.wait_for("UNMEASURED development image: DMA is open", START)?;
     // Until then all files of the guests are hashed.
     machine.log.wait_for("serve: guest runs", LINUX)?;
@@ -190,7 +199,7 @@ fn company(makings: &Makings<'_>, folder: &Path, processors: u32, guests: &[Gues
     let [processor, ..] = PROCESSORS;
     let release = e2e::release(makings.bench, folder, &smp::manifest(&makings.kernel, guests)?)?;
     let model = Model { processor, count: processors, memory_mib: 512 };
-    let mut machine = boot(makings, folder, &model, release)?;
+    let mut machine = boot(&makings.development, folder, &model, release)?;
     let mut console = machine.console.again()?;
     smp::hear(&mut machine.log, &mut console, guests, LIMIT)
 }
@@ -202,29 +211,37 @@ fn end(makings: &Makings<'_>, folder: &Path, Ending { name, said }: Ending) -> R
     if machine.console.lines().iter().any(|line| line.starts_with("FAIL")) {
         bail!("the guest went on");
     }
-    machine.log.wait_for("memory wiped; UNMEASURED", LIMIT)?;
+    machine.log.wait_for(WIPED, LIMIT)?;
     Ok(Tally::one(true))
 }
 
-/// A guest misbehaves on purpose, and ends as it should.
-fn noise(
-    makings: &Makings<'_>,
-    folder: &Path,
-    command_line: &str,
-    (last, said): (&str, &str),
-) -> Result<Tally> {
+/// The one kind of noise that a guest cannot make here.
+fn task_switch(makings: &Makings<'_>, folder: &Path) -> Result<Tally> {
     let [processor, ..] = PROCESSORS;
-    let mut machine = start(makings, folder, processor, command_line)?;
+    let mut machine = start(makings, folder, processor, "noise=switch seed=1")?;
     let end = machine.log.wait_for("stop: ", LIMIT)?;
-    machine.log.wait_for("memory wiped; UNMEASURED", LIMIT)?;
-    let lines = machine.console.lines();
-    if let Some(failure) = lines.iter().find(|line| line.starts_with("FAIL")) {
-        bail!("{failure}");
+    machine.log.wait_for(WIPED, LIMIT)?;
+    let last = last_words(&machine.log, &machine.console)?;
+    if last != "noise switch seed=1" || !end.contains(TASK_SWITCH) {
+        bail!("it ended at `{last}`: {end}");
     }
-    let heard = lines.iter().rev().find(|line| line.starts_with("noise")).cloned().unwrap_or_default();
-    if heard != last || !end.contains(said) {
-        bail!("it ended at `{heard}`: {end}");
-    }
+    Ok(Tally::one(true))
+}
+
+/// Noisy guests beside a neighbour, all of them on one processor, under a core that checks itself.
+fn beside(makings: &Makings<'_>, folder: &Path, noisy: &[Noisy]) -> Result<Tally> {
+    let [processor, ..] = PROCESSORS;
+    let manifest = noise::manifest(&makings.kernel, noisy, NOT_ALL);
+    let release = e2e::release(makings.bench, folder, &manifest)?;
+    let artifacts = &makings.bench.artifacts.folder;
+    let core = artifact::compile(&CORE_UNMEASURED_SELF_CHECK, &place::root(), &place::target(), artifacts)?;
+    let development = Development { core, ..makings.development.clone() };
+    let model = Model { processor, count: 1, memory_mib: 2048 };
+    let mut machine = boot(&development, folder, &model, release)?;
+    let mut console = machine.console.again()?;
+    noise::converse(&machine.log, &mut console, noisy, ANSWER)?;
+    machine.log.wait_for(WIPED, LIMIT)?;
+    noise::verdict(&machine.log.lines(), noisy)?;
     Ok(Tally::one(true))
 }
 
@@ -262,7 +279,8 @@ fn linux(makings: &Makings<'_>, folder: &Path, vcpus: u32) -> Result<Tally> {
     let text = std::fs::read_to_string(e2e::one_guest()).context("no manifest")?;
     let text = text.replace("memory_mib = 512", &format!("memory_mib = 512\nvcpus = {vcpus}"));
     let release = Release::of(&makings.bench.artifacts, folder, &text)?;
-    let machine = boot(makings, folder, &Model { processor, count: 1, memory_mib: 1024 }, release)?;
+    let machine =
+        boot(&makings.development, folder, &Model { processor, count: 1, memory_mib: 1024 }, release)?;
     let mut shell = Shell::wait(machine.console.again()?, LINUX)?;
     let online = shell.expect("nproc")?;
     if online.trim() != vcpus.to_string() {

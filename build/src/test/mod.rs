@@ -5,10 +5,10 @@ mod cargo;
 mod fuzz;
 mod guest;
 mod keylime;
-mod noise;
+pub(crate) mod noise;
 mod package;
 mod smp;
-mod table;
+pub(crate) mod table;
 
 use std::process::ExitCode;
 use std::time::Instant;

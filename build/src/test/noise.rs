@@ -7,28 +7,21 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::guest::start;
+use super::table::{DEADLY, LASTING};
 use super::{Bench, Tally};
 use crate::lab::LAUNCH;
+use crate::machine::stream::Stream;
 use crate::pool::Job;
 use crate::ui;
 
 /// Longest run of one kind of noise: a guest that nobody interrupts any more is a failure.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// Kinds that may end in the guest's stop, and seeds: each is a launch of its own.
-const DEADLY: &[(&str, u32)] = &[
-    ("code", 1),
-    ("code", 2),
-    ("access", 1),
-    ("walk", 1),
-    ("tasks", 1),
-    ("tasks", 2),
-    ("attributes", 1),
-    ("stack", 1),
-];
-
 /// What a stop of the hypervisor for its own sake says.
-const OWN_FAULT: &str = "please report it";
+pub(crate) const OWN_FAULT: &str = "please report it";
+
+/// What a guest says that has made all the noise that it was asked for.
+const DONE: &str = "noise: done";
 
 /// All kinds that last in one machine, then each kind that does not.
 pub(super) fn jobs<'a>(bench: &'a Bench, folder: &Path, kernel: &'a Path) -> Vec<Job<'a>> {
@@ -60,16 +53,38 @@ fn one(bench: &Bench, folder: &Path, kernel: &Path, name: &str, seed: u32) -> Re
     let console = machine.console.take().context("no console")?;
     let end = machine.log.wait_for("stop: ", LIMIT)?;
     machine.log.wait_for("memory wiped, PCR 17 and 18 capped", LIMIT)?;
+    let last = last_words(&machine.log, &console)?;
+    if name == "all" && (last != DONE || made(&console.lines()) != LASTING) {
+        bail!("it ended at `{last}`: {end}");
+    }
+    Ok(format!("{last}; {end}"))
+}
+
+/// The kinds of noise that a guest says it has made: `noise NAME: N tries`.
+fn made(said: &[String]) -> Vec<&str> {
+    let pairs = said.iter().filter_map(|line| line.strip_prefix("noise ")?.split_once(": "));
+    pairs.filter(|(_, tries)| tries.ends_with(" tries")).map(|(name, _)| name).collect()
+}
+
+/// What the guest said last before its end, of which nobody may complain: neither itself nor the hypervisor.
+pub(super) fn last_words(log: &Stream, console: &Stream) -> Result<String> {
     let said = console.lines();
     if let Some(failure) = said.iter().find(|line| line.starts_with("FAIL")) {
         bail!("{failure}");
     }
-    if end.contains(OWN_FAULT) || machine.log.lines().iter().any(|line| line.contains(OWN_FAULT)) {
-        bail!("the hypervisor stopped for its own sake: {end}");
+    if let Some(fault) = log.lines().iter().find(|line| line.contains(OWN_FAULT)) {
+        bail!("the hypervisor stopped for its own sake: {fault}");
     }
-    let last = said.iter().rev().find(|line| line.starts_with("noise")).cloned().unwrap_or_default();
-    if name == "all" && last != "noise: done" {
-        bail!("it ended at `{last}`: {end}");
+    Ok(said.iter().rev().find(|line| line.starts_with("noise")).cloned().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn noise_that_was_made_is_told_from_what_was_begun() {
+        let said = ["noise msr seed=1", "noise msr: 9 tries", "noise port seed=1", "noise: done"];
+        assert_eq!(made(&said.map(str::to_owned)), ["msr"]);
     }
-    Ok(format!("{last}; {end}"))
 }

@@ -99,6 +99,46 @@ pub(super) const ENDINGS: [Ending; 5] = [
     Ending { name: "exotic", said: "stop: the guest stopped: micro: unknown-instruction" },
 ];
 
+/// Kinds of noise that a guest outlives, whoever made the processor: `noise=all` is all of them.
+pub(super) const LASTING: &[&str] = &[
+    "msr",
+    "port",
+    "string",
+    "control",
+    "code-user",
+    "descriptor",
+    "entry",
+    "device",
+    "table",
+    "storm",
+    "apic",
+    "call",
+    "step",
+    "gate",
+    "mode",
+    "switch",
+    "map",
+    "virtual",
+    "start",
+    "race",
+    "remap",
+];
+
+/// Kinds of noise that may end in the guest's stop, and seeds: each is a guest of its own.
+pub(crate) const DEADLY: &[(&str, u32)] = &[
+    ("code", 1),
+    ("code", 2),
+    ("access", 1),
+    ("walk", 1),
+    ("tasks", 1),
+    ("tasks", 2),
+    ("attributes", 1),
+    ("stack", 1),
+];
+
+/// Ways to a guest's end, by the seed of the noise that ends it.
+pub(crate) const DOOMS: u32 = 21;
+
 /// Something that a guest can tell the makers' processors by.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Difference {
@@ -151,16 +191,17 @@ mod tests {
     use super::*;
     use crate::place;
 
+    /// The names in a list of the micro-guest's, which begins with these words.
+    fn names(file: &str, list: &str) -> Vec<String> {
+        let path = place::root().join(format!("tests/guest/src/{file}.rs"));
+        let text = std::fs::read_to_string(path).unwrap();
+        let list = text.split_once(list).unwrap().1.split_once("];").unwrap().0;
+        list.split('"').skip(1).step_by(2).map(str::to_owned).collect()
+    }
+
     /// The names in the lists that these files of the micro-guest call `TESTS`.
     fn listed(files: &[&str]) -> Vec<String> {
-        let mut names = Vec::new();
-        for file in files {
-            let path = place::root().join(format!("tests/guest/src/{file}.rs"));
-            let text = std::fs::read_to_string(path).unwrap();
-            let list = text.split_once("TESTS: &[Test] = &[").unwrap().1.split_once("];").unwrap().0;
-            names.extend(list.split('"').skip(1).step_by(2).map(str::to_owned));
-        }
-        names
+        files.iter().flat_map(|file| names(file, "TESTS: &[Test] = &[")).collect()
     }
 
     #[test]
@@ -168,6 +209,16 @@ mod tests {
         let own = ["instruction", "register", "hidden", "device", "interrupt", "user"];
         assert_eq!(listed(&own), LOOKS_AROUND);
         assert_eq!(listed(&["smp"]), PROCESSORS);
+    }
+
+    #[test]
+    fn the_table_has_all_noise_of_the_micro_guest() {
+        assert_eq!(names("noise", "LASTING: &[Kind] = &["), LASTING);
+        let mut deadly: Vec<&str> = DEADLY.iter().map(|(name, _)| *name).collect();
+        deadly.dedup();
+        deadly.push("doom");
+        assert_eq!(names("noise", "DEADLY: &[Kind] = &["), deadly);
+        assert_eq!(names("noise/doom", "WAYS: &[Way] = &[").len(), DOOMS as usize);
     }
 
     fn rows() -> String {
@@ -178,6 +229,15 @@ mod tests {
         for Ending { name, said } in ENDINGS {
             writeln!(text, "| `ends={name}` | `{said}` | the same |").unwrap();
         }
+        for name in LASTING {
+            let intel = if *name == "switch" { "stopped: see below" } else { "the same" };
+            writeln!(text, "| `noise={name}` | lasts | {intel} |").unwrap();
+        }
+        for (name, seed) in DEADLY {
+            writeln!(text, "| `noise={name} seed={seed}` | lasts, or is stopped by name | the same |")
+                .unwrap();
+        }
+        writeln!(text, "| `noise=doom`, {DOOMS} seeds | stopped by name | the same |").unwrap();
         text
     }
 

@@ -1,6 +1,7 @@
 //! Noise: a guest that misbehaves on purpose, and must find itself alive and its machine in order afterwards.
 //!
-//! `noise=NAME seed=N` on the command line chooses. Every kind ends in `noise NAME: N tries`, or in a stop of
+//! `noise=NAME seed=N` on the command line chooses; `without=NAME` leaves a kind out of `all`, and `part=N` makes but one
+//! in N of all tries, for emulators that are slow. Every kind ends in `noise NAME: N tries`, or in a stop of
 //! this guest that the hypervisor names; what is wrong is said, and the guest resets itself. All that is random
 //! follows from the seed, which is printed.
 
@@ -75,8 +76,10 @@ const DEADLY: &[Kind] = &[
 pub(crate) fn run(command_line: &[u8]) {
     let mut words = command_line.split(|byte| *byte == b' ');
     let Some(chosen) = words.next().and_then(|word| word.strip_prefix(b"noise=")) else { return };
-    let seed = words.clone().find_map(|word| word.strip_prefix(b"seed=")).map_or(1, number);
-    let without = words.find_map(|word| word.strip_prefix(b"without=")).unwrap_or_default();
+    let value = |name: &[u8]| words.clone().find_map(|word| word.strip_prefix(name));
+    let seed = value(b"seed=").map_or(1, number);
+    let part = value(b"part=").map_or(1, number).max(1);
+    let without = value(b"without=").unwrap_or_default();
     if chosen == b"neighbour" {
         neighbour::answer();
     }
@@ -88,7 +91,7 @@ pub(crate) fn run(command_line: &[u8]) {
             continue;
         }
         say!("noise {name} seed={seed}");
-        let tries = kind(&mut Random::new(seed));
+        let tries = kind(&mut Random::new(seed, part));
         match in_order() {
             Ok(()) => say!("noise {name}: {tries} tries"),
             Err(why) => fail(why),

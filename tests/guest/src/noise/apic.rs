@@ -12,7 +12,8 @@ const TRIES: u64 = 20_000;
 
 /// Registers at random, then the APIC from the beginning.
 pub(super) fn registers(random: &mut Random) -> u64 {
-    for turn in 0..TRIES {
+    let tries = random.times(TRIES);
+    for turn in 0..tries {
         let value = random.value();
         match random.below(6) {
             0 => local(random, value as u32),
@@ -29,7 +30,7 @@ pub(super) fn registers(random: &mut Random) -> u64 {
     apic::reset();
     drain();
     quiet_io();
-    TRIES
+    tries
 }
 
 /// A register of the page; in x2APIC mode the page is not there.

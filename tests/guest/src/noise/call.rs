@@ -16,7 +16,8 @@ pub(super) fn version_answers() -> bool {
 /// Calls with random numbers and buffers, from kernel and user mode in all sizes of code.
 pub(super) fn every(random: &mut Random) -> u64 {
     let mut good = 0;
-    for _ in 0..TRIES {
+    let tries = random.times(TRIES);
+    for _ in 0..tries {
         let known = &CALLS[random.below(CALLS.len() as u64) as usize];
         let number = match random.below(8) {
             0 => random.value(),
@@ -36,7 +37,7 @@ pub(super) fn every(random: &mut Random) -> u64 {
     if good == 0 {
         super::fail("not one call was good");
     }
-    TRIES
+    tries
 }
 
 fn length(random: &mut Random, fixed: usize, data: usize) -> u64 {

@@ -73,17 +73,20 @@ const PREFIXES: [u8; 12] = [0x66, 0x67, 0xf0, 0xf2, 0xf3, 0x26, 0x2e, 0x36, 0x3e
 const USER: [Mode; 4] = [Mode::User64, Mode::User64, Mode::User32, Mode::User16];
 const KERNEL: [Mode; 4] = [Mode::Kernel64, Mode::Kernel64, Mode::Kernel32, Mode::Kernel16];
 
+const TRIES: u64 = 30_000;
+
 /// Random instructions at CPL 3, where they reach only memory of their own.
 pub(super) fn user(random: &mut Random) -> u64 {
-    several(random, &USER, 30_000)
+    several(random, &USER)
 }
 
 /// Random instructions at CPL 0: whatever they do to the guest is done.
 pub(super) fn kernel(random: &mut Random) -> u64 {
-    several(random, &KERNEL, 30_000)
+    several(random, &KERNEL)
 }
 
-fn several(random: &mut Random, modes: &[Mode], tries: u64) -> u64 {
+fn several(random: &mut Random, modes: &[Mode]) -> u64 {
+    let tries = random.times(TRIES);
     // Device memory has noise of its own, which few instructions outlive.
     sandbox::map_devices(false);
     super::storm::start_ticking();
@@ -101,6 +104,8 @@ fn several(random: &mut Random, modes: &[Mode], tries: u64) -> u64 {
         put_back(random);
     }
     super::storm::stop_ticking();
+    // Others rely on it that nothing is behind the code.
+    sandbox::write64(SMALL + 8, 0);
     sandbox::map_devices(true);
     tries
 }

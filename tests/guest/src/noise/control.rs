@@ -9,7 +9,8 @@ const TRIES: u64 = 4_000;
 
 /// Each register with single bits and random values, each put back at once.
 pub(super) fn registers(random: &mut Random) -> u64 {
-    for _ in 0..TRIES {
+    let tries = random.times(TRIES);
+    for _ in 0..tries {
         let value = random.value();
         match random.below(9) {
             0 => cr0(value),
@@ -23,7 +24,7 @@ pub(super) fn registers(random: &mut Random) -> u64 {
             _ => from_user(random, value),
         }
     }
-    TRIES
+    tries
 }
 
 fn cr0(value: u64) {

@@ -25,7 +25,8 @@ pub(super) const PLACES: &[u64] = &[
 pub(super) fn every_form(random: &mut Random) -> u64 {
     const TRIES: u64 = 2_000;
     super::storm::start_ticking();
-    for _ in 0..TRIES {
+    let tries = random.times(TRIES);
+    for _ in 0..tries {
         let mut code = [0u8; 15];
         code.fill_with(|| random.byte());
         let mut length = 0;
@@ -45,5 +46,5 @@ pub(super) fn every_form(random: &mut Random) -> u64 {
         sandbox::run(&state, 1);
     }
     super::storm::stop_ticking();
-    TRIES
+    tries
 }

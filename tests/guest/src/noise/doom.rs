@@ -27,7 +27,8 @@ const MISSING: &[(&[u8], u64, u64)] = &[
 /// Exceptions of the guest's own and of the hypervisor's, with their gates missing.
 pub(super) fn double_faults(random: &mut Random) -> u64 {
     const TRIES: u64 = 400;
-    for _ in 0..TRIES {
+    let tries = random.times(TRIES);
+    for _ in 0..tries {
         let (code, vector, expected) = random.pick(MISSING);
         sandbox::write_code(CODE, code);
         let mut state = random.pick(&[Mode::Kernel64, Mode::Kernel32]).state(CODE);
@@ -42,7 +43,7 @@ pub(super) fn double_faults(random: &mut Random) -> u64 {
             super::fail("a missing gate leads elsewhere");
         }
     }
-    TRIES
+    tries
 }
 
 /// A way to the guest's end.

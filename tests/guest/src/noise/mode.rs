@@ -42,7 +42,7 @@ pub(super) fn exits(random: &mut Random) -> u64 {
     legacy::prepare();
     let probes = probes();
     let mut tries = 0;
-    for _ in 0..2_000 {
+    for _ in 0..random.times(2_000) {
         let mode = random.pick(&Mode::ALL);
         let probe = random.pick(&probes);
         // Some emulators lose the step at PAUSE, which gives their own processor away.

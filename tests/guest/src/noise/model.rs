@@ -16,7 +16,7 @@ const APIC_BASE: u32 = 0x1b;
 /// Reads each register, writes 0, all ones, what was read, single bits and something random.
 pub(super) fn registers(random: &mut Random) -> u64 {
     let mut tries = 0;
-    for register in RANGES.into_iter().flatten() {
+    for register in RANGES.into_iter().flatten().step_by(random.stride()) {
         let old = cpu::read_msr(register);
         tries += 1;
         if register == X2APIC_COMMAND || register == msr::EFER {

@@ -53,7 +53,8 @@ const TRIES: u64 = 6_000;
 
 /// Compares; a difference is printed and counts as a failure by its FAIL.
 pub(super) fn compare(random: &mut Random) -> u64 {
-    for _ in 0..TRIES {
+    let tries = random.times(TRIES);
+    for _ in 0..tries {
         let (code, length) = form(random);
         let mode = random.pick(&[Mode::Kernel64, Mode::Kernel64, Mode::Kernel32]);
         let mut state = mode.state(CODE);
@@ -72,7 +73,7 @@ pub(super) fn compare(random: &mut Random) -> u64 {
             break;
         }
     }
-    TRIES
+    tries
 }
 
 fn form(random: &mut Random) -> ([u8; 15], usize) {

@@ -17,7 +17,7 @@ fn is_left_alone(port: u16) -> bool {
 /// Each port, read and written as byte, word and double word.
 pub(super) fn every(random: &mut Random) -> u64 {
     let mut tries = 0;
-    for port in 0..=u16::MAX {
+    for port in (0..=u16::MAX).step_by(random.stride()) {
         let value = random.value() as u32;
         attempt!("in al, dx", in("dx") port, out("eax") _);
         attempt!("in ax, dx", in("dx") port, out("eax") _);
@@ -38,7 +38,7 @@ pub(super) fn every(random: &mut Random) -> u64 {
 pub(super) fn strings(random: &mut Random) -> u64 {
     let mut tries = 0;
     super::storm::start_ticking();
-    for _ in 0..4000 {
+    for _ in 0..random.times(4_000) {
         let mode = random.pick(&[
             Mode::Kernel64,
             Mode::Kernel64,

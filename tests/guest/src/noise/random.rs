@@ -1,17 +1,27 @@
 //! Numbers that look random and follow from a seed.
 
-/// The generator: xorshift64*.
-pub(super) struct Random(u64, u64);
+/// The generator, xorshift64*; the seed; and the part of all tries that is wanted: one in so many.
+pub(super) struct Random(u64, u64, u64);
 
 impl Random {
-    pub(super) const fn new(seed: u64) -> Self {
+    pub(super) const fn new(seed: u64, part: u64) -> Self {
         // Zero is the one state that the generator never leaves.
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, seed)
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, seed, part)
     }
 
     /// What it follows from.
     pub(super) const fn seed(&self) -> u64 {
         self.1
+    }
+
+    /// How many of so many tries are wanted.
+    pub(super) fn times(&self, tries: u64) -> u64 {
+        (tries / self.2).max(1)
+    }
+
+    /// The distance of what is tried, where everything has its turn.
+    pub(super) const fn stride(&self) -> usize {
+        self.2 as usize
     }
 
     pub(super) const fn next(&mut self) -> u64 {

@@ -56,9 +56,10 @@ const CODES: &[&[u8]] = &[
 /// Selectors and descriptors of any kind, used in every size of code.
 pub(super) fn descriptors(random: &mut Random) -> u64 {
     const TRIES: u64 = 8_000;
+    let tries = random.times(TRIES);
     sandbox::map_devices(false);
     super::storm::start_ticking();
-    for _ in 0..TRIES {
+    for _ in 0..tries {
         fill(random);
         load();
         let code = random.pick(CODES);
@@ -81,7 +82,7 @@ pub(super) fn descriptors(random: &mut Random) -> u64 {
     }
     super::storm::stop_ticking();
     sandbox::map_devices(true);
-    TRIES
+    tries
 }
 
 /// Null, of this table or that, with any privilege; mostly those that exist.
@@ -203,9 +204,10 @@ pub(super) fn entries(random: &mut Random) -> u64 {
         msr::SYSENTER_EIP,
     ];
     let old = registers.map(|register| cpu::read_msr(register).unwrap_or(0));
+    let tries = random.times(TRIES);
     sandbox::map_devices(false);
     super::storm::start_ticking();
-    for _ in 0..TRIES {
+    for _ in 0..tries {
         for register in registers {
             let some = random.value();
             let value = match register {
@@ -234,5 +236,5 @@ pub(super) fn entries(random: &mut Random) -> u64 {
     }
     sandbox::load_tables();
     sandbox::map_devices(true);
-    TRIES
+    tries
 }

@@ -70,8 +70,9 @@ fn send(to: u64, what: u64) {
 /// INIT, start-up in empty memory, NMI and interrupts to the others, to nobody and to all but itself; then the
 /// usual order, after which the others run.
 pub(super) fn messages(random: &mut Random) -> u64 {
+    let tries = random.times(TRIES);
     write_others(&REWRITER);
-    for _ in 0..TRIES {
+    for _ in 0..tries {
         let to = 1 + random.below(others() + 2);
         let shorthand = if random.one_in(8) { 3 << 18 } else { 0 };
         let what = match random.below(6) {
@@ -85,7 +86,7 @@ pub(super) fn messages(random: &mut Random) -> u64 {
         send(to, what | shorthand);
     }
     check_all_start();
-    TRIES
+    tries
 }
 
 /// The others rewrite what this processor runs, while it exits from there.
@@ -94,13 +95,14 @@ pub(super) fn races(random: &mut Random) -> u64 {
     sandbox::write64(VICTIM, 0xcccc_cccc_cccc_a20f);
     map();
     check_all_start();
-    for _ in 0..TRIES * 5 {
+    let tries = random.times(TRIES * 5);
+    for _ in 0..tries {
         let mut state = random.pick(&[Mode::Kernel64, Mode::User64]).state(RANGE);
         (state.registers[RAX], state.registers[RCX]) = (random.below(2), 0xc000_0080);
         sandbox::run(&state, 1);
     }
     stop_others();
-    TRIES * 5
+    tries
 }
 
 /// The others change where a page leads, while this processor reads, writes and transfers there: to devices, whose
@@ -109,7 +111,8 @@ pub(super) fn remaps(random: &mut Random) -> u64 {
     write_others(&REMAPPER);
     map();
     check_all_start();
-    for _ in 0..TRIES * 5 {
+    let tries = random.times(TRIES * 5);
+    for _ in 0..tries {
         sandbox::write_code(CODE, random.pick(ACCESSES));
         let mut state = random.pick(&[Mode::Kernel64, Mode::Kernel64, Mode::User64]).state(CODE);
         // The index of the I/O APIC, or its data behind, over the page's end for strings.
@@ -121,7 +124,7 @@ pub(super) fn remaps(random: &mut Random) -> u64 {
     }
     stop_others();
     quiet_io();
-    TRIES * 5
+    tries
 }
 
 /// A range of one page, which the others know the entry of.

@@ -48,8 +48,8 @@ fn state() -> State {
 /// The three kinds.
 pub(super) fn everything(random: &mut Random) -> u64 {
     const ROUNDS: u64 = 40;
-    let exits = exits();
-    for _ in 0..ROUNDS {
+    let (exits, rounds) = (exits(), random.times(ROUNDS));
+    for _ in 0..rounds {
         for code in exits {
             single_step(code);
             shadow_of_sti(code);
@@ -59,7 +59,7 @@ pub(super) fn everything(random: &mut Random) -> u64 {
         detection();
         breakpoints(random, &exits);
     }
-    ROUNDS * (exits.len() as u64 * 3 + 3)
+    rounds * (exits.len() as u64 * 3 + 3)
 }
 
 fn complain(why: &'static str, code: &[u8], end: u64) {

@@ -40,35 +40,39 @@ pub(super) fn everything(random: &mut Random) -> u64 {
 }
 
 fn exits(random: &mut Random) -> u64 {
-    for _ in 0..50_000 {
+    let tries = random.times(50_000);
+    for _ in 0..tries {
         cpu::cpuid(random.value() as u32, random.value() as u32);
     }
-    50_000
+    tries
 }
 
-fn pauses(_: &mut Random) -> u64 {
-    for _ in 0..200_000 {
+fn pauses(random: &mut Random) -> u64 {
+    let tries = random.times(200_000);
+    for _ in 0..tries {
         core::hint::spin_loop();
     }
-    200_000
+    tries
 }
 
 /// The shortest period that can be asked for, with interrupts on.
-fn timers(_: &mut Random) -> u64 {
+fn timers(random: &mut Random) -> u64 {
+    let tries = random.times(2_000);
     apic::start_periodic(1);
     sandbox::write_code(CODE, &[0xeb, 0xfe]);
-    for _ in 0..2_000 {
+    for _ in 0..tries {
         // Ends by the timer.
         sandbox::run(&Mode::Kernel64.state(CODE), 0);
         cpu::interrupts_window();
     }
     stop_ticking();
-    2_000
+    tries
 }
 
 /// Interrupts to itself, with interrupts off and on, more than can be kept.
 fn to_itself(random: &mut Random) -> u64 {
-    for round in 0..20_000u64 {
+    let tries = random.times(20_000);
+    for round in 0..tries {
         let vector = 0x20 + random.below(0xd0) as u32;
         apic::send_self(if vector == 0x80 { 0x81 } else { vector });
         if round % 64 == 0 {
@@ -81,19 +85,20 @@ fn to_itself(random: &mut Random) -> u64 {
     for _ in 0..512 {
         cpu::interrupts_window();
     }
-    20_000
+    tries
 }
 
-fn nmis(_: &mut Random) -> u64 {
+fn nmis(random: &mut Random) -> u64 {
     let before = fault::nmis();
-    for _ in 0..5_000 {
+    for _ in 0..random.times(5_000) {
         apic::send_nmi_to_self();
     }
     fault::nmis() - before
 }
 
 fn priorities(random: &mut Random) -> u64 {
-    for _ in 0..20_000 {
+    let tries = random.times(20_000);
+    for _ in 0..tries {
         let priority = random.below(16);
         // SAFETY: raises or lowers the priority; it is 0 again below.
         unsafe { core::arch::asm!("mov cr8, {0}", in(reg) priority) };
@@ -108,14 +113,15 @@ fn priorities(random: &mut Random) -> u64 {
     for _ in 0..64 {
         cpu::interrupts_window();
     }
-    20_000
+    tries
 }
 
 /// HLT with an interrupt on its way at every distance.
 fn halts(random: &mut Random) -> u64 {
-    for _ in 0..300 {
+    let tries = random.times(300);
+    for _ in 0..tries {
         apic::start_timer(1 + random.below(2_000) as u32);
         cpu::wait_for_interrupt();
     }
-    300
+    tries
 }

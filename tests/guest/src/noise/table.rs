@@ -55,7 +55,8 @@ fn rewrite(
     codes: &[&[u8]],
 ) -> u64 {
     super::storm::start_ticking();
-    for _ in 0..TRIES {
+    let tries = random.times(TRIES);
+    for _ in 0..tries {
         sandbox::write64(ROOT + 8, POINTERS | 7);
         sandbox::write64(POINTERS, DIRECTORY | 7);
         sandbox::write64(DIRECTORY, LEAVES | 7);
@@ -73,7 +74,7 @@ fn rewrite(
     }
     sandbox::write64(ROOT + 8, 0);
     super::storm::stop_ticking();
-    TRIES
+    tries
 }
 
 /// Reads, runs or transfers through the range.

@@ -32,7 +32,8 @@ pub(super) fn switches(random: &mut Random) -> u64 {
     const ROUNDS: u64 = 200;
     apic::reset();
     legacy::prepare();
-    for _ in 0..ROUNDS {
+    let rounds = random.times(ROUNDS);
+    for _ in 0..rounds {
         let mode = random.pick(&MODES);
         for way in WAYS {
             go(mode, way, random.next() as u32);
@@ -42,7 +43,7 @@ pub(super) fn switches(random: &mut Random) -> u64 {
         nested_return(mode);
         old_task(mode);
     }
-    ROUNDS * (WAYS.len() as u64 + 4)
+    rounds * (WAYS.len() as u64 + 4)
 }
 
 fn complain(what: &str, last: &Last) {
@@ -135,7 +136,8 @@ pub(super) fn garbage(random: &mut Random) -> u64 {
     const TRIES: u64 = 3_000;
     apic::reset();
     legacy::prepare();
-    for _ in 0..TRIES {
+    let tries = random.times(TRIES);
+    for _ in 0..tries {
         let mode = random.pick(&MODES);
         legacy::write_code(random.pick(WAYS));
         let state = mode.state();
@@ -145,7 +147,7 @@ pub(super) fn garbage(random: &mut Random) -> u64 {
         }
         legacy::run(&state, tables);
     }
-    TRIES
+    tries
 }
 
 /// Something that the switch looks at gets a value that means nothing, or too much.
@@ -169,7 +171,8 @@ fn spoil(random: &mut Random, tables: &mut Tables) {
 pub(super) fn ports(random: &mut Random) -> u64 {
     const TRIES: u64 = 1_500;
     legacy::prepare();
-    for _ in 0..TRIES {
+    let tries = random.times(TRIES);
+    for _ in 0..tries {
         let mode = random.pick(&[Mode::User32, Mode::Virtual86, Mode::Virtual86Paged]);
         let port = random.pick(&[0x60u32, 0x80, 0x3fd, 0x3ff, 0x402, 0xffb]);
         let bytes = random.pick(&[1u32, 2, 4]);
@@ -200,10 +203,10 @@ pub(super) fn ports(random: &mut Random) -> u64 {
         if !is_right {
             say!("{mode:?} port {port:x} bytes {bytes} forbidden {forbidden:x?} map {has_map}: {last:x?}");
             super::fail("the map of ports is not obeyed");
-            return TRIES;
+            return tries;
         }
     }
-    TRIES
+    tries
 }
 
 /// Instructions that virtual-8086 mode treats in its own way, or that exit from it.
@@ -257,7 +260,8 @@ pub(super) fn virtual_8086(random: &mut Random) -> u64 {
     apic::reset();
     legacy::prepare();
     super::storm::start_ticking();
-    for _ in 0..TRIES {
+    let tries = random.times(TRIES);
+    for _ in 0..tries {
         let mode = random.pick(&[Mode::Virtual86, Mode::Virtual86Paged]);
         legacy::write_code(random.pick(CODES));
         let mut state = mode.state();
@@ -273,5 +277,5 @@ pub(super) fn virtual_8086(random: &mut Random) -> u64 {
         legacy::run(&state, tables);
     }
     super::storm::stop_ticking();
-    TRIES
+    tries
 }
