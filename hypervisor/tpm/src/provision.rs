@@ -9,6 +9,7 @@
 //! Specification: TPM 2.0 library, part 1, 17 to 21; part 3, 24.1 and 28.5.
 
 use core::fmt;
+use core::ops::RangeInclusive;
 
 use crate::command::flush;
 use crate::constant::{ResponseCode, cc, handle};
@@ -23,12 +24,15 @@ use crate::response::TpmError;
 use crate::session::{Call, Entity, MAX_VALUE};
 use crate::transport::Transport;
 
+/// Handles that an owner can make a key persistent at; the others are the platform's (part 3, 28.5).
+pub const HANDLES: RangeInclusive<u32> = 0x8100_0000..=0x817f_ffff;
+
 /// What the owner wants.
 #[derive(Clone, Copy)]
 pub struct Order<'a> {
     /// PCR 17 of the SHA-256 bank, as the launches will have it.
     pub pcr17: [u8; SHA256_SIZE],
-    /// The persistent handle.
+    /// The persistent handle, one of [`HANDLES`].
     pub handle: u32,
     /// The owner hierarchy's authorisation value; empty if it has none.
     pub value: &'a [u8],
