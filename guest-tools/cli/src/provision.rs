@@ -1,5 +1,5 @@
 //! `dolmen provision`: the TPM's owner makes the sealing root, in an ordinary system and before a launch
-//! (`docs/tpm.md`, "Owner with an authorisation value").
+//! (`docs/provisioning.md`).
 
 use std::path::PathBuf;
 
