@@ -17,6 +17,7 @@ mod locality;
 mod manage;
 mod many;
 pub(crate) mod noise;
+mod provision;
 mod share;
 mod slow;
 mod tools;
@@ -105,6 +106,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Tally> {
         dma::CASES,
         locality::CASES,
         trust::CASES,
+        provision::CASES,
         tsm::CASES,
         tools::CASES,
         image::CASES,
@@ -149,14 +151,18 @@ pub(crate) fn small_guest(
     kernel: &Path,
     command_line: &str,
 ) -> Result<Release> {
-    let text = format!(
+    release(bench, folder, &small_manifest(kernel, command_line))
+}
+
+/// The manifest of such a guest.
+fn small_manifest(kernel: &Path, command_line: &str) -> String {
+    format!(
         "[[guest]]\nname = \"micro\"\nmemory_mib = 64\nformat = \"pvh\"\nconsoles = [\"com2\"]\n\
          hypercalls = [\"random\", \"registers\", \"seal\", \"quote\", \"log\"]\non_reboot = \"reset-machine\"\n\
          on_crash = \"halt-machine\"\non_power_off = \"halt-machine\"\n\
          kernel = \"{}\"\ncmdline = \"{command_line}\"\n",
         kernel.display()
-    );
-    release(bench, folder, &text)
+    )
 }
 
 /// A release of the guests that this manifest describes.

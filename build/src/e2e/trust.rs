@@ -247,7 +247,7 @@ fn owner_password(scene: &Scene<'_>) -> Result<()> {
     if !line.contains("keys") || !line.contains("the owner hierarchy has an authorisation value") {
         bail!("it stopped, but not for want of keys: {line}");
     }
-    if !line.contains("tpm2_changeauth -c owner") {
+    if !line.contains("tpm2_changeauth -c owner") || !line.contains("`dolmen provision`") {
         bail!("it does not say what to do: {line}");
     }
     machine.log.wait_for("capped", END)?;

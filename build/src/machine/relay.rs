@@ -47,10 +47,15 @@ impl ToolTpm {
         self.tpm.lock().unwrap_or_else(PoisonError::into_inner).set_locality(locality)
     }
 
+    /// Where it takes commands as they are, from one program at a time.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.folder.path().join("relay")
+    }
+
     /// A tool that will talk to this TPM.
     pub(crate) fn tool(&self, name: &str) -> Result<Command> {
         let own = std::env::current_exe().context("cannot find our own program")?;
-        let socket: PathBuf = self.folder.path().join("relay");
+        let socket = self.socket();
         let mut command = Command::new(name);
         command.env("TPM2TOOLS_TCTI", format!("cmd:{} tpm-relay {}", own.display(), socket.display()));
         Ok(command)

@@ -10,7 +10,7 @@ use dolmen_vm::layout::{ACPI_TABLES, RamLayout};
 use dolmen_vm::manifest::{
     Answer, ComponentConfig, Console, GuestConfig, MAX_CMDLINE, MAX_COMPONENTS, MAX_CPUS,
     MAX_GUEST_COMPONENTS, MAX_GUESTS, MAX_MEMORY, MAX_NAME, MAX_RESTARTS, MAX_TEXT, MAX_TOTAL_VCPUS,
-    MAX_UARTS, MAX_VCPUS, MAX_WEIGHT,
+    MAX_UARTS, MAX_VCPUS, MAX_WEIGHT, SealingRoot,
 };
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -19,7 +19,7 @@ use zerocopy::FromZeros;
 use super::complaint::Complaint;
 use super::field::{self, USUAL_REGION_MIB, USUAL_RESTARTS, USUAL_WEIGHT};
 use super::read::{Reader, Spot};
-use super::{BUILT, CompiledGuest, Component};
+use super::{BUILT, CompiledGuest, Component, root};
 use crate::place;
 
 /// Guests get whole large pages.
@@ -54,6 +54,14 @@ pub(super) struct Host {
     pub(super) region_mib: Option<u64>,
 }
 
+/// A whole file.
+#[derive(Debug)]
+pub(super) struct Whole {
+    pub(super) host: Host,
+    pub(super) sealing_root: Option<SealingRoot>,
+    pub(super) guests: Vec<CompiledGuest>,
+}
+
 /// A guest, and where what must be compared with other guests stands.
 struct Draft<'a> {
     reader: Reader<'a>,
@@ -71,15 +79,14 @@ struct Places {
 
 impl<'a> Compiler<'a> {
     /// Compiles a whole file.
-    pub(super) fn file(
-        &self,
-        table: &'a Spanned<DeTable<'a>>,
-    ) -> Result<(Host, Vec<CompiledGuest>), Complaint> {
+    pub(super) fn file(&self, table: &'a Spanned<DeTable<'a>>) -> Result<Whole, Complaint> {
         let top = Reader::new(self.text, "the manifest".to_owned(), table.get_ref(), 0..0, field::top())?;
         let host = match top.table("host", field::host())? {
             Some(table) => host(&table)?,
             None => Host::default(),
         };
+        let sealing_root = top.table("sealing_root", field::sealing_root())?;
+        let sealing_root = sealing_root.as_ref().map(root::sealing_root).transpose()?;
         let list = top.list("guest")?;
         if !(1..=MAX_GUESTS).contains(&list.len()) {
             let at = list.get(MAX_GUESTS).map_or(0..0, |value| value.span());
@@ -95,7 +102,8 @@ impl<'a> Compiler<'a> {
             drafts.push(draft);
         }
         totals(&drafts, host)?;
-        Ok((host, drafts.into_iter().map(|draft| draft.guest).collect()))
+        let guests = drafts.into_iter().map(|draft| draft.guest).collect();
+        Ok(Whole { host, sealing_root, guests })
     }
 
     fn guest(

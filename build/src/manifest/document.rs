@@ -37,6 +37,7 @@ fn the_documents_tables_are_those_of_the_reader() {
         ("guest", field::guest()),
         ("module", field::module()),
         ("host", field::host()),
+        ("sealing_root", field::sealing_root()),
     ];
     for (name, fields) in tables {
         let mark = format!("<!-- generated: {name} -->\n");
@@ -77,7 +78,7 @@ fn every_example_of_the_document_compiles() {
 fn every_field_has_an_example() {
     let folder = tempfile::tempdir().unwrap();
     let examples = examples(folder.path()).concat();
-    let all = [field::guest(), field::module(), field::host()].concat();
+    let all = [field::guest(), field::module(), field::host(), field::sealing_root()].concat();
     for Field { name, .. } in all {
         let is_set = |line: &str| line.contains(&format!("{name} = "));
         assert!(examples.lines().any(is_set), "{name}");
@@ -108,14 +109,19 @@ fn the_complaint_of_the_document_is_what_is_said() {
 #[test]
 fn the_canonical_form_is_as_documented() {
     use core::mem::offset_of;
-    use dolmen_vm::manifest::{ComponentConfig, GuestConfig, Header};
+    use dolmen_vm::manifest::{ComponentConfig, GuestConfig, Header, SealingRoot};
     let text = std::fs::read_to_string(document()).unwrap();
     let row = |offset: usize, what: &str| {
         let found =
             text.lines().find(|line| line.starts_with(&format!("| {offset} |")) && line.contains(what));
         assert!(found.is_some(), "{offset} {what}");
     };
-    row(offset_of!(Header, version), &format!("version: {}", Header::VERSION));
+    let (usual, with_root) = (Header::VERSION, Header::VERSION_WITH_ROOT);
+    row(offset_of!(Header, version), &format!("version: {usual}, or {with_root} with a sealing root"));
+    row(offset_of!(SealingRoot, handle), "handle");
+    row(offset_of!(SealingRoot, name), "Name");
+    row(offset_of!(SealingRoot, reserved), "zero");
+    assert!(text.contains(&format!("a record of {} bytes for the sealing root", size_of::<SealingRoot>())));
     for (offset, what) in [
         (offset_of!(GuestConfig, memory), "RAM"),
         (offset_of!(GuestConfig, affinity), "affinity"),

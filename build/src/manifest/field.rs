@@ -3,7 +3,7 @@
 use dolmen_abi::CallGroup;
 use dolmen_vm::manifest::{
     Answer, Console, MAX_CMDLINE, MAX_COMPONENTS, MAX_CPUS, MAX_GUEST_COMPONENTS, MAX_GUESTS, MAX_MEMORY,
-    MAX_NAME, MAX_RESTARTS, MAX_TEXT, MAX_TOTAL_VCPUS, MAX_UARTS, MAX_VCPUS, MAX_WEIGHT,
+    MAX_NAME, MAX_RESTARTS, MAX_TEXT, MAX_TOTAL_VCPUS, MAX_UARTS, MAX_VCPUS, MAX_WEIGHT, SealingRoot,
 };
 
 /// Weight where the manifest does not say.
@@ -61,6 +61,12 @@ pub(crate) fn top() -> Vec<Field> {
             "what is known of the machine; not measured",
         ),
         field(
+            "sealing_root",
+            "a table",
+            "none",
+            "the key of the TPM that must serve as sealing root, where the TPM's owner made it",
+        ),
+        field(
             "guest",
             format!("1 to {MAX_GUESTS} tables `[[guest]]`"),
             "required",
@@ -90,6 +96,20 @@ pub(crate) fn host() -> Vec<Field> {
             format!("an even number, {low} to {high}"),
             USUAL_REGION_MIB.to_string(),
             "RAM that the core takes for itself",
+        ),
+    ]
+}
+
+/// Fields of `[sealing_root]`.
+pub(crate) fn sealing_root() -> Vec<Field> {
+    let (first, last) = SealingRoot::HANDLES.into_inner();
+    vec![
+        field("handle", format!("{first:#x} to {last:#x}"), "required", "where the key is persistent"),
+        field(
+            "name",
+            "68 hexadecimal digits that begin with `000b`",
+            "required",
+            "its Name: that of SHA-256, then the digest of its public area",
         ),
     ]
 }

@@ -7,6 +7,7 @@ mod compile;
 mod complaint;
 mod field;
 mod read;
+mod root;
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +16,7 @@ use dolmen_vm::manifest::{GuestConfig, Header};
 use toml::de::DeTable;
 use zerocopy::IntoBytes;
 
-use compile::{Compiler, Images};
+use compile::{Compiler, Images, Whole};
 use complaint::Complaint;
 
 /// Prefix of files that `cargo xtask build` makes.
@@ -88,13 +89,14 @@ impl Manifest {
             Complaint::new(text, &error.span().unwrap_or_default(), error.message().to_owned())
         })?;
         let compiler = Compiler { text, folder, images };
-        let (host, guests) = compiler.file(&table)?;
+        let Whole { host, sealing_root, guests } = compiler.file(&table)?;
         let header = Header {
             magic: Header::MAGIC,
-            version: Header::VERSION,
+            version: if sealing_root.is_some() { Header::VERSION_WITH_ROOT } else { Header::VERSION },
             guest_count: u32::try_from(guests.len()).unwrap_or(u32::MAX),
         };
         let mut bytes = header.as_bytes().to_vec();
+        bytes.extend_from_slice(sealing_root.as_ref().map_or(&[], IntoBytes::as_bytes));
         for guest in &guests {
             bytes.extend_from_slice(guest.config.as_bytes());
         }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use dolmen_vm::manifest::{Answer, ComponentConfig, Console, GuestConfig, Header};
+use dolmen_vm::manifest::{Answer, ComponentConfig, Console, GuestConfig, Header, SealingRoot};
 
 use super::Manifest;
 use super::compile::Images;
@@ -42,6 +42,66 @@ fn a_manifest_becomes_a_header_and_one_record_for_each_guest() {
     assert_eq!(config.cmdline(), b"console=ttyS0");
     assert_eq!(config.components()[3].text(), b"run it");
     assert_eq!(manifest.guests[1].config.name(), "second");
+}
+
+/// `[sealing_root]` with this handle and Name, and a guest.
+fn rooted(handle: &str, name: &str) -> String {
+    format!("[sealing_root]\nhandle = {handle}\nname = {name}\n{SECOND}")
+}
+
+fn root_name(digits: &str) -> String {
+    format!("\"000b{}\"", digits.repeat(32))
+}
+
+#[test]
+fn a_sealing_root_is_measured_and_no_part_of_a_guest() {
+    let without = compile(SECOND).unwrap();
+    let with = compile(&rooted("0x81000100", &root_name("a5"))).unwrap();
+    let root = dolmen_vm::manifest::Manifest::parse(&with.bytes).unwrap().sealing_root().unwrap();
+    let want = [&[0, 0x0b][..], &[0xa5; 32]].concat();
+    assert_eq!((root.handle, root.name.as_slice()), (0x8100_0100, want.as_slice()));
+    assert_eq!(with.bytes.len(), without.bytes.len() + size_of::<SealingRoot>());
+    assert_eq!(with.guests[0].config, without.guests[0].config);
+    // Decimal is the same number, and capital digits are the same Name.
+    let same = compile(&rooted("2164261120", &root_name("A5"))).unwrap();
+    assert_eq!(same.bytes, with.bytes);
+    assert_ne!(compile(&rooted("0x81000101", &root_name("a5"))).unwrap().bytes, with.bytes);
+    assert_ne!(compile(&rooted("0x81000100", &root_name("a6"))).unwrap().bytes, with.bytes);
+}
+
+#[test]
+fn a_sealing_root_that_no_owner_can_have_made_is_refused() {
+    let handle = |handle: &str| rooted(handle, &root_name("a5"));
+    let name = |name: &str| rooted("0x81000100", name);
+    refused(&[
+        (
+            handle("0x81800000"),
+            "dolmen.toml:2:10: [sealing_root]: `handle` is 0x81800000; expected 0x81000000 to 0x817fffff",
+        ),
+        (handle("0x80ffffff"), ":2:10: [sealing_root]: `handle` is 0x80ffffff; expected 0x81000000"),
+        (handle("\"0x81000100\""), "`handle` is \"0x81000100\"; expected 0x81000000"),
+        (name("12"), ":3:8: [sealing_root]: `name` is 12; expected 68 hexadecimal digits"),
+        (name("\"000b\""), ":3:8: [sealing_root]: `name` is \"000b\"; expected 68 hexadecimal digits"),
+        (
+            name(&root_name("a5").replace("000b", "000c")),
+            "expected 68 hexadecimal digits that begin with 000b",
+        ),
+        (name(&root_name("a5").replace("000b", "")), "expected 68 hexadecimal digits that begin with 000b"),
+        (name(&root_name("g5")), "expected 68 hexadecimal digits that begin with 000b"),
+        (
+            format!("[sealing_root]\nhandle = 0x81000100\n{SECOND}"),
+            ":1:1: [sealing_root]: `name` is missing (its Name",
+        ),
+        (
+            format!("[sealing_root]\nname = {}\n{SECOND}", root_name("a5")),
+            "`handle` is missing (where the key is persistent); expected 0x81000000 to 0x817fffff",
+        ),
+        (
+            handle("0x81000100\nhandel = 1"),
+            ":3:1: [sealing_root]: unknown field `handel`; did you mean `handle`?",
+        ),
+        (format!("sealing_root = 7\n{SECOND}"), ":1:16: the manifest: `sealing_root` is 7; expected a table"),
+    ]);
 }
 
 #[test]

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use dolmen_abi::{AkId, EkId, HOST_PCRS, MAX_HOST_NONCE, REPORT_DATA_BYTES, SealPolicy};
 
+use crate::provision::Provision;
+
 /// What a measured hypervisor offers its guest: sealed secrets, quotes, registers, random numbers; and, if the
 /// manifest allows it, the other guests.
 ///
@@ -106,6 +108,10 @@ pub(crate) enum Action {
         #[arg(long, value_name = "TABLES", default_value_t = 0)]
         count: u32,
     },
+    /// Make the sealing root in a TPM whose owner hierarchy has an authorisation value; prints the manifest's table
+    ///
+    /// For the machine's own system, before Dolmen is launched there, and by the TPM's owner: no part of a guest.
+    Provision(Provision),
     /// Receive one frame on standard input and write its content to a file
     Receive {
         /// Where the content goes (mode 0600); it is replaced whole or not at all

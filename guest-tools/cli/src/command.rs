@@ -38,6 +38,7 @@ pub(crate) fn gather(action: &Action) -> Result<Zeroizing<Vec<u8>>, Failure> {
         | Action::Stop(_)
         | Action::Reset(_)
         | Action::Top { .. }
+        | Action::Provision(_)
         | Action::Receive { .. } => Ok(Zeroizing::new(Vec::new())),
     }
 }
@@ -102,6 +103,7 @@ where
         Action::Stop(target) => manage::carry_out(client, Request::Stop, target),
         Action::Reset(target) => manage::carry_out(client, Request::Reset, target),
         Action::Top { .. } => Err(Failure::plain(&"watching is a command of its own")),
+        Action::Provision(_) => Err(Failure::plain(&"provisioning is done without a hypervisor")),
         Action::Receive { .. } => Err(Failure::plain(&"receiving needs no hypervisor")),
     }
 }
@@ -139,7 +141,8 @@ fn open(path: &Path) -> Result<Box<dyn Read>, Failure> {
     Ok(Box::new(File::open(path).map_err(|error| Failure::file("open", path, &error))?))
 }
 
-fn read(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, Failure> {
+/// Reads a file of at most `limit` bytes; `-` is standard input.
+pub(crate) fn read(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, Failure> {
     // Room for one byte too many, and from the start: a vector that grows leaves copies of the secret behind.
     let room = limit.saturating_add(1);
     let mut bytes = Zeroizing::new(Vec::with_capacity(room));

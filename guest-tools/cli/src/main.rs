@@ -13,10 +13,13 @@ mod frame;
 mod guests;
 mod manage;
 mod output;
+mod provision;
 mod receive;
+mod reference;
 mod report;
 mod terminal;
 mod top;
+mod tpm;
 
 use std::process::ExitCode;
 
@@ -41,6 +44,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let action = &arguments.action;
     let product = if let Action::Receive { file, timeout } = action {
         receive::run(file, *timeout)?
+    } else if let Action::Provision(options) = action {
+        provision::run(options)?
     } else {
         let input = command::gather(action)?;
         let device = Device::open(&arguments.device).map_err(|error| Failure::plain(&error))?;

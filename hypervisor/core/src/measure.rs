@@ -58,7 +58,7 @@ pub(crate) fn guests(shielded: Shielded) -> Result<Measured, Reason> {
         staged = rest;
     }
     let event_log = log.finish(&mut host)?;
-    let trust = trust::derive(&mut host)?;
+    let trust = trust::derive(&mut host, manifest.sealing_root())?;
     Ok(Measured { host, guests, event_log, trust })
 }
 

@@ -9,10 +9,11 @@ use dolmen_tpm::Secret;
 use dolmen_tpm::attestation::{AkKind, AttestationKey};
 use dolmen_tpm::clerk::{self, Answer, Clerk, ClerkPoll, EkKind, Parcel};
 use dolmen_tpm::drbg::Drbg;
-use dolmen_tpm::keys::{self, Setup};
+use dolmen_tpm::keys::{self, Provisioned, Setup};
 use dolmen_tpm::policy::QUOTED;
 use dolmen_tpm::reseed::{ReseedJob, ReseedPoll};
 use dolmen_tpm::session::HmacSession;
+use dolmen_vm::manifest::SealingRoot;
 use dolmen_vm::service::{
     self, Errand, ErrandAnswer, ErrandDesk, NoEntropy, QuoteDesk, QuotePoll, SignedQuote, TpmBusy, TpmService,
 };
@@ -54,11 +55,12 @@ impl Trust {
     }
 }
 
-/// Derives the keys that belong to the PCR 17 of this launch.
-pub(crate) fn derive(host: &mut Host) -> Result<Trust, Reason> {
+/// Derives the keys that belong to the PCR 17 of this launch; the sealing root is the one that the manifest names, if it does.
+pub(crate) fn derive(host: &mut Host, root: Option<SealingRoot>) -> Result<Trust, Reason> {
     let (pcr17, manifest) = (sha256(&host.meter.pcr17)?, sha256(&host.meter.pcr18)?);
     let entropy = processor_entropy();
-    let setup = Setup { pcr17, cpu_entropy: entropy.expose(), provisioned: None };
+    let provisioned = root.map(|root| Provisioned { handle: root.handle, name: root.name });
+    let setup = Setup { pcr17, cpu_entropy: entropy.expose(), provisioned };
     let keys = keys::set_up(&mut host.meter.tpm, &setup)?;
     let public = keys.ak.public.bytes();
     let length = u16::try_from(public.len()).map_err(|_| Reason::OutOfMemory("the key's public part"))?;

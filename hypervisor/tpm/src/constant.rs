@@ -18,6 +18,8 @@ pub mod tag {
 
 /// TPM_CC: command codes.
 pub mod cc {
+    /// TPM2_EvictControl.
+    pub const EVICT_CONTROL: u32 = 0x120;
     /// TPM2_CreatePrimary.
     pub const CREATE_PRIMARY: u32 = 0x131;
     /// TPM2_StartUp.
@@ -179,6 +181,8 @@ impl ResponseCode {
     pub const SESSION_MEMORY: Self = Self(0x903);
     /// No free session handle.
     pub const SESSION_HANDLES: Self = Self(0x905);
+    /// No room in non-volatile memory.
+    pub const NV_SPACE: Self = Self(0x14b);
     /// Not at this locality.
     pub const LOCALITY: Self = Self(0x907);
     /// Suspended; the same command may be sent again.

@@ -73,17 +73,17 @@ impl KeyError {
             Self::NotThisLaunch => "start the machine again: something extended PCR 17 after the launch",
             Self::WrongLocality => "check that the chipset forwards localities to the TPM",
             Self::HierarchyHasAuth(KeyRole::Root) => {
-                "clear the owner authorisation value (tpm2_changeauth -c owner)"
+                "clear the owner authorisation value (tpm2_changeauth -c owner), or run `dolmen provision` and pin in the manifest what it makes"
             }
             Self::HierarchyHasAuth(KeyRole::Salt | KeyRole::Attestation | KeyRole::Provisioned) => {
                 "clear the endorsement authorisation value (tpm2_changeauth -c endorsement)"
             }
             Self::NotTheTemplate(KeyRole::Provisioned, _) | Self::WrongName(KeyRole::Provisioned) => {
-                "somebody may have planted it: evict it and provision the sealing root again"
+                "somebody may have planted it, or it is another hypervisor's: evict it and run `dolmen provision` again"
             }
             Self::NotTheTemplate(..) | Self::WrongName(_) => "do not trust this TPM or the bus to it",
             Self::NotProvisioned(_) => {
-                "provision the sealing root at this handle, or leave it out of the manifest"
+                "run `dolmen provision` for this handle, or leave [sealing_root] out of the manifest"
             }
             Self::NoSeed => "check that the TPM answers TPM2_GetRandom",
         }

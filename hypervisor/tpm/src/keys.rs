@@ -19,8 +19,8 @@ use crate::measure::read_banks;
 use crate::permanent::Permanent;
 use crate::policy::{SELECT_17, launch_policy};
 use crate::primary::{
-    create_parameters, create_with_password, decode_created, decode_created_with_password, decode_hmac,
-    decode_read_public, hmac_parameters, read_public,
+    Created, create_parameters, create_with_password, decode_created, decode_created_with_password,
+    decode_hmac, decode_read_public, hmac_parameters, read_public,
 };
 use crate::public::{Name, PublicArea, Template};
 use crate::response::{Response, TpmError, decode_random, read_random};
@@ -108,21 +108,25 @@ pub fn check_persistent(
     provisioned: &Provisioned,
 ) -> Result<(), KeyError> {
     let mut exchange = Exchange::new();
-    let found = exchange.run(tpm, |buf| read_public(buf, provisioned.handle)).and_then(|bytes| {
-        let created = decode_read_public(bytes)?;
-        Ok(PublicArea::from_bytes(created.public).ok_or(DecodeError::Trailing)?)
-    });
-    let found = match found {
-        // "Handle is not there" and "no key there", by which of the two the TPM finds first.
-        Err(TpmError::Refused(code)) if code.base() == ResponseCode::HANDLE => {
-            return Err(KeyError::NotProvisioned(provisioned.handle));
-        }
-        other => other.during(cc::READ_PUBLIC)?,
-    };
+    let found = read_persistent(&mut exchange, tpm, provisioned.handle).during(cc::READ_PUBLIC)?;
+    let found = found.ok_or(KeyError::NotProvisioned(provisioned.handle))?;
     let role = KeyRole::Provisioned;
     let template = Template::sealing_root(policy).during(cc::READ_PUBLIC)?;
-    let public = template.check(found.bytes()).map_err(|error| KeyError::NotTheTemplate(role, error))?;
+    let public = template.check(found.public).map_err(|error| KeyError::NotTheTemplate(role, error))?;
     if public.name() == provisioned.name { Ok(()) } else { Err(KeyError::WrongName(role)) }
+}
+
+/// The key at a persistent handle, if there is one.
+pub(crate) fn read_persistent<'e>(
+    exchange: &'e mut Exchange,
+    tpm: &mut impl Transport,
+    handle: u32,
+) -> Result<Option<Created<'e>>, TpmError> {
+    match decode_read_public(exchange.run(tpm, |buf| read_public(buf, handle))?) {
+        // "Handle is not there" and "no key there", by which of the two the TPM finds first.
+        Err(TpmError::Refused(code)) if code.base() == ResponseCode::HANDLE => Ok(None),
+        other => other.map(Some),
+    }
 }
 
 /// The SHA-256 bank must hold PCR 17 and 18: without it a policy over them binds nothing.
@@ -148,17 +152,17 @@ const fn check_values(permanent: Permanent, is_provisioned: bool) -> Result<(), 
 }
 
 /// Makes keys through one session.
-struct Maker<'t, T> {
-    tpm: &'t mut T,
-    session: HmacSession,
-    drbg: Drbg,
+pub(crate) struct Maker<'t, T> {
+    pub(crate) tpm: &'t mut T,
+    pub(crate) session: HmacSession,
+    pub(crate) drbg: Drbg,
     pcr17: [u8; SHA256_SIZE],
-    exchange: Exchange,
+    pub(crate) exchange: Exchange,
 }
 
 impl<'t, T: Transport> Maker<'t, T> {
     /// Starts the session, salted to a key that is made now in the null hierarchy, and flushed again.
-    fn new(tpm: &'t mut T, setup: &Setup<'_>) -> Result<Self, KeyError> {
+    pub(crate) fn new(tpm: &'t mut T, setup: &Setup<'_>) -> Result<Self, KeyError> {
         let mut exchange = Exchange::new();
         let heard = exchange.run(tpm, |buf| get_random(buf, RANDOM)).during(cc::GET_RANDOM)?;
         // Good enough for a salt: a listener on the bus hears the TPM's part but not the processor's.
@@ -191,7 +195,7 @@ impl<'t, T: Transport> Maker<'t, T> {
     }
 
     /// A primary key, checked against its template. The session authorises it, so its answer is the TPM's.
-    fn primary(
+    pub(crate) fn primary(
         &mut self,
         hierarchy: u32,
         template: &Template,

@@ -42,6 +42,8 @@ pub mod permanent;
 pub mod policy;
 #[cfg(feature = "keys")]
 pub mod primary;
+#[cfg(feature = "provision")]
+pub mod provision;
 #[cfg(feature = "keys")]
 pub mod public;
 #[cfg(feature = "keys")]

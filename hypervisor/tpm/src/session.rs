@@ -21,6 +21,8 @@ const ENCRYPT: u8 = 1 << 6;
 
 /// Bytes of our nonces; the TPM's have the same size.
 pub const NONCE: usize = 32;
+/// Longest authorisation value of a hierarchy: a digest of SHA-512.
+pub const MAX_VALUE: usize = 64;
 
 /// One handle of a command, with the Name that authorisation is computed over.
 #[derive(Clone, Copy, Debug)]
@@ -194,7 +196,9 @@ pub(crate) fn read_policy_entry(r: &mut Reader<'_>) -> Result<(), DecodeError> {
 #[derive(Debug)]
 pub struct HmacSession {
     handle: u32,
-    key: Secret<[u8; SHA256_SIZE]>,
+    /// The session key, and behind it the authorisation value of what the session authorises (part 1, 19.6.5).
+    key: Secret<[u8; SHA256_SIZE + MAX_VALUE]>,
+    key_len: usize,
     nonce_caller: [u8; NONCE],
     nonce_tpm: [u8; NONCE],
     /// A command was sealed whose answer was not opened: the nonces are its.
@@ -212,9 +216,28 @@ impl HmacSession {
         nonce_caller: [u8; NONCE],
         nonce_tpm: [u8; NONCE],
     ) -> Self {
-        let mut key = Secret::new([0; SHA256_SIZE]);
-        kdfa(salt.expose(), b"ATH", &nonce_tpm, &nonce_caller, key.expose_mut());
-        Self { handle, key, nonce_caller, nonce_tpm, is_out: false, is_lost: false }
+        let mut key = Secret::new([0; SHA256_SIZE + MAX_VALUE]);
+        let (session_key, _) = key.expose_mut().split_at_mut(SHA256_SIZE);
+        kdfa(salt.expose(), b"ATH", &nonce_tpm, &nonce_caller, session_key);
+        Self { handle, key, key_len: SHA256_SIZE, nonce_caller, nonce_tpm, is_out: false, is_lost: false }
+    }
+
+    /// What the session authorises from now on has this authorisation value. A TPM does not tell zeroes at its end from none.
+    ///
+    /// # Errors
+    /// [`EncodeError::TooLong`] for more than [`MAX_VALUE`] bytes.
+    #[cfg(feature = "provision")]
+    pub(crate) fn authorise(&mut self, value: &[u8]) -> Result<(), EncodeError> {
+        let end = value.iter().rposition(|byte| *byte != 0).map_or(0, |last| last.saturating_add(1));
+        let end = end.saturating_add(SHA256_SIZE);
+        let slot = self.key.expose_mut().get_mut(SHA256_SIZE..end).ok_or(EncodeError::TooLong)?;
+        slot.iter_mut().zip(value).for_each(|(to, from)| *to = *from);
+        self.key_len = end;
+        Ok(())
+    }
+
+    fn key(&self) -> &[u8] {
+        self.key.expose().get(..self.key_len).unwrap_or(self.key.expose())
     }
 
     /// Its handle.
@@ -264,7 +287,7 @@ impl HmacSession {
         sealed.copy_from_slice(call.parameters);
         if call.encrypts_command {
             let first = first_parameter(sealed).ok_or(EncodeError::TooLong)?;
-            parameter_cipher(Direction::Encrypt, self.key.expose(), &nonce, &self.nonce_tpm, first);
+            parameter_cipher(Direction::Encrypt, self.key(), &nonce, &self.nonce_tpm, first);
         }
         let mut w = begin_tagged(buf, tag::SESSIONS, call.code)?;
         for entity in call.entities {
@@ -283,7 +306,7 @@ impl HmacSession {
         w.tpm2b(&nonce)?;
         w.u8(attributes)?;
         let digest = command_digest(call, sealed);
-        w.tpm2b(&hmac_sha256(self.key.expose(), &[&digest, &nonce, &self.nonce_tpm, &[attributes]]))?;
+        w.tpm2b(&hmac_sha256(self.key(), &[&digest, &nonce, &self.nonce_tpm, &[attributes]]))?;
         w.close_u32(area)?;
         w.bytes(sealed)?;
         let command = end(w)?;
@@ -305,13 +328,7 @@ impl HmacSession {
         let all = bytes.get_mut(layout.start..layout.end).ok_or(DecodeError::Truncated)?;
         if call.encrypts_response {
             let first = first_parameter(all).ok_or(DecodeError::Truncated)?;
-            parameter_cipher(
-                Direction::Decrypt,
-                self.key.expose(),
-                &self.nonce_tpm,
-                &self.nonce_caller,
-                first,
-            );
+            parameter_cipher(Direction::Decrypt, self.key(), &self.nonce_tpm, &self.nonce_caller, first);
         }
         Ok(Opened { handle: layout.handle, parameters: Reader::new(all) })
     }
@@ -333,8 +350,7 @@ impl HmacSession {
         let hmac = r.tpm2b()?;
         r.finish()?;
         let digest = sha256(&[&ResponseCode::SUCCESS.0.to_be_bytes(), &call.code.to_be_bytes(), parameters]);
-        let expected =
-            hmac_sha256(self.key.expose(), &[&digest, &nonce_tpm, &self.nonce_caller, &[attributes]]);
+        let expected = hmac_sha256(self.key(), &[&digest, &nonce_tpm, &self.nonce_caller, &[attributes]]);
         if !bool::from(expected.as_slice().ct_eq(hmac)) || attributes != Self::attributes(call) {
             return Err(TpmError::Forged);
         }

@@ -1,8 +1,8 @@
 //! The canonical manifest: what `dolmen.toml` compiles to, what PCR 18 measures, what the core obeys.
 //!
-//! One [`Header`], then `guest_count` times [`GuestConfig`]. Fixed sizes, little-endian, unused bytes zero,
-//! so that one configuration has exactly one encoding. [`Manifest::parse`] is the only reader: its input is
-//! what a hostile loader staged, measured but not to be believed.
+//! One [`Header`], a [`SealingRoot`] if the version says so, then `guest_count` times [`GuestConfig`]. Fixed sizes,
+//! little-endian, unused bytes zero, so that one configuration has exactly one encoding. [`Manifest::parse`] is the
+//! only reader: its input is what a hostile loader staged, measured but not to be believed.
 
 use core::fmt;
 
@@ -12,10 +12,12 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 mod check;
 mod config;
 mod identity;
+mod root;
 
 pub use check::Problem;
 pub use config::{Answer, ComponentConfig, Console, EventName, GuestConfig};
 pub use identity::{ComponentDigest, measure_guest};
+pub use root::SealingRoot;
 
 /// Most guests in one manifest.
 pub const MAX_GUESTS: usize = 32;
@@ -52,7 +54,7 @@ pub const MAX_MEMORY: u64 = 1 << 40;
 pub struct Header {
     /// [`Header::MAGIC`].
     pub magic: [u8; 8],
-    /// [`Header::VERSION`].
+    /// [`Header::VERSION`] or [`Header::VERSION_WITH_ROOT`].
     pub version: u32,
     /// Guests that follow: 1 to [`MAX_GUESTS`].
     pub guest_count: u32,
@@ -61,16 +63,21 @@ pub struct Header {
 impl Header {
     /// Marks a canonical manifest.
     pub const MAGIC: [u8; 8] = *b"DOLMANIF";
-    /// Format version.
+    /// Version of a manifest without a [`SealingRoot`].
     pub const VERSION: u32 = 2;
+    /// Version of one in which a [`SealingRoot`] follows the header.
+    pub const VERSION_WITH_ROOT: u32 = 3;
 }
+
+/// Bytes before the first guest of a manifest with a sealing root.
+const WITH_ROOT: usize = size_of::<Header>().saturating_add(size_of::<SealingRoot>());
 
 /// Why bytes are not a canonical manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ManifestError {
-    /// Shorter than a header, or other than the guest count says.
+    /// Shorter than what the version begins with, or other than the guest count says.
     Length {
-        /// Bytes that the guest count asks for.
+        /// Bytes that version and guest count ask for.
         want: usize,
         /// Bytes that are there.
         have: usize,
@@ -79,6 +86,12 @@ pub enum ManifestError {
     Magic([u8; 8]),
     /// A version that this hypervisor does not know.
     Version(u32),
+    /// The sealing root is at a handle where no owner can have a key.
+    RootHandle(u32),
+    /// The sealing root's Name does not begin with SHA-256's number.
+    RootName,
+    /// A reserved field of the sealing root is not zero.
+    RootNotZero,
     /// No guest, or more than [`MAX_GUESTS`].
     GuestCount(u32),
     /// More components than [`MAX_COMPONENTS`] in all.
@@ -99,7 +112,20 @@ impl fmt::Display for ManifestError {
         match self {
             Self::Length { want, have } => write!(f, "manifest of {have} bytes where {want} are needed"),
             Self::Magic(magic) => write!(f, "not a canonical manifest: begins with {magic:02x?}"),
-            Self::Version(version) => write!(f, "manifest version {version}, known is {}", Header::VERSION),
+            Self::Version(version) => write!(
+                f,
+                "manifest version {version}, known are {} and {}",
+                Header::VERSION,
+                Header::VERSION_WITH_ROOT
+            ),
+            Self::RootHandle(handle) => {
+                write!(
+                    f,
+                    "sealing root of the manifest: {handle:#x} is no persistent handle of an owner's key"
+                )
+            }
+            Self::RootName => f.write_str("sealing root of the manifest: its Name is not one by SHA-256"),
+            Self::RootNotZero => f.write_str("sealing root of the manifest: a reserved field is not zero"),
             Self::GuestCount(count) => {
                 write!(f, "{count} guests in the manifest, 1 to {MAX_GUESTS} are possible")
             }
@@ -117,6 +143,7 @@ impl fmt::Display for ManifestError {
 /// A manifest that has been checked from the first byte to the last.
 #[derive(Clone, Copy, Debug)]
 pub struct Manifest<'a> {
+    sealing_root: Option<SealingRoot>,
     guests: &'a [u8],
 }
 
@@ -126,14 +153,22 @@ impl<'a> Manifest<'a> {
     /// # Errors
     /// [`ManifestError`] names the first thing that is wrong.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ManifestError> {
-        let too_short = ManifestError::Length { want: size_of::<Header>(), have: bytes.len() };
-        let (header, guests) = Header::read_from_prefix(bytes).map_err(|_| too_short)?;
+        let wrong_length = |want| ManifestError::Length { want, have: bytes.len() };
+        let (header, rest) =
+            Header::read_from_prefix(bytes).map_err(|_| wrong_length(size_of::<Header>()))?;
         if header.magic != Header::MAGIC {
             return Err(ManifestError::Magic(header.magic));
         }
-        if header.version != Header::VERSION {
-            return Err(ManifestError::Version(header.version));
-        }
+        let (sealing_root, guests) = match header.version {
+            Header::VERSION => (None, rest),
+            Header::VERSION_WITH_ROOT => {
+                let (root, guests) =
+                    SealingRoot::read_from_prefix(rest).map_err(|_| wrong_length(WITH_ROOT))?;
+                root.check()?;
+                (Some(root), guests)
+            }
+            other => return Err(ManifestError::Version(other)),
+        };
         let bad_count = ManifestError::GuestCount(header.guest_count);
         let count = usize::try_from(header.guest_count).map_err(|_| bad_count)?;
         if count == 0 || count > MAX_GUESTS {
@@ -141,12 +176,17 @@ impl<'a> Manifest<'a> {
         }
         let want = count.saturating_mul(size_of::<GuestConfig>());
         if guests.len() != want {
-            let want = want.saturating_add(size_of::<Header>());
-            return Err(ManifestError::Length { want, have: bytes.len() });
+            let head = bytes.len().saturating_sub(guests.len());
+            return Err(wrong_length(want.saturating_add(head)));
         }
-        let manifest = Self { guests };
+        let manifest = Self { sealing_root, guests };
         manifest.check()?;
         Ok(manifest)
+    }
+
+    /// The key that must serve as sealing root, if the machine's owner provisioned one.
+    pub const fn sealing_root(&self) -> Option<SealingRoot> {
+        self.sealing_root
     }
 
     /// The guests in order.

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use dolmen_abi::{AkId, LaunchFacts};
 use dolmen_machine::{cpu, cpus};
+use dolmen_vm::manifest::SealingRoot;
 use dolmen_vm::service::{
     self, Errand, ErrandAnswer, ErrandDesk, NoEntropy, QuoteDesk, QuotePoll, SignedQuote, TpmBusy, TpmService,
 };
@@ -35,7 +36,7 @@ impl Trust {
 }
 
 /// Derives nothing.
-pub(crate) fn derive(_: &mut Host) -> Result<Trust, Reason> {
+pub(crate) fn derive(_: &mut Host, _: Option<SealingRoot>) -> Result<Trust, Reason> {
     log::warn!(target: "measure", "UNMEASURED no keys derived");
     Ok(Trust)
 }

@@ -13,7 +13,7 @@ use crate::tap::{Tap, code_of, refusal};
 
 type Forgery = fn(&mut Vec<u8>) -> Result<(), TransportError>;
 
-const PERSISTENT: u32 = 0x8100_d01e;
+pub(crate) const PERSISTENT: u32 = 0x8100_d01e;
 
 #[test]
 fn neither_root_nor_seed_crosses_the_bus_in_the_clear() {
@@ -193,7 +193,7 @@ fn provision(tpm: &mut Swtpm) -> Provisioned {
 }
 
 /// What an evil owner does: a key that looks the same but whose secret the owner knows.
-fn plant(tpm: &mut Swtpm) -> Provisioned {
+pub(crate) fn plant(tpm: &mut Swtpm) -> Provisioned {
     let secret = [0x11; 32];
     let mut public = vec![0, 8, 0, 0x0b];
     public.extend((ROOT_ATTRIBUTES & !(1 << 5)).to_be_bytes());

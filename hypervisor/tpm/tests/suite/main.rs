@@ -17,6 +17,7 @@ mod forging;
 mod hostile;
 mod keys;
 mod measuring;
+mod provisioning;
 mod quoting;
 mod recovering;
 mod sharing;

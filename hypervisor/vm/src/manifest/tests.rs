@@ -24,11 +24,25 @@ fn named(name: &str) -> GuestConfig {
 }
 
 fn encoded(guests: &[GuestConfig]) -> Vec<u8> {
-    let count = u32::try_from(guests.len()).unwrap();
-    let header = Header { magic: Header::MAGIC, version: Header::VERSION, guest_count: count };
-    let mut bytes = header.as_bytes().to_vec();
+    encoded_with(Header::VERSION, &[], guests)
+}
+
+fn encoded_with(version: u32, root: &[u8], guests: &[GuestConfig]) -> Vec<u8> {
+    let guest_count = u32::try_from(guests.len()).unwrap();
+    let header = Header { magic: Header::MAGIC, version, guest_count };
+    let mut bytes = [header.as_bytes(), root].concat();
     bytes.extend(guests.iter().flat_map(|guest| guest.as_bytes()));
     bytes
+}
+
+fn root() -> SealingRoot {
+    let mut name = [0x5a; SealingRoot::NAME_BYTES];
+    name[..2].copy_from_slice(&SealingRoot::NAME_ALGORITHM);
+    SealingRoot { handle: 0x8100_0100, name, reserved: [0; 2] }
+}
+
+fn rooted(root: SealingRoot) -> Vec<u8> {
+    encoded_with(Header::VERSION_WITH_ROOT, root.as_bytes(), &[named("first")])
 }
 
 #[test]
@@ -65,13 +79,71 @@ fn the_frame_of_a_manifest_is_checked() {
         (longer, ManifestError::Length { want: good.len(), have: good.len() + 1 }),
         (patched(0, b'X'), ManifestError::Magic(*b"XOLMANIF")),
         (patched(8, 1), ManifestError::Version(1)),
-        (patched(8, 3), ManifestError::Version(3)),
+        (patched(8, 4), ManifestError::Version(4)),
         (patched(12, 0), ManifestError::GuestCount(0)),
         (patched(12, 33), ManifestError::GuestCount(33)),
         (patched(15, 0xff), ManifestError::GuestCount(0xff00_0001)),
         (patched(12, 2), ManifestError::Length { want: 16 + 2 * RECORD, have: good.len() }),
     ] {
         assert_eq!(Manifest::parse(&bytes).err(), Some(want));
+    }
+}
+
+#[test]
+fn a_sealing_root_stands_between_header_and_guests() {
+    let bytes = rooted(root());
+    let manifest = Manifest::parse(&bytes).unwrap();
+    assert_eq!(manifest.sealing_root(), Some(root()));
+    assert!(manifest.guests().eq([named("first")]));
+    assert_eq!(bytes[16..22], [0, 1, 0, 0x81, 0, 0x0b]);
+    assert_eq!(bytes.len(), 16 + 40 + RECORD);
+}
+
+#[test]
+fn a_manifest_without_a_sealing_root_is_the_old_version_and_has_none() {
+    let bytes = encoded(&[named("first")]);
+    assert_eq!(bytes[8..12], [2, 0, 0, 0]);
+    assert_eq!(Manifest::parse(&bytes).unwrap().sealing_root(), None);
+    // Neither version can pass for the other: the bytes of the root are not zero, and its handle is not.
+    let (mut old, mut new) = (bytes, rooted(root()));
+    (old[8], new[8]) = (3, 2);
+    let name = u32::from_le_bytes(*b"firs");
+    assert_eq!(Manifest::parse(&old).err(), Some(ManifestError::RootHandle(name)));
+    assert_eq!(
+        Manifest::parse(&new).err(),
+        Some(ManifestError::Length { want: 16 + RECORD, have: 56 + RECORD })
+    );
+}
+
+#[test]
+fn every_field_of_a_sealing_root_is_checked() {
+    type Spoil = fn(&mut SealingRoot);
+    let cases: &[(Spoil, Option<ManifestError>)] = &[
+        (|r| r.handle = 0x8100_0000, None),
+        (|r| r.handle = 0x817f_ffff, None),
+        (|r| r.handle = 0, Some(ManifestError::RootHandle(0))),
+        (|r| r.handle = 0x80ff_ffff, Some(ManifestError::RootHandle(0x80ff_ffff))),
+        (|r| r.handle = 0x8180_0000, Some(ManifestError::RootHandle(0x8180_0000))),
+        (|r| r.name[0] = 1, Some(ManifestError::RootName)),
+        (|r| r.name[1] = 0x0c, Some(ManifestError::RootName)),
+        (|r| r.name[33] = 0, None),
+        (|r| r.reserved[0] = 1, Some(ManifestError::RootNotZero)),
+        (|r| r.reserved[1] = 1, Some(ManifestError::RootNotZero)),
+    ];
+    for (spoil, want) in cases {
+        let mut root = root();
+        spoil(&mut root);
+        assert_eq!(Manifest::parse(&rooted(root)).err(), *want, "{root:x?}");
+    }
+}
+
+#[test]
+fn a_manifest_that_ends_within_its_sealing_root_is_refused() {
+    let good = rooted(root());
+    for length in [16, 55, 56, good.len() - 1] {
+        let want = if length < 56 { 56 } else { good.len() };
+        let error = Some(ManifestError::Length { want, have: length });
+        assert_eq!(Manifest::parse(&good[..length]).err(), error, "{length}");
     }
 }
 
@@ -308,6 +380,18 @@ proptest! {
             let read: Vec<GuestConfig> = manifest.guests().collect();
             prop_assert_ne!(&read[..], &guests[..]);
             prop_assert_eq!(encoded(&read), bytes);
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "takes too long in the interpreter")]
+    fn any_change_of_a_sealing_root_is_refused_or_read_as_a_change(at in 8usize..56, by in 1u8..) {
+        let mut bytes = rooted(root());
+        bytes[at] = bytes[at].wrapping_add(by);
+        if let Ok(manifest) = Manifest::parse(&bytes) {
+            prop_assert_ne!(manifest.sealing_root(), Some(root()));
+            let read = manifest.sealing_root().unwrap();
+            prop_assert_eq!(rooted(read), bytes);
         }
     }
 
