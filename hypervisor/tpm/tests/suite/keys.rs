@@ -139,6 +139,7 @@ fn an_owner_with_an_authorisation_value_is_told_what_to_do() {
         let word = if role == KeyRole::Root { "owner" } else { "endorsement" };
         assert!(error.to_string().contains(&format!("the {word} hierarchy has")), "{error}");
         assert!(error.to_string().contains(&format!("tpm2_changeauth -c {word}")), "{error}");
+        assert_eq!(error.to_string().contains("`dolmen provision`"), role == KeyRole::Root, "{error}");
         // A TPM that does not tell, or a bus that lies, leads to the same refusal, by the TPM.
         let mut tap = Tap::on(tap.tpm, cc::GET_CAPABILITY, |response| {
             if let Some(at) = response.windows(4).position(|window| window == [0, 0, 2, 0]) {

@@ -104,7 +104,7 @@ fn a_manifest_without_a_sealing_root_is_the_old_version_and_has_none() {
     let bytes = encoded(&[named("first")]);
     assert_eq!(bytes[8..12], [2, 0, 0, 0]);
     assert_eq!(Manifest::parse(&bytes).unwrap().sealing_root(), None);
-    // Neither version can pass for the other: the bytes of the root are not zero, and its handle is not.
+    // Neither can pass for the other: letters of a guest's name are no handle, and a root is no guest.
     let (mut old, mut new) = (bytes, rooted(root()));
     (old[8], new[8]) = (3, 2);
     let name = u32::from_le_bytes(*b"firs");
