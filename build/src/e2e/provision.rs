@@ -44,8 +44,12 @@ fn provisioned(scene: &Scene<'_>) -> Result<()> {
     let kernel = scene.bench.artifacts.file(MICRO_GUEST.output);
     let micro = with_table(scene, "small", &table, &super::small_manifest(&kernel, ""))?;
     for (what, plant, want) in [
-        ("a key whose secret the owner knows", Plant::Known, "the key Provisioned is not our template"),
-        ("another key of the same template", Plant::Other, "the key Provisioned has another Name"),
+        (
+            "a key whose secret the owner knows",
+            Plant::Known,
+            "the provisioned sealing root is not our template",
+        ),
+        ("another key of the same template", Plant::Other, "the provisioned sealing root has another Name"),
         ("no key", Plant::Nothing, "there is no key at the persistent handle 0x81000100"),
     ] {
         replace(&lab, plant).with_context(|| format!("cannot leave {what}"))?;

@@ -1,7 +1,7 @@
 //! `dolmen provision`: the TPM's owner makes the sealing root, in an ordinary system and before a launch
 //! (`docs/provisioning.md`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use dolmen_tpm::keys::Provisioned;
@@ -51,6 +51,12 @@ fn handle(text: &str) -> Result<u32, String> {
 
 /// Makes the key, or finds it made.
 pub(crate) fn run(options: &Provision) -> Result<Product, Failure> {
+    let stdin = Path::new("-");
+    if options.reference == stdin && options.owner_value.as_deref() == Some(stdin) {
+        return Err(Failure::plain(
+            &"standard input is either the reference values or the owner's value: give one of them as a file",
+        ));
+    }
     let pcr17 = reference::pcr17(&command::read(&options.reference, MAX_REFERENCE)?)?;
     let value = match &options.owner_value {
         Some(file) => owner_value(&command::read(file, MAX_VALUE_FILE)?, options.hex)?,
@@ -124,6 +130,20 @@ mod tests {
         ] {
             assert_eq!(handle(text).ok(), want, "{text}");
         }
+    }
+
+    #[test]
+    fn standard_input_is_one_thing_only() {
+        let dash = || PathBuf::from("-");
+        let options = Provision {
+            reference: dash(),
+            handle: 0x8100_0100,
+            owner_value: Some(dash()),
+            hex: false,
+            tpm: PathBuf::from("/dev/null"),
+        };
+        let wrong = run(&options).map(|_| ()).unwrap_err().to_string();
+        assert!(wrong.contains("either the reference values or the owner's value"), "{wrong}");
     }
 
     #[test]

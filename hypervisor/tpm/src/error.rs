@@ -20,6 +20,16 @@ pub enum KeyRole {
 }
 
 impl KeyRole {
+    /// What it is called to people.
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Salt => "salt key",
+            Self::Attestation => "attestation key",
+            Self::Root => "sealing root",
+            Self::Provisioned => "provisioned sealing root",
+        }
+    }
+
     /// The hierarchy that it lives in.
     const fn hierarchy(self) -> &'static str {
         match self {
@@ -100,8 +110,10 @@ impl fmt::Display for KeyError {
             Self::HierarchyHasAuth(key) => {
                 write!(f, "the {} hierarchy has an authorisation value", key.hierarchy())
             }
-            Self::NotTheTemplate(key, error) => write!(f, "the key {key:?} is not our template: {error:?}"),
-            Self::WrongName(key) => write!(f, "the key {key:?} has another Name than it must have"),
+            Self::NotTheTemplate(key, error) => {
+                write!(f, "the {} is not our template: {error:?}", key.word())
+            }
+            Self::WrongName(key) => write!(f, "the {} has another Name than it must have", key.word()),
             Self::NotProvisioned(handle) => write!(f, "there is no key at the persistent handle {handle:#x}"),
             Self::NoSeed => f.write_str("the random generator has no seed"),
         }?;
