@@ -8,6 +8,7 @@ use super::launch;
 use super::{Case, Scene};
 use crate::artifact::{self, LOADER_HOSTILE};
 use crate::lab::{self, MEASURED, STANDS_STILL};
+use crate::machine::Machine;
 use crate::{place, ui};
 
 /// Longest wait for the one or the other.
@@ -20,6 +21,8 @@ enum Fate {
     Stop,
     /// It stops for this reason.
     For(&'static str),
+    /// It stops for this reason after everything is measured as predicted, and no guest runs.
+    Later(&'static str),
     /// The launch stops, or it is exactly what was predicted.
     StopOrSame,
 }
@@ -59,16 +62,16 @@ const LIES: &[(&str, &str, Fate)] = &[
     ("skip-tpm-startup", "bios", Fate::StopOrSame),
     ("locality-held", "bios", Fate::StopOrSame),
     // Registers that route addresses: the processor's word, not the hand-off's, says what is RAM.
-    ("top-low", "bios", Fate::For("not below the top of memory")),
+    ("top-low", "bios", Fate::For("ACPI table outside memory")),
     // The launch image switches TOP_MEM on itself.
     ("top-off", "bios", Fate::StopOrSame),
     ("io-range-over-core", "bios", Fate::For("in an I/O range")),
     ("io-range-torn", "bios", Fate::For("irregular range register")),
     ("tseg-over-region", "bios", Fate::For("in SMRAM")),
-    ("config-over-core", "bios", Fate::For("in configuration space")),
+    ("config-over-core", "bios", Fate::For("configuration space: RAM, not registers")),
     ("apic-over-core", "bios", Fate::For("on the APIC's page")),
     ("uncached-core", "bios", Fate::For("memory type 0")),
-    ("low-routes-cut", "smp", Fate::For("start")),
+    ("low-routes-cut", "smp", Fate::Later("no RAM below 640 KiB")),
     // An enabled base register takes no writes until the next reset.
     ("iommu-base-moved", "bios", Fate::StopOrSame),
     ("iommu-off", "bios", Fate::StopOrSame),
@@ -111,6 +114,7 @@ fn lie(scene: &Scene<'_>, word: &str, machine: &str, fate: Fate) -> Result<Strin
     match fate {
         Fate::Stop | Fate::For(_) if !stopped => bail!("the launch goes on"),
         Fate::For(reason) if !line.contains(reason) => bail!("not for `{reason}`: {line}"),
+        Fate::Later(reason) => return stops_later(&mut machine, reason),
         Fate::Stop | Fate::For(_) | Fate::StopOrSame => {}
     }
     if stopped {
@@ -126,6 +130,18 @@ fn lie(scene: &Scene<'_>, word: &str, machine: &str, fate: Fate) -> Result<Strin
         (false, Ok(())) => Ok("no effect: measured as predicted".to_owned()),
         (false, Err(error)) => Err(error.context("it goes on")),
     }
+}
+
+/// What the core finds wrong when it starts the other processors.
+fn stops_later(machine: &mut Machine, reason: &str) -> Result<String> {
+    let line = machine.log.find("a stop or a guest", LIMIT, |line| {
+        (line.contains("stop: ") || line.contains("guest runs")).then(|| line.to_owned())
+    })?;
+    if !line.contains("stop: ") || !line.contains(reason) {
+        bail!("not for `{reason}`: {line}");
+    }
+    machine.log.wait_for("capped", LIMIT)?;
+    Ok(line)
 }
 
 /// The loader launches another image in place of ours: it may do what it likes, but not be ours.

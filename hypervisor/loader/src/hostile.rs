@@ -47,7 +47,7 @@
 //! | `config-over-core` | configuration space is moved over the core's file |
 //! | `apic-over-core` | the local APIC is moved over the core's file |
 //! | `uncached-core` | a range register makes the core's file uncacheable |
-//! | `low-routes-cut` | the fixed ranges send the first 512 KiB to no memory |
+//! | `low-routes-cut` | the fixed ranges send the first 640 KiB to no memory |
 //! | `evil-launch` | the *last* module is launched in place of the launch image; everything else as always |
 //! | `skinit-twice` | the *last* module is launched from a block of its own; `rsdp` of its hand-off is the base of the good block, filled as always, so that it can launch that one |
 //!
@@ -135,7 +135,7 @@ attacks! {
     ConfigOverCore = "config-over-core", "Configuration space over the core.";
     ApicOverCore = "apic-over-core", "The local APIC over the core.";
     UncachedCore = "uncached-core", "The core is uncacheable.";
-    LowRoutesCut = "low-routes-cut", "The first 512 KiB are no memory.";
+    LowRoutesCut = "low-routes-cut", "The first 640 KiB are no memory.";
     EvilLaunch = "evil-launch", "Another image is launched.";
     SkinitTwice = "skinit-twice", "Another image is launched, which may launch the good one.";
 }
@@ -180,10 +180,11 @@ impl Attack {
     /// Model-specific registers to write just before the launch, in order (APM vol. 2, 7.7 to 7.9, 10.2.5, 16.3.1; PPR,
     /// MSR C001_0058).
     #[must_use]
-    pub fn registers(self, handoff: &Handoff) -> [Option<(u32, u64)>; 3] {
+    pub fn registers(self, handoff: &Handoff) -> [Option<(u32, u64)>; 4] {
         const APIC_BASE: u32 = 0x1b;
         const MTRR_LAST: u32 = 0x20e;
         const MTRR_FIX_64K: u32 = 0x250;
+        const MTRR_FIX_16K: u32 = 0x258;
         const SYSCFG: u32 = 0xc001_0010;
         const IORR_BASE: u32 = 0xc001_0016;
         const IORR_MASK: u32 = 0xc001_0017;
@@ -195,8 +196,8 @@ impl Attack {
         const FIRMWARES: u64 = 1 << 18 | 1 << 20;
         const SHOW_ROUTES: u64 = 1 << 19;
         const VALID: u64 = 1 << 11;
-        let one = |first| [Some(first), None, None];
-        let two = |first, second| [Some(first), Some(second), None];
+        let one = |first| [Some(first), None, None, None];
+        let two = |first, second| [Some(first), Some(second), None, None];
         let (core, region) = (handoff.core.base, handoff.region.base);
         match self {
             Self::TopLow => one((TOP_MEM, 0x100_0000)),
@@ -212,9 +213,10 @@ impl Attack {
             Self::LowRoutesCut => [
                 Some((SYSCFG, FIRMWARES | SHOW_ROUTES)),
                 Some((MTRR_FIX_64K, 0x0606_0606_0606_0606)),
+                Some((MTRR_FIX_16K, 0x0606_0606_0606_0606)),
                 Some((SYSCFG, FIRMWARES)),
             ],
-            _ => [None; 3],
+            _ => [None; 4],
         }
     }
 
@@ -329,7 +331,7 @@ mod tests {
         let around = Surroundings { slb: Extent { base: 0x7000_0000, length: 0x1_0000 }, tseg: 0 };
         let elsewhere = [ApsNotParked, SkipTpmStartup, LocalityHeld, IommuBaseMoved, IommuOff];
         let is_elsewhere =
-            |attack: Attack| elsewhere.contains(&attack) || attack.registers(&good) != [None; 3];
+            |attack: Attack| elsewhere.contains(&attack) || attack.registers(&good) != [None; 4];
         for attack in Attack::ALL {
             let mut lie = good;
             attack.corrupt(&mut lie, around);
