@@ -15,6 +15,7 @@ use x509_cert::der::asn1::UintRef;
 use x509_cert::der::oid::ObjectIdentifier;
 use x509_cert::der::{Decode, Encode, Reader, SliceReader};
 use x509_cert::ext::pkix::{BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAltName};
+use x509_cert::spki::SubjectPublicKeyInfoOwned;
 
 use super::EkPublic;
 
@@ -24,6 +25,11 @@ const RSA_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.11354
 const RSA_SHA384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.12");
 const RSA_SHA512: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.13");
 const ECDSA_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2");
+const ECDSA_SHA384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.3");
+const ECDSA_SHA512: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.4");
+/// Curves of makers' keys (RFC 5480, 2.1.1.1).
+const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
+const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
 /// Extensions that are understood, or that say nothing that matters here.
 const UNDERSTOOD: [ObjectIdentifier; 4] = [
     <BasicConstraints as x509_cert::der::oid::AssociatedOid>::OID,
@@ -170,27 +176,50 @@ fn verify(certificate: &Certificate, issuer: &Certificate) -> Option<()> {
         RSA_SHA256 => rsa(Pkcs1v15Sign::new::<Sha256>(), &Sha256::digest(&signed)),
         RSA_SHA384 => rsa(Pkcs1v15Sign::new::<Sha384>(), &Sha384::digest(&signed)),
         RSA_SHA512 => rsa(Pkcs1v15Sign::new::<Sha512>(), &Sha512::digest(&signed)),
-        ECDSA_SHA256 => {
-            let key = p256::ecdsa::VerifyingKey::from_sec1_bytes(spki.subject_public_key.raw_bytes()).ok()?;
-            key.verify_prehash(&Sha256::digest(&signed), &ecdsa_signature(signature)?).ok()
+        ECDSA_SHA256 => ecdsa(spki, &Sha256::digest(&signed), signature),
+        ECDSA_SHA384 => ecdsa(spki, &Sha384::digest(&signed), signature),
+        ECDSA_SHA512 => ecdsa(spki, &Sha512::digest(&signed), signature),
+        _ => None,
+    }
+}
+
+/// Whether the elliptic key signed what has this digest.
+fn ecdsa(issuer: &SubjectPublicKeyInfoOwned, digest: &[u8], signature: &[u8]) -> Option<()> {
+    let point = issuer.subject_public_key.raw_bytes();
+    let curve: ObjectIdentifier = issuer.algorithm.parameters.as_ref()?.decode_as().ok()?;
+    match curve {
+        P256 => {
+            let (r, s) = ecdsa_numbers::<32>(signature)?;
+            let signature = p256::ecdsa::Signature::from_scalars(r, s).ok()?;
+            let key = p256::ecdsa::VerifyingKey::from_sec1_bytes(point).ok()?;
+            key.verify_prehash(digest, &signature).ok()
+        }
+        P384 => {
+            let (r, s) = ecdsa_numbers::<48>(signature)?;
+            let signature = p384::ecdsa::Signature::from_scalars(r, s).ok()?;
+            let key = p384::ecdsa::VerifyingKey::from_sec1_bytes(point).ok()?;
+            key.verify_prehash(digest, &signature).ok()
         }
         _ => None,
     }
 }
 
-/// Ecdsa-Sig-Value (RFC 3279, 2.2.3).
-fn ecdsa_signature(der: &[u8]) -> Option<p256::ecdsa::Signature> {
+/// The numbers of an Ecdsa-Sig-Value (RFC 3279, 2.2.3), as many bytes as the curve's order has.
+fn ecdsa_numbers<const N: usize>(der: &[u8]) -> Option<([u8; N], [u8; N])> {
     let mut reader = SliceReader::new(der).ok()?;
     let numbers = reader.sequence(|inner| {
         let (r, s) = (UintRef::decode(inner)?, UintRef::decode(inner)?);
         Ok::<_, x509_cert::der::Error>((padded(r.as_bytes()), padded(s.as_bytes())))
     });
     let (r, s) = numbers.ok()?;
-    p256::ecdsa::Signature::from_scalars(r?, s?).ok()
+    Some((r?, s?))
 }
 
-fn padded(number: &[u8]) -> Option<[u8; 32]> {
-    dolmen_tpm::crypto::left_padded(number)
+fn padded<const N: usize>(number: &[u8]) -> Option<[u8; N]> {
+    let mut out = [0; N];
+    let start = N.checked_sub(number.len())?;
+    out.get_mut(start..)?.copy_from_slice(number);
+    Some(out)
 }
 
 /// Whether the certificate is for this key.

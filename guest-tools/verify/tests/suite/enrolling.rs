@@ -127,6 +127,94 @@ fn the_certificate_of_a_tpm_leads_to_its_makers_root_and_to_no_other() {
     is_refused_once_damaged(&der, |damaged| check_certificate(damaged, &ek, &issuer, &root, now()).is_err());
 }
 
+/// A maker's authority of two levels with elliptic keys, in a folder of its own, and a certificate of its for a TPM's key.
+struct Authority {
+    folder: tempfile::TempDir,
+}
+
+impl Authority {
+    fn new(curve: &str, digest: &str, ek_pem: &[u8]) -> Self {
+        let authority = Self { folder: tempfile::tempdir().unwrap() };
+        let write =
+            |name: &str, bytes: &[u8]| std::fs::write(authority.folder.path().join(name), bytes).unwrap();
+        write("ca.ext", b"basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign\n");
+        write("ek.ext", b"basicConstraints=critical,CA:FALSE\nextendedKeyUsage=2.23.133.8.1\n");
+        write("ek.pub", ek_pem);
+        for name in ["root", "between"] {
+            authority.openssl(&format!("ecparam -name {curve} -genkey -noout -out {name}.key"));
+        }
+        authority
+            .openssl(&format!("req -x509 -new -key root.key -{digest} -subj /CN=root -days 2 -out root.pem"));
+        authority.openssl("req -new -key between.key -subj /CN=between -out between.csr");
+        authority.openssl("req -new -key between.key -subj /CN=ek -out ek.csr");
+        let by =
+            |issuer: &str| format!("-CA {issuer}.pem -CAkey {issuer}.key -CAcreateserial -{digest} -days 2");
+        authority
+            .openssl(&format!("x509 -req -in between.csr {} -extfile ca.ext -out between.pem", by("root")));
+        authority.openssl(&format!(
+            "x509 -req -in ek.csr -force_pubkey ek.pub {} -extfile ek.ext -outform der -out ek.der",
+            by("between")
+        ));
+        authority
+    }
+
+    fn openssl(&self, line: &str) {
+        run(Command::new("openssl").args(line.split_whitespace()).current_dir(self.folder.path()));
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.folder.path().join(name)).unwrap()
+    }
+
+    fn certificates(&self, name: &str) -> Vec<Certificate> {
+        Certificate::load_pem_chain(&self.read(name)).unwrap()
+    }
+}
+
+#[test]
+fn makers_may_sign_with_either_curve_and_every_digest() {
+    let tpm = Tpm::new();
+    let public = tpm.endorsement_key("ecc");
+    let ek = EkPublic::parse(&public).unwrap();
+    tpm.tool("tpm2_createek -Q -G ecc -c ek.ctx -u ek.pem -f pem");
+    let pem = tpm.read("ek.pem");
+    let other = Authority::new("secp384r1", "sha384", &pem);
+    for (curve, digest) in [
+        ("prime256v1", "sha256"),
+        ("prime256v1", "sha384"),
+        ("secp384r1", "sha256"),
+        ("secp384r1", "sha384"),
+        ("secp384r1", "sha512"),
+    ] {
+        let maker = Authority::new(curve, digest, &pem);
+        let (root, between) = (maker.certificates("root.pem"), maker.certificates("between.pem"));
+        let der = maker.read("ek.der");
+        assert_eq!(check_certificate(&der, &ek, &between, &root, now()), Ok(()), "{curve} {digest}");
+        // Of the same names, with other keys.
+        for (between, root) in
+            [(&between, &other.certificates("root.pem")), (&other.certificates("between.pem"), &root)]
+        {
+            let refused = check_certificate(&der, &ek, between, root, now());
+            assert!(matches!(refused, Err(CertificateError::NoChain(_))), "{curve} {digest}: {refused:?}");
+        }
+        is_refused_once_damaged(&der, |damaged| {
+            check_certificate(damaged, &ek, &between, &root, now()).is_err()
+        });
+    }
+}
+
+#[test]
+fn curves_that_are_not_understood_lead_to_no_root() {
+    let tpm = Tpm::new();
+    let public = tpm.endorsement_key("ecc");
+    tpm.tool("tpm2_createek -Q -G ecc -c ek.ctx -u ek.pem -f pem");
+    let maker = Authority::new("secp521r1", "sha512", &tpm.read("ek.pem"));
+    let ek = EkPublic::parse(&public).unwrap();
+    let (root, between) = (maker.certificates("root.pem"), maker.certificates("between.pem"));
+    let refused = check_certificate(&maker.read("ek.der"), &ek, &between, &root, now());
+    assert!(matches!(refused, Err(CertificateError::NoChain(_))), "{refused:?}");
+}
+
 fn is_refused_once_damaged(der: &[u8], is_refused: impl Fn(&[u8]) -> bool) {
     for at in [40, der.len() / 2, der.len() - 10] {
         let mut changed = der.to_vec();
