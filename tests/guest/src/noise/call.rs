@@ -34,8 +34,12 @@ pub(super) fn every(random: &mut Random) -> u64 {
             good += u64::from(call(number, arguments).0 == u64::from(Status::OK.0));
         }
     }
-    if good == 0 {
+    // A part of the noise may miss: where nothing was launched, few calls can be answered at all.
+    if good == 0 && tries == TRIES {
         super::fail("not one call was good");
+    }
+    if !version_answers() {
+        super::fail("a good call is not answered any more");
     }
     tries
 }
