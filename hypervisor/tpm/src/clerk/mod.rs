@@ -146,25 +146,16 @@ impl Clerk {
         if wants_session && salted.is_out() {
             return ClerkPoll::Pending;
         }
-        let outcome = match self.step {
-            Step::Begin => Ok(Some(self.begin(&errand, salted))),
-            Step::Tidy(what) => self.tidy(what, tpm, salted),
-            Step::Quote => self.poll_quote(tpm, &errand),
-            Step::Activate if wants_session && salted.is_lost() => Err(ErrandError::SessionLost),
-            Step::Evict
-            | Step::MakeAk(_)
-            | Step::MakeEk(_)
-            | Step::ReadPcrs
-            | Step::FindCertificate(_)
-            | Step::ReadCertificate(_)
-            | Step::LookForLockout
-            | Step::StartPolicy
-            | Step::PolicySecret
-            | Step::Activate
-            | Step::FlushSession
-            | Step::FlushEk
-            | Step::Tell
-            | Step::Done => self.advance(tpm, &errand, salted),
+        let outcome = if self.step == Step::Begin {
+            Ok(Some(self.begin(&errand, salted)))
+        } else if let Step::Tidy(what) = self.step {
+            self.tidy(what, tpm, salted)
+        } else if self.step == Step::Quote {
+            self.poll_quote(tpm, &errand)
+        } else if wants_session && salted.is_lost() {
+            Err(ErrandError::SessionLost)
+        } else {
+            self.advance(tpm, &errand, salted)
         };
         match outcome {
             Ok(None) => return ClerkPoll::Pending,
