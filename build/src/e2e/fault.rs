@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use dolmen_tpm::constant::{ResponseCode, cc};
 
 use super::errands::{Asker, ask};
 use super::{ALL_BANKS, Case, Scene, slow};
@@ -14,20 +15,17 @@ use crate::lab::{self, LAUNCH, Lab, Release};
 use crate::machine::Machine;
 use crate::machine::fault::{Plan, Reply};
 use crate::machine::stream::Stream;
-use crate::machine::traffic::{
-    ACTIVATE_CREDENTIAL, CREATE_PRIMARY, FLUSH_CONTEXT, GET_CAPABILITY, GET_RANDOM, HMAC, PCR_EXTEND,
-    POLICY_LOCALITY, POLICY_PCR, QUOTE, START_AUTH_SESSION, name,
-};
+use crate::machine::traffic::name;
 use crate::{demo, place, ui};
 
 /// TPM_RC that ask for the same command again.
-const RETRY: u32 = 0x922;
-const TESTING: u32 = 0x90a;
-const YIELDED: u32 = 0x908;
+const RETRY: u32 = ResponseCode::RETRY.0;
+const TESTING: u32 = ResponseCode::TESTING.0;
+const YIELDED: u32 = ResponseCode::YIELDED.0;
 /// TPM_RC that do not.
-const FAILURE: u32 = 0x101;
+const FAILURE: u32 = ResponseCode::FAILURE.0;
 const MEMORY: u32 = 0x904;
-const LOCKOUT: u32 = 0x921;
+const LOCKOUT: u32 = ResponseCode::LOCKOUT.0;
 /// How often the driver repeats a command.
 const REPETITIONS: u32 = 20;
 /// How long the meter runs while nobody asks.
@@ -117,12 +115,12 @@ impl Company {
     /// Who is asked to repeat does so, but not for ever.
     fn repetitions(&mut self) -> Result<()> {
         for code in [RETRY, TESTING, YIELDED] {
-            let all = [START_AUTH_SESSION, POLICY_PCR, POLICY_LOCALITY, QUOTE];
+            let all = [cc::START_AUTH_SESSION, cc::POLICY_PCR, cc::POLICY_LOCALITY, cc::QUOTE];
             self.plan(all.map(|command| Plan::always(command, Reply::Code(code)).times(2)).to_vec())?;
             self.alpha.get(ask::QUOTE).with_context(|| format!("{code:#x}"))?;
             ensure!(self.changed()? == 8, "{code:#x}: {} commands were repeated", self.changed()?);
         }
-        self.plan(vec![Plan::always(QUOTE, Reply::Code(RETRY))])?;
+        self.plan(vec![Plan::always(cc::QUOTE, Reply::Code(RETRY))])?;
         ensure!(self.alpha.fail(ask::QUOTE)? == RETRY, "a TPM that asks for ever");
         ensure!(self.changed()? == REPETITIONS + 1, "sent {} times", self.changed()?);
         self.plan(Vec::new())?;
@@ -131,42 +129,42 @@ impl Company {
 
     /// A plain error reaches the guest with its code.
     fn refusals(&mut self) -> Result<()> {
-        for command in [START_AUTH_SESSION, POLICY_PCR, POLICY_LOCALITY, QUOTE] {
+        for command in [cc::START_AUTH_SESSION, cc::POLICY_PCR, cc::POLICY_LOCALITY, cc::QUOTE] {
             for code in [FAILURE, MEMORY, LOCKOUT] {
                 self.fails(ask::QUOTE, vec![Plan::always(command, Reply::Code(code))], &[code])?;
             }
         }
-        let makes = vec![Plan::always(CREATE_PRIMARY, Reply::Code(FAILURE))];
+        let makes = vec![Plan::always(cc::CREATE_PRIMARY, Reply::Code(FAILURE))];
         self.fails(ask::RSA_QUOTE, makes, &[FAILURE])?;
-        let none = vec![Plan::always(CREATE_PRIMARY, Reply::CodeAfter(MEMORY))];
+        let none = vec![Plan::always(cc::CREATE_PRIMARY, Reply::CodeAfter(MEMORY))];
         self.fails(ask::ENDORSEMENT_KEY, none, &[MEMORY])
     }
 
     /// Garbage and forgeries are never believed.
     fn garbage(&mut self) -> Result<()> {
         for reply in GARBAGE {
-            self.fails(ask::QUOTE, vec![Plan::always(START_AUTH_SESSION, reply)], &[0])?;
-            self.fails(ask::QUOTE, vec![Plan::always(QUOTE, reply)], &[0])?;
+            self.fails(ask::QUOTE, vec![Plan::always(cc::START_AUTH_SESSION, reply)], &[0])?;
+            self.fails(ask::QUOTE, vec![Plan::always(cc::QUOTE, reply)], &[0])?;
         }
         for reply in [Reply::Longer, Reply::TooLong, Reply::WrongTag, Reply::Noise] {
-            self.fails(ask::QUOTE, vec![Plan::always(POLICY_PCR, reply)], &[])?;
+            self.fails(ask::QUOTE, vec![Plan::always(cc::POLICY_PCR, reply)], &[])?;
         }
         // The signature's two numbers, and what it is over. (Behind them stands a session's entry that protects nothing.)
         for behind in [40, 60, 90, 120, 160, 200] {
-            self.fails(ask::QUOTE, vec![Plan::always(QUOTE, Reply::Flip(behind))], &[])?;
+            self.fails(ask::QUOTE, vec![Plan::always(cc::QUOTE, Reply::Flip(behind))], &[])?;
         }
         // The handle of a session.
-        self.fails(ask::QUOTE, vec![Plan::always(START_AUTH_SESSION, Reply::Flip(34))], &[])
+        self.fails(ask::QUOTE, vec![Plan::always(cc::START_AUTH_SESSION, Reply::Flip(34))], &[])
     }
 
     /// Sessions and keys whose handles nobody learned, or that could not be flushed, fill no places: a TPM has three of each.
     fn leftovers(&mut self) -> Result<()> {
         for _ in 0..5 {
             let failing = |command| Plan::always(command, Reply::Code(FAILURE)).times(1);
-            self.fails(ask::QUOTE, vec![failing(QUOTE), failing(FLUSH_CONTEXT)], &[FAILURE])?;
+            self.fails(ask::QUOTE, vec![failing(cc::QUOTE), failing(cc::FLUSH_CONTEXT)], &[FAILURE])?;
         }
         for reply in [Reply::Half, Reply::Noise, Reply::CodeAfter(FAILURE), Reply::WrongBody] {
-            self.fails(ask::ENDORSEMENT_KEY, vec![Plan::always(CREATE_PRIMARY, reply)], &[])?;
+            self.fails(ask::ENDORSEMENT_KEY, vec![Plan::always(cc::CREATE_PRIMARY, reply)], &[])?;
         }
         self.alpha.get(ask::RSA_QUOTE)?;
         self.alpha.get(ask::ENDORSEMENT_KEY).map(drop)
@@ -178,11 +176,11 @@ impl Company {
         self.alpha.challenge(&secret, folder)?;
         self.alpha.open(&secret)?;
         for reply in [Reply::Flip(0), Reply::Flip(120), Reply::Half, Reply::WrongBody] {
-            self.fails(ask::OPEN_CREDENTIAL, vec![Plan::always(ACTIVATE_CREDENTIAL, reply)], &[0])?;
+            self.fails(ask::OPEN_CREDENTIAL, vec![Plan::always(cc::ACTIVATE_CREDENTIAL, reply)], &[0])?;
             self.alpha.open(&secret).with_context(|| format!("after {reply:x?}"))?;
         }
         // A forged refusal of what the TPM has done is found out when it refuses the session.
-        let forged = vec![Plan::always(ACTIVATE_CREDENTIAL, Reply::CodeAfter(FAILURE))];
+        let forged = vec![Plan::always(cc::ACTIVATE_CREDENTIAL, Reply::CodeAfter(FAILURE))];
         self.fails(ask::OPEN_CREDENTIAL, forged, &[FAILURE])?;
         self.alpha.fail(ask::OPEN_CREDENTIAL)?;
         self.alpha.open(&secret)
@@ -190,26 +188,14 @@ impl Company {
 
     /// A reseed whose answer is forged is no seed; the next one is, through another session.
     fn reseed(&mut self) -> Result<()> {
-        self.plan(vec![Plan::always(GET_RANDOM, Reply::Flip(0)).times(1)])?;
+        self.plan(vec![Plan::always(cc::GET_RANDOM, Reply::Flip(0)).times(1)])?;
         self.beta.get(ask::MUCH_RANDOM)?;
         self.machine.log.wait_for("no fresh seed from the TPM", LAUNCH)?;
         ensure!(self.changed()? == 1, "no reseed was forged");
-        let before = self.seeds()?;
+        let before = self.machine.tpm_bus()?.seeds();
         self.beta.get(ask::MUCH_RANDOM)?;
         self.beta.get(ask::MUCH_RANDOM)?;
-        let begin = std::time::Instant::now();
-        while self.seeds()? == before {
-            ensure!(begin.elapsed() < LAUNCH, "no reseed after the one that was forged");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Ok(())
-    }
-
-    /// How often the TPM was asked for random bytes and gave some.
-    fn seeds(&self) -> Result<usize> {
-        let heard = self.machine.tpm_bus()?.heard();
-        let is_seed = |code: Option<&[u8]>| code == Some(&GET_RANDOM.to_be_bytes()[..]);
-        Ok(heard.iter().filter(|one| is_seed(one.command.get(6..10)) && one.response.len() > 40).count())
+        self.machine.tpm_bus()?.wait_for_seed(before, LAUNCH)
     }
 
     /// The host went on all the time, and nothing of it broke.
@@ -225,16 +211,16 @@ impl Company {
 
 /// The answers to the launch's commands, one fault each, and what the stop must say of it.
 const LAUNCHES: [(u32, u32, Reply, &str); 10] = [
-    (PCR_EXTEND, 0, Reply::Code(FAILURE), "TPM"),
-    (GET_CAPABILITY, 1, Reply::Noise, "TPM"),
-    (GET_RANDOM, 0, Reply::Half, "TPM command 0x17b failed"),
-    (CREATE_PRIMARY, 0, Reply::WrongBody, "TPM command 0x131 failed"),
-    (START_AUTH_SESSION, 0, Reply::Noise, "TPM command 0x176 failed"),
-    (GET_RANDOM, 1, Reply::Flip(0), "TPM command 0x17b failed: Forged"),
-    (CREATE_PRIMARY, 1, Reply::Code(MEMORY), "TPM command 0x131 failed: Refused(0x904)"),
-    (CREATE_PRIMARY, 2, Reply::Flip(40), "TPM command 0x131 failed: Forged"),
-    (POLICY_PCR, 0, Reply::Longer, "TPM command 0x17f failed"),
-    (HMAC, 0, Reply::Flip(120), "TPM command 0x155 failed: Forged"),
+    (cc::PCR_EXTEND, 0, Reply::Code(FAILURE), "TPM"),
+    (cc::GET_CAPABILITY, 1, Reply::Noise, "TPM"),
+    (cc::GET_RANDOM, 0, Reply::Half, "TPM command 0x17b failed"),
+    (cc::CREATE_PRIMARY, 0, Reply::WrongBody, "TPM command 0x131 failed"),
+    (cc::START_AUTH_SESSION, 0, Reply::Noise, "TPM command 0x176 failed"),
+    (cc::GET_RANDOM, 1, Reply::Flip(0), "TPM command 0x17b failed: Forged"),
+    (cc::CREATE_PRIMARY, 1, Reply::Code(MEMORY), "TPM command 0x131 failed: Refused(0x904)"),
+    (cc::CREATE_PRIMARY, 2, Reply::Flip(40), "TPM command 0x131 failed: Forged"),
+    (cc::POLICY_PCR, 0, Reply::Longer, "TPM command 0x17f failed"),
+    (cc::HMAC, 0, Reply::Flip(120), "TPM command 0x155 failed: Forged"),
 ];
 
 fn at_launch(scene: &Scene<'_>) -> Result<()> {

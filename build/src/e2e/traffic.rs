@@ -1,9 +1,10 @@
 //! The TPM's traffic in a whole life: recorded, decoded, held to `docs/tpm.md`, and searched for every secret there is.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use dolmen_tpm::constant::cc;
 use dolmen_tpm::keys::{Setup, set_up};
 use dolmen_tpm::{Transport, TransportError};
 
@@ -12,14 +13,13 @@ use super::{ALL_BANKS, Case, Scene, enrolment};
 use crate::artifact::{self, MICRO_GUEST};
 use crate::lab::{self, LAUNCH, Lab, Release};
 use crate::machine::Machine;
+use crate::machine::bus::OURS;
 use crate::machine::swtpm::{Attached, Maker};
 use crate::machine::traffic::{self, Inspection};
 use crate::{demo, place, ui};
 
 /// Longest wait for a reseed that is due.
 const RESEED: Duration = Duration::from_secs(30);
-/// The locality of the core.
-const OURS: u8 = 2;
 
 /// The tests of this file.
 pub(super) const CASES: &[Case] =
@@ -50,7 +50,7 @@ fn whole_life(scene: &Scene<'_>) -> Result<()> {
     let table = traffic::documented(&String::from_utf8(place::read(&place::root().join("docs/tpm.md"))?)?)?;
     let known: Vec<(&str, &[u8])> = secrets.iter().map(|(what, bytes)| (*what, bytes.as_slice())).collect();
     let inspection = Inspection::of(&heard, &table, &known)?;
-    ensure!(inspection.count(traffic::ACTIVATE_CREDENTIAL) > 0, "no credential was opened");
+    ensure!(inspection.count(cc::ACTIVATE_CREDENTIAL) > 0, "no credential was opened");
     ui::fact(&format!("none of {} secrets in {} exchanges: {}", known.len(), heard.len(), inspection.told()));
     Ok(())
 }
@@ -75,19 +75,9 @@ fn errands(guest: &mut Asker, folder: &Path) -> Result<Secrets> {
 
 /// Draws until a reseed is due, and waits for it.
 fn reseed(guest: &mut Asker, machine: &Machine) -> Result<()> {
-    let drawn = |machine: &Machine| -> Result<usize> {
-        let heard = machine.tpm_bus()?.heard();
-        let is_random = |command: &[u8]| command.get(6..10) == Some(&traffic::GET_RANDOM.to_be_bytes()[..]);
-        Ok(heard.iter().filter(|one| one.locality == OURS && is_random(&one.command)).count())
-    };
-    let before = drawn(machine)?;
+    let before = machine.tpm_bus()?.seeds();
     guest.get(ask::MUCH_RANDOM)?;
-    let begin = Instant::now();
-    while drawn(machine)? == before {
-        ensure!(begin.elapsed() < RESEED, "no reseed after {} s", RESEED.as_secs());
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Ok(())
+    machine.tpm_bus()?.wait_for_seed(before, RESEED)
 }
 
 /// The sealing root of this launch: the machine is off, but its TPM has power and the registers' values, and whoever sits

@@ -11,9 +11,10 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use dolmen_tpm::constant::cc;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
@@ -29,13 +30,15 @@ const SESSION: (u32, Duration) = (0x176, Duration::from_millis(200));
 const OTHERS: Duration = Duration::from_millis(100);
 /// Bytes of a command's head: tag, size, code.
 const HEAD: usize = 10;
+/// Bytes of a response to TPM2_GetRandom that brings none, at most.
+const SEEDLESS: usize = 40;
 /// Largest command or response that is passed on.
 const MOST: usize = 8192;
 
 /// Control message: the commands that follow come from this locality.
 const SET_LOCALITY: u32 = 5;
 /// The locality of the launch image and the core: only their commands are answered as told.
-const OURS: u8 = 2;
+pub(crate) const OURS: u8 = 2;
 
 /// A command that crossed the bus, and what came back.
 #[derive(Clone, Debug)]
@@ -46,6 +49,15 @@ pub(crate) struct Exchange {
     pub(crate) command: Vec<u8>,
     /// The response, as the machine got it.
     pub(crate) response: Vec<u8>,
+}
+
+impl Exchange {
+    /// Whether the core asked for random bytes, and the TPM gave some.
+    fn is_seed(&self) -> bool {
+        self.locality == OURS
+            && self.command.get(6..HEAD) == Some(&cc::GET_RANDOM.to_be_bytes()[..])
+            && self.response.len() > SEEDLESS
+    }
 }
 
 /// A TPM with somebody on its bus.
@@ -118,6 +130,21 @@ impl TpmBus {
     /// How often the plans have changed an answer.
     pub(crate) fn changed(&self) -> u32 {
         self.conduct.plans().iter().map(Plan::done).sum()
+    }
+
+    /// How often the TPM gave the core random bytes.
+    pub(crate) fn seeds(&self) -> usize {
+        self.conduct.heard().iter().filter(|one| one.is_seed()).count()
+    }
+
+    /// Waits until the TPM has given more random bytes than `before` times.
+    pub(crate) fn wait_for_seed(&self, before: usize, limit: Duration) -> Result<()> {
+        let begin = Instant::now();
+        while self.seeds() == before {
+            ensure!(begin.elapsed() < limit, "no reseed after {} s", limit.as_secs());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
     }
 
     /// All that was heard since the machine was switched on.

@@ -6,57 +6,37 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail, ensure};
+use dolmen_tpm::constant::{cc, handle, tag};
 
-use super::bus::Exchange;
+use super::bus::{Exchange, OURS};
 
-/// The locality of the launch image and the core.
-const OURS: u8 = 2;
-/// Commands with sessions begin with this tag.
-const WITH_SESSIONS: u16 = 0x8002;
 /// TPMA_SESSION: the command's first parameter is encrypted.
 const DECRYPT: u8 = 1 << 5;
 /// TPMA_SESSION: the response's first parameter is encrypted.
 const ENCRYPT: u8 = 1 << 6;
-/// TPM_RH_OWNER, TPM_RH_NULL, TPM_RH_ENDORSEMENT.
-const OWNER: u32 = 0x4000_0001;
-const NULL: u32 = 0x4000_0007;
-const ENDORSEMENT: u32 = 0x4000_000b;
 /// TPM_SE_HMAC.
 const HMAC_SESSION: u8 = 0;
 /// As much of a secret as nobody may hear: fewer bytes are met by chance.
 const GLIMPSE: usize = 8;
 
-/// TPM_CC of commands.
-pub(crate) const CREATE_PRIMARY: u32 = 0x131;
-pub(crate) const QUOTE: u32 = 0x158;
-pub(crate) const FLUSH_CONTEXT: u32 = 0x165;
-pub(crate) const POLICY_LOCALITY: u32 = 0x16f;
-pub(crate) const GET_CAPABILITY: u32 = 0x17a;
-pub(crate) const POLICY_PCR: u32 = 0x17f;
-pub(crate) const PCR_EXTEND: u32 = 0x182;
-pub(crate) const ACTIVATE_CREDENTIAL: u32 = 0x147;
-pub(crate) const HMAC: u32 = 0x155;
-pub(crate) const START_AUTH_SESSION: u32 = 0x176;
-pub(crate) const GET_RANDOM: u32 = 0x17b;
-
 /// Commands that are known here: code, name, handles.
 const COMMANDS: [(u32, &str, usize); 16] = [
-    (CREATE_PRIMARY, "TPM2_CreatePrimary", 1),
-    (0x144, "TPM2_Startup", 0),
-    (ACTIVATE_CREDENTIAL, "TPM2_ActivateCredential", 2),
-    (0x14e, "TPM2_NV_Read", 2),
-    (0x151, "TPM2_PolicySecret", 2),
-    (HMAC, "TPM2_HMAC", 1),
-    (QUOTE, "TPM2_Quote", 1),
-    (FLUSH_CONTEXT, "TPM2_FlushContext", 0),
-    (0x169, "TPM2_NV_ReadPublic", 1),
-    (POLICY_LOCALITY, "TPM2_PolicyLocality", 1),
-    (START_AUTH_SESSION, "TPM2_StartAuthSession", 2),
-    (GET_CAPABILITY, "TPM2_GetCapability", 0),
-    (GET_RANDOM, "TPM2_GetRandom", 0),
-    (0x17e, "TPM2_PCR_Read", 0),
-    (POLICY_PCR, "TPM2_PolicyPCR", 1),
-    (PCR_EXTEND, "TPM2_PCR_Extend", 1),
+    (cc::CREATE_PRIMARY, "TPM2_CreatePrimary", 1),
+    (cc::STARTUP, "TPM2_Startup", 0),
+    (cc::ACTIVATE_CREDENTIAL, "TPM2_ActivateCredential", 2),
+    (cc::NV_READ, "TPM2_NV_Read", 2),
+    (cc::POLICY_SECRET, "TPM2_PolicySecret", 2),
+    (cc::HMAC, "TPM2_HMAC", 1),
+    (cc::QUOTE, "TPM2_Quote", 1),
+    (cc::FLUSH_CONTEXT, "TPM2_FlushContext", 0),
+    (cc::NV_READ_PUBLIC, "TPM2_NV_ReadPublic", 1),
+    (cc::POLICY_LOCALITY, "TPM2_PolicyLocality", 1),
+    (cc::START_AUTH_SESSION, "TPM2_StartAuthSession", 2),
+    (cc::GET_CAPABILITY, "TPM2_GetCapability", 0),
+    (cc::GET_RANDOM, "TPM2_GetRandom", 0),
+    (cc::PCR_READ, "TPM2_PCR_Read", 0),
+    (cc::POLICY_PCR, "TPM2_PolicyPCR", 1),
+    (cc::PCR_EXTEND, "TPM2_PCR_Extend", 1),
 ];
 
 /// The name of a command.
@@ -112,14 +92,14 @@ impl<'a> Bytes<'a> {
 impl Command {
     fn decode(exchange: &Exchange) -> Result<Self> {
         let mut bytes = Bytes(&exchange.command);
-        let tag = bytes.number(2)?;
+        let head = bytes.number(2)?;
         ensure!(usize::try_from(bytes.number(4)?)? == exchange.command.len(), "a command of another size");
         let code = bytes.number(4)?;
         let known = COMMANDS.iter().find(|known| known.0 == code);
         let (_, name, count) = *known.with_context(|| format!("no rule for the command {code:#x}"))?;
         let handles = (0..count).map(|_| bytes.number(4)).collect::<Result<_>>()?;
         let mut sessions = Vec::new();
-        if tag == u32::from(WITH_SESSIONS) {
+        if head == u32::from(tag::SESSIONS) {
             let size = usize::try_from(bytes.number(4)?)?;
             let mut area = Bytes(bytes.take(size)?);
             while !area.0.is_empty() {
@@ -141,7 +121,8 @@ impl Command {
     fn starts_salted_session(&self) -> Result<bool> {
         let mut bytes = Bytes(&self.parameters);
         bytes.sized()?; // our nonce
-        let is_salted = !bytes.sized()?.is_empty() && self.handles.first().is_some_and(|key| *key != NULL);
+        let is_salted =
+            !bytes.sized()?.is_empty() && self.handles.first().is_some_and(|key| *key != handle::NULL);
         let is_hmac = bytes.byte()? == HMAC_SESSION;
         let aes_128_cfb = [bytes.number(2)?, bytes.number(2).unwrap_or(0), bytes.number(2).unwrap_or(0)];
         Ok(is_salted && is_hmac && aes_128_cfb == [6, 128, 0x43])
@@ -205,21 +186,21 @@ impl Inspection {
         let count = self.counts.entry(command.name).or_default();
         *count = count.saturating_add(1);
         match (command.code, command.handles.as_slice()) {
-            (START_AUTH_SESSION, _) if command.outcome == 0 && command.starts_salted_session()? => {
+            (cc::START_AUTH_SESSION, _) if command.outcome == 0 && command.starts_salted_session()? => {
                 self.salted.insert(command.made.context("a session without a handle")?);
             }
             // The first of a launch makes the salt of the session that there is not yet.
-            (GET_RANDOM, _) if command.sessions.is_empty() => {
+            (cc::GET_RANDOM, _) if command.sessions.is_empty() => {
                 self.plain_random = self.plain_random.saturating_add(1);
                 ensure!(self.plain_random == 1, "random bytes in the clear");
             }
-            (GET_RANDOM | ACTIVATE_CREDENTIAL, _) => self.must(command, ENCRYPT)?,
-            (HMAC, _) => {
+            (cc::GET_RANDOM | cc::ACTIVATE_CREDENTIAL, _) => self.must(command, ENCRYPT)?,
+            (cc::HMAC, _) => {
                 self.has_hmac = true;
                 self.must(command, DECRYPT | ENCRYPT)?;
             }
-            (CREATE_PRIMARY, [OWNER]) => self.must(command, DECRYPT)?,
-            (CREATE_PRIMARY, [ENDORSEMENT]) => {
+            (cc::CREATE_PRIMARY, [handle::OWNER]) => self.must(command, DECRYPT)?,
+            (cc::CREATE_PRIMARY, [handle::ENDORSEMENT]) => {
                 self.endorsement_keys = self.endorsement_keys.saturating_add(1);
                 // The attestation key of the launch. Others are made on demand, without a secret.
                 if self.endorsement_keys == 1 {
@@ -298,30 +279,36 @@ mod tests {
     fn start(key: u32, salt: &[u8]) -> Exchange {
         let salt = [&u16::try_from(salt.len()).unwrap().to_be_bytes()[..], salt].concat();
         let parameters = [&[0, 1, 7][..], &salt, &[0, 0, 6, 0, 128, 0, 0x43, 0, 0x0b]].concat();
-        exchange(command(START_AUTH_SESSION, &[key, NULL], &[], &parameters), &SALTED.to_be_bytes())
+        exchange(
+            command(cc::START_AUTH_SESSION, &[key, handle::NULL], &[], &parameters),
+            &SALTED.to_be_bytes(),
+        )
     }
 
     /// A launch as it must be.
     fn launch() -> Vec<Exchange> {
         let both = DECRYPT | ENCRYPT | 1;
         vec![
-            exchange(command(GET_RANDOM, &[], &[], &[0, 32]), &[0, 1, 4]),
-            exchange(command(CREATE_PRIMARY, &[NULL], &[(0x4000_0009, 0)], &[1]), &[]),
+            exchange(command(cc::GET_RANDOM, &[], &[], &[0, 32]), &[0, 1, 4]),
+            exchange(command(cc::CREATE_PRIMARY, &[handle::NULL], &[(0x4000_0009, 0)], &[1]), &[]),
             start(KEY, &[1, 2]),
-            exchange(command(GET_RANDOM, &[], &[(SALTED, ENCRYPT | 1)], &[0, 32]), &[]),
-            exchange(command(CREATE_PRIMARY, &[ENDORSEMENT], &[(SALTED, DECRYPT | 1)], &[1]), &[]),
-            exchange(command(CREATE_PRIMARY, &[OWNER], &[(SALTED, DECRYPT | 1)], &[1]), &[]),
-            exchange(command(HMAC, &[KEY], &[(0x0300_0001, 0), (SALTED, both)], &[1]), &[]),
-            exchange(command(CREATE_PRIMARY, &[ENDORSEMENT], &[(0x4000_0009, 0)], &[1]), &[]),
+            exchange(command(cc::GET_RANDOM, &[], &[(SALTED, ENCRYPT | 1)], &[0, 32]), &[]),
             exchange(
-                command(ACTIVATE_CREDENTIAL, &[KEY, KEY], &[(3, 0), (4, 0), (SALTED, ENCRYPT)], &[1]),
+                command(cc::CREATE_PRIMARY, &[handle::ENDORSEMENT], &[(SALTED, DECRYPT | 1)], &[1]),
+                &[],
+            ),
+            exchange(command(cc::CREATE_PRIMARY, &[handle::OWNER], &[(SALTED, DECRYPT | 1)], &[1]), &[]),
+            exchange(command(cc::HMAC, &[KEY], &[(0x0300_0001, 0), (SALTED, both)], &[1]), &[]),
+            exchange(command(cc::CREATE_PRIMARY, &[handle::ENDORSEMENT], &[(0x4000_0009, 0)], &[1]), &[]),
+            exchange(
+                command(cc::ACTIVATE_CREDENTIAL, &[KEY, KEY], &[(3, 0), (4, 0), (SALTED, ENCRYPT)], &[1]),
                 &[],
             ),
         ]
     }
 
     fn all() -> BTreeSet<u32> {
-        [CREATE_PRIMARY, ACTIVATE_CREDENTIAL, HMAC, START_AUTH_SESSION, GET_RANDOM].into()
+        [cc::CREATE_PRIMARY, cc::ACTIVATE_CREDENTIAL, cc::HMAC, cc::START_AUTH_SESSION, cc::GET_RANDOM].into()
     }
 
     fn complaint(heard: &[Exchange]) -> String {
@@ -331,7 +318,7 @@ mod tests {
     #[test]
     fn a_launch_as_it_must_be_passes() {
         let inspection = Inspection::of(&launch(), &all(), &[("a secret", b"never heard of")]).unwrap();
-        assert_eq!((inspection.count(CREATE_PRIMARY), inspection.count(HMAC)), (4, 1));
+        assert_eq!((inspection.count(cc::CREATE_PRIMARY), inspection.count(cc::HMAC)), (4, 1));
         assert!(inspection.told().contains("TPM2_GetRandom 2"), "{}", inspection.told());
     }
 
@@ -364,7 +351,7 @@ mod tests {
 
     #[test]
     fn a_session_without_salt_or_cipher_protects_nothing() {
-        for other in [start(NULL, &[1, 2]), start(KEY, &[])] {
+        for other in [start(handle::NULL, &[1, 2]), start(KEY, &[])] {
             let mut heard = launch();
             *heard.get_mut(2).unwrap() = other;
             assert!(
@@ -385,7 +372,7 @@ mod tests {
     #[test]
     fn a_command_in_the_clear_an_undocumented_one_and_a_missing_one_are_found() {
         let mut heard = launch();
-        heard.push(exchange(command(GET_RANDOM, &[], &[], &[0, 32]), &[]));
+        heard.push(exchange(command(cc::GET_RANDOM, &[], &[], &[0, 32]), &[]));
         assert!(complaint(&heard).contains("random bytes in the clear"));
         let mut heard = launch();
         heard.push(exchange(command(0x17e, &[], &[], &[]), &[]));
@@ -401,7 +388,7 @@ mod tests {
     #[test]
     fn the_documents_table_is_read_and_its_codes_fit_the_names() {
         let text = "| command | code |\n|---|---|\n| TPM2_HMAC | 155h | x |\n| TPM2_GetRandom | 17Bh | y |\n";
-        assert_eq!(documented(text).unwrap(), [HMAC, GET_RANDOM].into());
+        assert_eq!(documented(text).unwrap(), [cc::HMAC, cc::GET_RANDOM].into());
         assert!(documented("| TPM2_HMAC | 156h |").is_err());
     }
 }

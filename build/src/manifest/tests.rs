@@ -297,3 +297,8 @@ fn a_packed_kernel_is_refused_with_the_advice_to_unpack_it() {
     let complaint = complaint.in_file("dolmen.toml");
     assert!(complaint.contains("check `format` (it is packed: unpack it with gunzip first)"), "{complaint}");
 }
+
+#[test]
+fn every_handle_that_an_owner_can_provision_can_be_named_and_no_other() {
+    assert_eq!(SealingRoot::HANDLES, dolmen_tpm::provision::HANDLES);
+}
