@@ -27,16 +27,20 @@ mod tsm;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::artifact::{self, MICRO_GUEST};
 use crate::lab::{Lab, Release};
+use crate::machine::{DIED, EMULATOR, LOG};
 use crate::pool::{self, Job};
 use crate::test::{Bench, Tally};
 use crate::{place, ui};
 
 /// All banks that swtpm has.
 pub(crate) const ALL_BANKS: &str = "sha1,sha256,sha384,sha512";
+
+/// Lines of each transcript that a failure shows.
+const LAST_WORDS: usize = 20;
 
 /// What every test works with.
 #[derive(Debug)]
@@ -171,7 +175,7 @@ pub(crate) fn release(bench: &Bench, folder: &Path, text: &str) -> Result<Releas
 }
 
 fn perform(case: &Case, scene: &Scene<'_>) -> Tally {
-    match (case.run)(scene) {
+    match attempt(case, scene) {
         Ok(()) => {
             ui::good(&case.sentence());
             forget(&scene.folder);
@@ -180,14 +184,83 @@ fn perform(case: &Case, scene: &Scene<'_>) -> Tally {
         Err(error) => {
             let folder = scene.folder.display();
             ui::bad(&format!("{}: {error:#}\n     transcripts: {folder}", case.sentence()));
+            last_words(&scene.folder).iter().for_each(|line| ui::fact(line));
             Tally::one(false)
         }
     }
+}
+
+/// Runs a test. If the emulator itself died of a signal, the test has shown nothing, neither way: it runs once more, and
+/// what there is to see of the first run is kept and said. No failure of the hypervisor or of a guest ends the emulator so.
+fn attempt(case: &Case, scene: &Scene<'_>) -> Result<()> {
+    let outcome = (case.run)(scene);
+    let last = last_words(&scene.folder);
+    if outcome.is_ok() || !last.iter().any(|line| line.contains(DIED)) {
+        return outcome;
+    }
+    let kept = scene.folder.with_extension("emulator-died");
+    ui::note(&format!("{}: once more, since the emulator died: {}", case.sentence(), kept.display()));
+    last.iter().for_each(|line| ui::fact(line));
+    forget(&kept);
+    std::fs::rename(&scene.folder, &kept).context("cannot keep the transcripts")?;
+    (case.run)(scene)
+}
+
+/// What the hypervisor and the emulator of the last power cycle in this folder said last: where a test failed that is
+/// not repeated, the transcripts may be out of reach.
+fn last_words(folder: &Path) -> Vec<String> {
+    [LOG, EMULATOR].into_iter().flat_map(|what| tail(folder, what)).collect()
+}
+
+/// The end of the newest transcript of this kind.
+fn tail(folder: &Path, what: &str) -> Vec<String> {
+    let suffix = format!("-{what}.log");
+    let Some(newest) = newest(folder, &suffix) else {
+        return Vec::new();
+    };
+    let text = std::fs::read(&newest).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    let from = lines.len().saturating_sub(LAST_WORDS);
+    let name = newest.file_name().unwrap_or_default().to_string_lossy();
+    lines.iter().skip(from).map(|line| format!("{name}: {}", line.trim_end())).collect()
+}
+
+/// The file that was written to last, of those in a folder and below whose names end so.
+fn newest(folder: &Path, suffix: &str) -> Option<PathBuf> {
+    let paths = std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let files = paths.filter_map(|path| match path.is_dir() {
+        true => newest(&path, suffix),
+        false => path.to_string_lossy().ends_with(suffix).then_some(path),
+    });
+    files.max_by_key(|path| path.metadata().ok().and_then(|data| data.modified().ok()))
 }
 
 /// Transcripts of tests that passed are of no use; what cannot be removed stays.
 fn forget(folder: &Path) {
     if folder.exists() {
         drop(std::fs::remove_dir_all(folder));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_shows_the_end_of_the_newest_transcripts() {
+        let folder = tempfile::tempdir().unwrap();
+        let machine = folder.path().join("machine");
+        std::fs::create_dir(&machine).unwrap();
+        std::fs::write(machine.join("first-com1.log"), "old\n").unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let said: String = (0..30).map(|number| format!("line {number}\r\n")).collect();
+        std::fs::write(machine.join("second-com1.log"), said).unwrap();
+        std::fs::write(machine.join("second-qemu.log"), format!("{DIED} 11\n")).unwrap();
+        let shown = last_words(folder.path());
+        assert_eq!(shown.len(), LAST_WORDS + 1);
+        assert_eq!(shown.first().map(String::as_str), Some("second-com1.log: line 10"));
+        assert_eq!(shown.last().map(String::as_str), Some("second-qemu.log: the emulator died of signal 11"));
+        assert!(last_words(&folder.path().join("nothing")).is_empty());
     }
 }

@@ -14,6 +14,8 @@ pub(crate) mod terminal;
 pub(crate) mod traffic;
 
 use std::ffi::OsString;
+use std::io::Write as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -33,6 +35,14 @@ use swtpm::{Record, Swtpm};
 
 /// Longest wait for the emulator to open its serial ports.
 const OPENING: Duration = Duration::from_secs(20);
+/// Longest wait for an emulator to end that has closed its ports: it may have to write down its memory.
+const DYING: Duration = Duration::from_secs(10);
+/// Begins the last line of the transcript of an emulator that a signal ended, other than ours.
+pub(crate) const DIED: &str = "the emulator died of signal";
+/// Transcript of the emulator itself.
+pub(crate) const EMULATOR: &str = "qemu";
+/// Transcript of the first serial port, the hypervisor's log.
+pub(crate) const LOG: &str = "com1";
 /// UEFI firmware and its variables, as Debian's `ovmf` installs them.
 const OVMF: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"];
 
@@ -92,6 +102,8 @@ pub(crate) struct Machine {
     qemu: Child,
     tpm: Option<Swtpm>,
     bus: Option<TpmBus>,
+    /// What the emulator said, and how it ended if it did by itself.
+    obituary: PathBuf,
     /// The first serial port: the hypervisor's log.
     pub(crate) log: Stream,
     /// The second serial port: the guest's console, if it is ours.
@@ -128,11 +140,12 @@ impl Machine {
             Ok(ports) => ports,
             Err(error) => {
                 child::end(&mut qemu);
-                let said = std::fs::read_to_string(transcript(setting, "qemu")).unwrap_or_default();
+                let said = std::fs::read_to_string(transcript(setting, EMULATOR)).unwrap_or_default();
                 return Err(error.context(format!("the emulator did not start: {}", said.trim())));
             }
         };
-        Ok(Self { qemu, tpm, bus, log, console, _sockets: sockets })
+        let obituary = transcript(setting, EMULATOR);
+        Ok(Self { qemu, tpm, bus, obituary, log, console, _sockets: sockets })
     }
 
     /// The console of a guest, wherever the manifest has put it. A port of its own is given away once.
@@ -206,8 +219,32 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        child::end(&mut self.qemu);
+        match self.own_end() {
+            Some(status) => note_end(&self.obituary, status),
+            None => child::end(&mut self.qemu),
+        }
     }
+}
+
+impl Machine {
+    /// How the emulator ended, if it did by itself: one whose port is closed is about to.
+    fn own_end(&mut self) -> Option<ExitStatus> {
+        if !self.log.wait_closed(Duration::ZERO) {
+            return self.qemu.try_wait().ok().flatten();
+        }
+        self.wait_off(DYING).ok()
+    }
+}
+
+/// Writes how the emulator ended to its transcript: one that died of a signal says nothing itself. For people who look
+/// why a test failed; that it cannot be written is no failure of its own.
+fn note_end(transcript: &Path, status: ExitStatus) {
+    let what = match status.signal() {
+        Some(signal) => format!("{DIED} {signal}"),
+        None => format!("the emulator ended by itself: {status}"),
+    };
+    let file = std::fs::OpenOptions::new().append(true).open(transcript);
+    drop(file.and_then(|mut file| writeln!(file, "{what}")));
 }
 
 /// A folder for sockets: their names must be short.
@@ -230,7 +267,7 @@ fn transcript(setting: &Setting<'_>, what: &str) -> PathBuf {
 }
 
 fn connect(setting: &Setting<'_>, log: Port, console: Option<Port>) -> Result<(Stream, Option<Stream>)> {
-    let log = log.accept("hypervisor log (COM1)", &transcript(setting, "com1"), OPENING)?;
+    let log = log.accept("hypervisor log (COM1)", &transcript(setting, LOG), OPENING)?;
     let console = match console {
         Some(port) => Some(port.accept("guest console (COM2)", &transcript(setting, "com2"), OPENING)?),
         None => None,
@@ -262,7 +299,7 @@ fn command(setting: &Setting<'_>, tpm: Option<&Path>, log: &Port, console: Optio
     medium(setting.medium, &mut command)?;
     command.args(&profile.arguments).args(setting.more);
     let stderr =
-        std::fs::File::create(transcript(setting, "qemu")).context("cannot write the emulator's log")?;
+        std::fs::File::create(transcript(setting, EMULATOR)).context("cannot write the emulator's log")?;
     command.stdout(if console.is_some() { Stdio::null() } else { Stdio::inherit() });
     command.stdin(if console.is_some() { Stdio::null() } else { Stdio::inherit() });
     command.stderr(stderr);
