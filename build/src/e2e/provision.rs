@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use super::trust;
 use super::{Case, Scene};
 use crate::artifact::MICRO_GUEST;
 use crate::guest::{self, Opened};
-use crate::lab::{LAUNCH, Lab, Release};
+use crate::lab::{self, LAUNCH, Lab, Release, STANDS_STILL};
+use crate::machine::Medium;
 use crate::machine::relay::ToolTpm;
 use crate::{place, process};
 
@@ -63,27 +65,55 @@ fn provisioned(scene: &Scene<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Gives the TPM an owner with a value, who makes the sealing root; the manifest's table.
+/// Gives the TPM an owner with a value, who makes the sealing root in the machine's own system; the manifest's table. Whoever
+/// runs the command again, by whatever way to the TPM, gets the same one.
 fn own_and_provision(scene: &Scene<'_>, lab: &Lab<'_>) -> Result<String> {
-    let (_power, tpm) = lab.tpm_alone()?;
+    let (power, tpm) = lab.tpm_alone()?;
     tpm.run("tpm2_changeauth", &["-c", "owner", VALUE])?;
+    tpm.run("tpm2_shutdown", &["-c"])?;
+    drop((power, tpm));
     let (reference, value) = (scene.folder.join("reference.json"), scene.folder.join("value"));
     place::write(&reference, serde_json::to_string_pretty(&scene.release.reference)?.as_bytes())?;
     place::write(&value, format!("{VALUE}\n").as_bytes())?;
-    let command = || {
-        let mut command = Command::new(scene.bench.artifacts.command());
-        command.args(["provision", "--handle", HANDLE, "--reference"]).arg(&reference);
-        command.arg("--owner-value").arg(&value).arg("--tpm").arg(tpm.socket());
-        command
-    };
-    let table = process::output(&mut command())?;
-    let again = process::output(&mut command())?;
-    let rest = |text: &str| text.split_once('\n').map(|(_, rest)| rest.to_owned());
+    let table = in_own_system(scene, lab, &[(&reference, "reference.json"), (&value, "value")])?;
+    let (_power, tpm) = lab.tpm_alone()?;
+    let mut command = Command::new(scene.bench.artifacts.command());
+    command.args(["provision", "--handle", HANDLE, "--reference"]).arg(&reference);
+    command.arg("--owner-value").arg(&value).arg("--tpm").arg(tpm.socket());
+    let again = process::output(&mut command)?;
+    let rest = |text: &str| text.split_once('\n').map(|(_, rest)| rest.trim_end().to_owned());
     if rest(&table) != rest(&again) || !again.starts_with("# The very same key was there already") {
         bail!("the second time it says something else:\n{table}{again}");
     }
     tpm.run("tpm2_shutdown", &["-c"])?;
     Ok(table)
+}
+
+/// Runs `dolmen provision` under Debian's kernel without any hypervisor, by the kernel's own device; what it prints. Without
+/// the owner's value it does nothing.
+fn in_own_system(scene: &Scene<'_>, lab: &Lab<'_>, files: &[(&Path, &str)]) -> Result<String> {
+    let artifacts = &scene.bench.artifacts;
+    let medium = Medium::Multiboot {
+        kernel: artifacts.file("vmlinuz"),
+        modules: vec![artifacts.file("initramfs.cpio")],
+        // The machine's second port is the one with a shell.
+        arguments: "console=ttyS1,115200 quiet".to_owned(),
+    };
+    let mut machine = lab.boot_medium("own-system", &medium, &STANDS_STILL.map(str::to_owned))?;
+    let mut shell = lab::shell(&mut machine)?;
+    for (file, name) in files {
+        shell.send(&format!("/tmp/{name}"), &place::read(file)?)?;
+    }
+    let command = format!("dolmen provision --handle {HANDLE} --reference /tmp/reference.json");
+    let refused = shell.run(&command)?;
+    if refused.status == 0 || !refused.text().contains("has an authorisation value, and none was given") {
+        bail!("without the owner's value: {}", refused.text());
+    }
+    let table = shell.expect(&format!("{command} --owner-value /tmp/value"))?;
+    if !table.starts_with("# The key is made") {
+        bail!("it made no key: {table}");
+    }
+    Ok(format!("{table}\n"))
 }
 
 /// A release of this manifest with the table: another configuration of the same hypervisor.
