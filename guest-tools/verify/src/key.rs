@@ -9,8 +9,8 @@ use dolmen_tpm::codec::{DecodeError, Reader};
 use dolmen_tpm::constant::{alg, handle};
 use dolmen_tpm::crypto::{Point, sha256};
 use rsa::pkcs8::{EncodePublicKey, LineEnding};
-use rsa::sha2::{Digest, Sha256};
-use rsa::{BigUint, Pkcs1v15Sign, RsaPublicKey};
+use rsa::{BoxedUint, Pkcs1v15Sign};
+use sha2::{Digest, Sha256};
 
 /// TPM_ECC_NIST_P256.
 const CURVE_P256: u16 = 3;
@@ -97,7 +97,7 @@ pub enum Verifier {
     /// ECDSA P-256 with SHA-256.
     Ecdsa(Point),
     /// RSASSA-2048 with SHA-256.
-    Rsassa(RsaPublicKey),
+    Rsassa(rsa::PublicKey),
 }
 
 impl Verifier {
@@ -227,11 +227,11 @@ fn read_rsassa(r: &mut Reader<'_>) -> Result<Verifier, KeyProblem> {
 }
 
 /// The RSA-2048 key of this modulus with the usual exponent.
-pub(crate) fn rsa_key(modulus: &[u8]) -> Result<RsaPublicKey, KeyProblem> {
+pub(crate) fn rsa_key(modulus: &[u8]) -> Result<rsa::PublicKey, KeyProblem> {
     let is_whole =
         modulus.len() == usize::from(RSA_BITS / 8) && modulus.first().is_some_and(|byte| *byte >= 0x80);
-    let number = BigUint::from_bytes_be(if is_whole { modulus } else { &[] });
-    RsaPublicKey::new(number, BigUint::from(RSA_EXPONENT)).map_err(|_| KeyProblem::Modulus)
+    let number = BoxedUint::from_be_slice_vartime(if is_whole { modulus } else { &[] });
+    rsa::PublicKey::new(number, BoxedUint::from(RSA_EXPONENT)).map_err(|_| KeyProblem::Modulus)
 }
 
 fn named(parts: &[&[u8]]) -> [u8; 34] {

@@ -6,10 +6,10 @@
 use core::time::Duration;
 
 use p256::ecdsa::signature::hazmat::PrehashVerifier;
+use rsa::Pkcs1v15Sign;
 use rsa::pkcs8::DecodePublicKey;
-use rsa::sha2::{Digest, Sha256, Sha384, Sha512};
 use rsa::traits::PublicKeyParts;
-use rsa::{BigUint, Pkcs1v15Sign, RsaPublicKey};
+use sha2::{Digest, Sha256, Sha384, Sha512};
 use x509_cert::Certificate;
 use x509_cert::der::asn1::UintRef;
 use x509_cert::der::oid::ObjectIdentifier;
@@ -169,7 +169,7 @@ fn verify(certificate: &Certificate, issuer: &Certificate) -> Option<()> {
     let signature = certificate.signature().as_bytes()?;
     let spki = issuer.tbs_certificate().subject_public_key_info();
     let rsa = |scheme: Pkcs1v15Sign, digest: &[u8]| {
-        let key = RsaPublicKey::from_public_key_der(&spki.to_der().ok()?).ok()?;
+        let key = rsa::PublicKey::from_public_key_der(&spki.to_der().ok()?).ok()?;
         key.verify(scheme, digest, signature).ok()
     };
     match certificate.signature_algorithm().oid {
@@ -229,8 +229,8 @@ fn is_for(certificate: &Certificate, ek: &EkPublic<'_>) -> bool {
         EkPublic::Rsa(modulus) => spki
             .to_der()
             .ok()
-            .and_then(|der| RsaPublicKey::from_public_key_der(&der).ok())
-            .is_some_and(|key| *key.n() == BigUint::from_bytes_be(modulus)),
+            .and_then(|der| rsa::PublicKey::from_public_key_der(&der).ok())
+            .is_some_and(|key| key.n_bytes().as_ref() == *modulus),
         EkPublic::Ecc(point) => spki.subject_public_key.raw_bytes() == point.to_sec1(),
     }
 }

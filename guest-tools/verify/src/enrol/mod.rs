@@ -20,9 +20,8 @@ use dolmen_tpm::codec::Reader;
 use dolmen_tpm::crypto::Point;
 use dolmen_tpm::policy::host_policy;
 use dolmen_tpm::public::Template;
-use rsa::rand_core::{OsRng, RngCore};
-use rsa::sha2::{Digest, Sha256};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use x509_cert::Certificate;
 
 use crate::check::{Expected, check};
@@ -66,6 +65,9 @@ pub enum EnrolError {
     /// Its certificate proves nothing.
     #[error("{0}")]
     Certificate(#[from] CertificateError),
+    /// This system gives no random numbers.
+    #[error("this system gives no random numbers: {0}")]
+    Random(#[from] getrandom::Error),
     /// The attestation key is none of Dolmen.
     #[error("the attestation key is none of Dolmen: {0}")]
     Key(#[from] KeyProblem),
@@ -233,8 +235,8 @@ pub fn begin(
     key.check_attributes()?;
     pcr17_of(&key, word, policy).ok_or(EnrolError::KeyPolicy)?;
     let mut nonce = [0; 32];
-    OsRng.fill_bytes(&mut nonce);
-    let made = make_credential(&ek, &key.name(), &nonce).ok_or(EnrolError::EndorsementKey)?;
+    getrandom::fill(&mut nonce)?;
+    let made = make_credential(&ek, &key.name(), &nonce)?;
     let challenge = Challenge {
         format: CHALLENGE_FORMAT.to_owned(),
         key: request.key.clone(),
