@@ -23,6 +23,7 @@ pub mod attest;
 #[cfg(feature = "keys")]
 pub mod attestation;
 #[cfg(feature = "keys")]
+pub mod certify;
 pub mod clerk;
 #[cfg(feature = "keys")]
 pub mod credential;
