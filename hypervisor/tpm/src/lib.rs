@@ -24,6 +24,7 @@ pub mod attest;
 pub mod attestation;
 #[cfg(feature = "keys")]
 pub mod certify;
+#[cfg(feature = "keys")]
 pub mod clerk;
 #[cfg(feature = "keys")]
 pub mod credential;
