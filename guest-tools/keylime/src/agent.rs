@@ -17,6 +17,8 @@ use crate::web::Web;
 
 /// How often something is tried if there is to be an end.
 const TRIES: u32 = 5;
+/// Proofs that may be refused before the keys are registered anew.
+const PATIENCE: u32 = 5;
 /// Longest pause between two tries that nobody asked for.
 const LONGEST_PAUSE: u64 = 60;
 /// Where the kernel tells when it was started.
@@ -31,12 +33,14 @@ pub(crate) struct Agent<T, W> {
     /// The attestation key that the registrar knows.
     ak: Option<Vec<u8>>,
     token: Option<Zeroizing<String>>,
+    /// Proofs that were not taken since the registration.
+    refused: u32,
 }
 
 impl<T: Transport<Error: fmt::Display>, W: Web> Agent<T, W> {
     /// An agent of this name.
     pub(crate) const fn new(host: Host<T>, web: W, name: String) -> Self {
-        Self { host, web, name, ak: None, token: None }
+        Self { host, web, name, ak: None, token: None, refused: 0 }
     }
 
     /// Lives until so many attestations are sent; for ever, if no number is given, or until nothing helps any more.
@@ -92,7 +96,7 @@ impl<T: Transport<Error: fmt::Display>, W: Web> Agent<T, W> {
             answer::credential(&answer).ok_or_else(|| strange("the registrar's credential"))?;
         let content = self.host.activate(&credential, &secret)?;
         self.ask(&request::activate(&self.name, &content))?;
-        self.ak = Some(identity.ak);
+        (self.ak, self.refused) = (Some(identity.ak), 0);
         Ok(Event::Registered)
     }
 
@@ -104,7 +108,7 @@ impl<T: Transport<Error: fmt::Display>, W: Web> Agent<T, W> {
         let refused = match self.ask(&request::proof(&self.name, &session, &proof)) {
             Ok(answer) => match answer::token(&answer) {
                 Some(token) => {
-                    self.token = Some(token);
+                    (self.token, self.refused) = (Some(token), 0);
                     return Ok(Event::Session);
                 }
                 None => String::new(),
@@ -112,8 +116,12 @@ impl<T: Transport<Error: fmt::Display>, W: Web> Agent<T, W> {
             Err(Failure::Session(why)) => format!(" ({why})"),
             Err(other) => return Err(other),
         };
-        // The registrar may have been told to forget us meanwhile: then the tenant needs the keys anew.
-        self.ak = None;
+        // The registrar may have been told to forget us meanwhile: then the tenant needs the keys anew. Not each time,
+        // since for the moment between both requests of a registration it has no keys to tell the tenant.
+        self.refused = self.refused.saturating_add(1);
+        if self.refused >= PATIENCE {
+            self.ak = None;
+        }
         Err(Failure::Later(
             format!(
                 "the verifier does not take the proof of possession{refused}. Hint: it must know the agent \

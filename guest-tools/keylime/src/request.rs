@@ -28,6 +28,8 @@ pub(crate) enum Server {
 pub(crate) enum Method {
     /// POST.
     Post,
+    /// PUT.
+    Put,
     /// PATCH.
     Patch,
 }
@@ -57,25 +59,24 @@ impl Request {
     }
 }
 
-/// Registers the keys under this name.
+/// Registers the keys under this name. (Version 3 of this interface answers registrations with 500 in Keylime 7.14.3.)
 pub(crate) fn register(agent: &str, identity: &Identity) -> Request {
     let mut body = json!({
-        "agent_id": agent,
         "ek_tpm": encoded(&identity.ek),
         "aik_tpm": encoded(&identity.ak),
     });
     if let (Some(certificate), Some(body)) = (&identity.certificate, body.as_object_mut()) {
         body.insert("ekcert".to_owned(), encoded(certificate).into());
     }
-    let path = "/v3.0/agents".to_owned();
+    let path = format!("/v2.1/agents/{agent}");
     Request { server: Server::Registrar, method: Method::Post, path, token: None, body }
 }
 
 /// Shows what was in the registrar's credential.
 pub(crate) fn activate(agent: &str, content: &[u8]) -> Request {
-    let path = format!("/v3.0/agents/{agent}/activate");
+    let path = format!("/v2.1/agents/{agent}/activate");
     let body = json!({ "auth_tag": tag(agent, content) });
-    Request { server: Server::Registrar, method: Method::Post, path, token: None, body }
+    Request { server: Server::Registrar, method: Method::Put, path, token: None, body }
 }
 
 /// HMAC-SHA-384 of the agent's name; the key is the credential's content, in base64 as text.

@@ -69,6 +69,7 @@ impl Web for Https {
         let address = format!("{}{}", self.server(request.server), request.path);
         let mut sending = match request.method {
             Method::Post => self.agent.post(&address),
+            Method::Put => self.agent.put(&address),
             Method::Patch => self.agent.patch(&address),
         }
         .header("Content-Type", request.media_type())

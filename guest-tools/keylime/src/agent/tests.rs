@@ -101,7 +101,8 @@ fn a_host_registers_opens_a_session_and_attests_until_it_is_enough() {
     let mut agent = agent(all);
     run(&mut agent, 2).unwrap();
     let attestation = ["/v3.0/agents/agent/attestations", "/v3.0/agents/agent/attestations/4"];
-    let begin = ["/v3.0/agents", "/v3.0/agents/agent/activate", "/v3.0/sessions", "/v3.0/sessions/session-1"];
+    let begin =
+        ["/v2.1/agents/agent", "/v2.1/agents/agent/activate", "/v3.0/sessions", "/v3.0/sessions/session-1"];
     assert_eq!(paths(&agent), [&begin[..], &attestation, &attestation].concat());
     assert_eq!(agent.web.pauses, [7], "the verifier's pause is longer than ours");
     let sent = &agent.web.sent;
@@ -127,26 +128,25 @@ fn a_token_that_is_no_longer_taken_leads_to_another_session_without_registering_
     let again = vec![refused(401), challenge(), token("pass"), wanted(), taken(1)];
     let mut agent = agent([begin, again].concat());
     run(&mut agent, 1).unwrap();
-    assert_eq!(paths(&agent).iter().filter(|path| **path == "/v3.0/agents").count(), 1);
+    assert_eq!(paths(&agent).iter().filter(|path| **path == "/v2.1/agents/agent").count(), 1);
     assert_eq!(agent.web.pauses, [1]);
 }
 
 #[test]
-fn a_proof_that_is_not_taken_is_tried_with_a_new_registration() {
-    let begin = || vec![credential(), activated(), challenge()];
-    let mut agent = agent(
-        [
-            begin(),
-            vec![token("fail")],
-            begin(),
-            vec![refused(401)],
-            begin(),
-            vec![token("pass"), wanted(), taken(1)],
-        ]
-        .concat(),
-    );
-    run(&mut agent, 1).unwrap();
-    assert_eq!(agent.web.pauses, [1, 2]);
+fn a_proof_that_is_not_taken_is_tried_again_and_after_five_times_with_a_new_registration() {
+    let refusals = |count: usize| {
+        (0..count).flat_map(|n| [challenge(), if n % 2 == 0 { token("fail") } else { refused(401) }])
+    };
+    let mut answers = vec![credential(), activated()];
+    answers.extend(refusals(5));
+    answers.extend([credential(), activated()]);
+    answers.extend(refusals(4));
+    answers.extend([challenge(), token("pass"), wanted(), taken(1), refused(422)]);
+    let mut agent = agent(answers);
+    // What is no question of time is the end.
+    assert!(matches!(agent.run(None, 3, &QUIET), Err(Failure::Fatal(_))));
+    assert_eq!(agent.web.pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60, 3]);
+    assert_eq!(paths(&agent).iter().filter(|path| **path == "/v2.1/agents/agent").count(), 2);
 }
 
 #[test]
