@@ -149,6 +149,16 @@ const COMMAND: Program = Program {
     output: "dolmen",
 };
 
+/// What keeps the host attested at Keylime, from a guest.
+pub(crate) const KEYLIME_AGENT: Program = Program {
+    what: "guest's agent for Keylime",
+    package: "dolmen-keylime",
+    bin: "dolmen-keylime",
+    built: "dolmen-keylime",
+    output: "dolmen-keylime",
+    ..COMMAND
+};
+
 /// What the machine and its guest are made of.
 #[derive(Clone, Debug)]
 pub(crate) struct Artifacts {
@@ -326,7 +336,7 @@ pub(crate) const DEVICE_MODULE: &str = "dolmen.ko";
 pub(crate) const REPORT_MODULE: &str = "dolmen_tsm.ko";
 
 /// Builds the guest's driver against the kernel's headers, in a copy of its sources; the folder with the modules.
-fn driver(kernel: &Kernel, work: &Path) -> Result<PathBuf> {
+pub(crate) fn driver(kernel: &Kernel, work: &Path) -> Result<PathBuf> {
     let sources = place::root().join("guest-tools/driver");
     place::make(work)?;
     for entry in sources.read_dir().with_context(|| format!("no driver in {}", sources.display()))? {

@@ -105,6 +105,19 @@ pub(crate) fn ensure_generic(series: &Series) -> Result<PathBuf> {
     package::file(&format!("linux-image-{version}-amd64"), &format!("boot/vmlinuz-{version}-amd64"))
 }
 
+/// The same with headers and these of its own modules, for a guest that needs one.
+pub(crate) fn ensure_generic_modules(series: &Series, modules: &[&str]) -> Result<Kernel> {
+    let version = ensure(series)?.version;
+    let (_, headers) = ensure_generic_headers(series)?;
+    let (image, folder) =
+        (format!("boot/vmlinuz-{version}-amd64"), format!("lib/modules/{version}-amd64/kernel"));
+    let mut within = vec![image.clone()];
+    within.extend(modules.iter().map(|module| format!("{folder}/{module}.xz")));
+    let within: Vec<&str> = within.iter().map(String::as_str).collect();
+    let files = package::files(&format!("linux-image-{version}-amd64"), &within)?;
+    Ok(Kernel { version, image: files.join(image), headers, modules: files.join(folder) })
+}
+
 /// Folder that `make -C` wants for modules of the generic kernel of the series' newest version, and that version with
 /// the flavour: none, as in the packages' names.
 pub(crate) fn ensure_generic_headers(series: &Series) -> Result<(String, PathBuf)> {

@@ -11,6 +11,11 @@ use crate::{place, process};
 
 /// The file `within` of the package `name`, of the version that apt offers, else of one in the cache.
 pub(crate) fn file(name: &str, within: &str) -> Result<PathBuf> {
+    Ok(files(name, &[within])?.join(within))
+}
+
+/// A folder with these files of the package, each where the package has it.
+pub(crate) fn files(name: &str, within: &[&str]) -> Result<PathBuf> {
     let packages = place::cache()?.join("package");
     place::make(&packages)?;
     let cached = cached(&packages, name)?;
@@ -26,11 +31,10 @@ pub(crate) fn file(name: &str, within: &str) -> Result<PathBuf> {
             bail!("apt offers no package {name}: run `apt-get update`, and keep Debian 12 among its sources")
         }
     };
-    let file = folder.join(within);
-    if !file.exists() {
-        fetch(name, offered.as_deref(), within, &file)?;
+    if !within.iter().all(|file| folder.join(file).exists()) {
+        fetch(name, offered.as_deref(), within, &folder)?;
     }
-    Ok(file)
+    Ok(folder)
 }
 
 /// The version that apt would install.
@@ -52,8 +56,8 @@ fn cached(packages: &Path, name: &str) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Downloads the package and takes the one file out of it.
-fn fetch(name: &str, version: Option<&str>, within: &str, to: &Path) -> Result<()> {
+/// Downloads the package and takes the files out of it.
+fn fetch(name: &str, version: Option<&str>, within: &[&str], to: &Path) -> Result<()> {
     let folder = place::scratch()?;
     let chosen = version.map_or_else(|| name.to_owned(), |version| format!("{name}={version}"));
     process::run(
@@ -68,10 +72,11 @@ fn fetch(name: &str, version: Option<&str>, within: &str, to: &Path) -> Result<(
     if !status.context("`dpkg-deb` does not run")?.success() {
         bail!("{} cannot be unpacked", package.display());
     }
-    let unpack = ["-xf", "content.tar"].map(str::to_owned);
-    process::output(Command::new("tar").args(unpack).arg(format!("./{within}")).current_dir(folder.path()))
-        .with_context(|| format!("the package {name} holds no {within}"))?;
-    place::copy(&folder.path().join(within), to)
+    let mut unpack = Command::new("tar");
+    unpack.args(["-xf", "content.tar"]).args(within.iter().map(|file| format!("./{file}")));
+    process::output(unpack.current_dir(folder.path()))
+        .with_context(|| format!("the package {name} does not hold all of {within:?}"))?;
+    within.iter().try_for_each(|file| place::copy(&folder.path().join(file), &to.join(file)))
 }
 
 /// What `program`, a decompressor, makes of `bytes`.

@@ -56,6 +56,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("grub-pc-bin", "GRUB for BIOS machines, on those images"),
     ("xorriso", "makes the file system of those images"),
     ("busybox-static", "user space of the demo's guest"),
+    ("musl-tools", "compiles the C parts of TLS, for guests"),
+    ("slirp", "a guest's network over a serial line"),
     ("zstd", "unpacks the kernel in Debian's bzImage, for a guest"),
 ];
 

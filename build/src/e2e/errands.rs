@@ -22,6 +22,8 @@ pub(super) mod ask {
     pub(crate) const QUOTE: u8 = b'q';
     pub(crate) const RSA_QUOTE: u8 = b'r';
     pub(crate) const HOST_QUOTE: u8 = b'h';
+    pub(crate) const CERTIFY: u8 = b'H';
+    pub(crate) const RSA_CERTIFY: u8 = b'V';
     pub(crate) const KEY: u8 = b'k';
     pub(crate) const HOST_KEY: u8 = b'p';
     pub(crate) const ENDORSEMENT_KEY: u8 = b'E';

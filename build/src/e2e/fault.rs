@@ -136,6 +136,11 @@ impl Company {
         }
         let makes = vec![Plan::always(cc::CREATE_PRIMARY, Reply::Code(FAILURE))];
         self.fails(ask::RSA_QUOTE, makes, &[FAILURE])?;
+        for command in [cc::START_AUTH_SESSION, cc::CERTIFY] {
+            for code in [FAILURE, LOCKOUT] {
+                self.fails(ask::CERTIFY, vec![Plan::always(command, Reply::Code(code))], &[code])?;
+            }
+        }
         let none = vec![Plan::always(cc::CREATE_PRIMARY, Reply::CodeAfter(MEMORY))];
         self.fails(ask::ENDORSEMENT_KEY, none, &[MEMORY])
     }
@@ -145,6 +150,7 @@ impl Company {
         for reply in GARBAGE {
             self.fails(ask::QUOTE, vec![Plan::always(cc::START_AUTH_SESSION, reply)], &[0])?;
             self.fails(ask::QUOTE, vec![Plan::always(cc::QUOTE, reply)], &[0])?;
+            self.fails(ask::CERTIFY, vec![Plan::always(cc::CERTIFY, reply)], &[0])?;
         }
         for reply in [Reply::Longer, Reply::TooLong, Reply::WrongTag, Reply::Noise] {
             self.fails(ask::QUOTE, vec![Plan::always(cc::POLICY_PCR, reply)], &[])?;
@@ -152,6 +158,7 @@ impl Company {
         // The signature's two numbers, and what it is over. (Behind them stands a session's entry that protects nothing.)
         for behind in [40, 60, 90, 120, 160, 200] {
             self.fails(ask::QUOTE, vec![Plan::always(cc::QUOTE, Reply::Flip(behind))], &[])?;
+            self.fails(ask::CERTIFY, vec![Plan::always(cc::CERTIFY, Reply::Flip(behind))], &[])?;
         }
         // The handle of a session.
         self.fails(ask::QUOTE, vec![Plan::always(cc::START_AUTH_SESSION, Reply::Flip(34))], &[])
@@ -262,7 +269,7 @@ fn release(scene: &Scene<'_>) -> Result<Release> {
         write!(
             text,
             "[[guest]]\nname = \"{name}\"\nmemory_mib = 64\nformat = \"pvh\"\nconsoles = [\"{console}\"]\n\
-             hypercalls = [\"random\", \"quote\", \"enrol\"]\non_reboot = \"stop\"\non_power_off = \"stop\"\n\
+             hypercalls = [\"random\", \"quote\", \"host-quote\", \"enrol\"]\non_reboot = \"stop\"\non_power_off = \"stop\"\n\
              kernel = \"{}\"\ncmdline = \"{role}\"\n",
             kernel.display()
         )?;

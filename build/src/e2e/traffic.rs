@@ -60,7 +60,7 @@ fn errands(guest: &mut Asker, folder: &Path) -> Result<Secrets> {
     let mut secrets = Vec::new();
     secrets.push(("random bytes", guest.get(ask::RANDOM)?));
     secrets.push(("sealed data", guest.get(ask::SEAL)?));
-    for quote in [ask::QUOTE, ask::RSA_QUOTE, ask::HOST_QUOTE] {
+    for quote in [ask::QUOTE, ask::RSA_QUOTE, ask::HOST_QUOTE, ask::CERTIFY, ask::RSA_CERTIFY] {
         guest.get(quote)?;
     }
     for public in [ask::HOST_KEY, ask::RSA_ENDORSEMENT_KEY, ask::CERTIFICATE, ask::CHAIN] {

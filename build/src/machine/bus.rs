@@ -23,7 +23,7 @@ use rustix::net::{
 use super::fault::{Plan, Reply};
 
 /// `TPM_CC` of commands that sign or make keys.
-const SIGNING: [u32; 4] = [0x131, 0x153, 0x157, 0x158];
+const SIGNING: [u32; 5] = [0x131, 0x148, 0x153, 0x157, 0x158];
 /// How long those take, and `TPM2_StartAuthSession`, and all others (TPM parts: 100 to 500 ms).
 pub(crate) const LONGEST: Duration = Duration::from_millis(500);
 const SESSION: (u32, Duration) = (0x176, Duration::from_millis(200));

@@ -20,10 +20,11 @@ const HMAC_SESSION: u8 = 0;
 const GLIMPSE: usize = 8;
 
 /// Commands that are known here: code, name, handles.
-const COMMANDS: [(u32, &str, usize); 16] = [
+const COMMANDS: [(u32, &str, usize); 17] = [
     (cc::CREATE_PRIMARY, "TPM2_CreatePrimary", 1),
     (cc::STARTUP, "TPM2_Startup", 0),
     (cc::ACTIVATE_CREDENTIAL, "TPM2_ActivateCredential", 2),
+    (cc::CERTIFY, "TPM2_Certify", 2),
     (cc::NV_READ, "TPM2_NV_Read", 2),
     (cc::POLICY_SECRET, "TPM2_PolicySecret", 2),
     (cc::HMAC, "TPM2_HMAC", 1),

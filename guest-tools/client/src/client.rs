@@ -1,13 +1,13 @@
 //! The calls as functions.
 
 use dolmen_abi::{
-    ActivateCredential, ActivateRequest, AkId, AkPublic, Call, ChainRequest, EkCertificate, EkChain, EkId,
-    EndorsementKey, EventLog, EventLogReply, EventLogRequest, Extend, ExtendRequest, GuestInfo, GuestName,
-    HostQuote, HostQuoteReply, HostQuoteRequest, KeyPublic, KeyRequest, ListGuests, ListGuestsReply,
-    MAX_ACTIVATED, MAX_GUESTS, MAX_HOST_NONCE, MAX_LABEL, MAX_RANDOM, MAX_SECRET, Quote, QuoteReply,
-    QuoteRequest, REGISTER_BYTES, REPORT_DATA_BYTES, Random, RandomRequest, ReadRegisters, Registers,
-    ResetGuest, SEALED_OVERHEAD, Seal, SealPolicy, SealRequest, StartGuest, Status, StopGuest, TpmFailure,
-    Unseal, UnsealRequest, Version, VersionReply,
+    ActivateCredential, ActivateRequest, AkId, AkPublic, Call, Certify, CertifyReply, CertifyRequest,
+    ChainRequest, EkCertificate, EkChain, EkId, EndorsementKey, EventLog, EventLogReply, EventLogRequest,
+    Extend, ExtendRequest, GuestInfo, GuestName, HostQuote, HostQuoteReply, HostQuoteRequest, KeyPublic,
+    KeyRequest, ListGuests, ListGuestsReply, MAX_ACTIVATED, MAX_GUESTS, MAX_HOST_NONCE, MAX_LABEL,
+    MAX_RANDOM, MAX_SECRET, Quote, QuoteReply, QuoteRequest, REGISTER_BYTES, REPORT_DATA_BYTES, Random,
+    RandomRequest, ReadRegisters, Registers, ResetGuest, SEALED_OVERHEAD, Seal, SealPolicy, SealRequest,
+    StartGuest, Status, StopGuest, TpmFailure, Unseal, UnsealRequest, Version, VersionReply,
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -174,11 +174,18 @@ impl<T: Transport> Client<T> {
         pcrs: u32,
         nonce: &[u8],
     ) -> Result<HostQuoteReply, Error<T::Error>> {
-        let mut padded = [0; MAX_HOST_NONCE];
-        padded.get_mut(..nonce.len()).ok_or(Error::Length)?.copy_from_slice(nonce);
-        let nonce_length = length_of(nonce)?;
-        let request = HostQuoteRequest { key: key.0, pcrs, nonce_length, reserved: 0, nonce: padded };
+        let (nonce_length, nonce) = (length_of(nonce)?, padded(nonce).ok_or(Error::Length)?);
+        let request = HostQuoteRequest { key: key.0, pcrs, nonce_length, reserved: 0, nonce };
         self.fixed::<HostQuote>(&request)
+    }
+
+    /// What one of the two keys that speak of the host attests of itself, with `nonce` as the attestation's extra data.
+    ///
+    /// # Errors
+    /// [`Error::Length`] for a nonce that is too long, or another [`Error`].
+    pub fn certify(&mut self, key: AkId, nonce: &[u8]) -> Result<CertifyReply, Error<T::Error>> {
+        let (nonce_length, nonce) = (length_of(nonce)?, padded(nonce).ok_or(Error::Length)?);
+        self.fixed::<Certify>(&CertifyRequest { key: key.0, nonce_length, nonce })
     }
 
     /// An attestation key's public part (`TPM2B_PUBLIC`), into `out`; its length.
@@ -410,6 +417,13 @@ impl<T: Transport> Client<T> {
         file.truncate(length);
         Ok(file)
     }
+}
+
+/// A nonce, with zeroes after it.
+fn padded(nonce: &[u8]) -> Option<[u8; MAX_HOST_NONCE]> {
+    let mut padded = [0; MAX_HOST_NONCE];
+    padded.get_mut(..nonce.len())?.copy_from_slice(nonce);
+    Some(padded)
 }
 
 fn length_of<E>(bytes: &[u8]) -> Result<u32, Error<E>> {

@@ -147,6 +147,8 @@ calls! {
         then: MAX_CREDENTIAL.saturating_add(MAX_ENCRYPTED_SECRET), reply: (), then: MAX_ACTIVATED;
     /// A part of the chain of certificates that the TPM's maker stored behind those of its endorsement keys.
     EkChain = 0x38, group: CallGroup::ENROL, request: ChainRequest, then: 0, reply: (), then: MAX_CERTIFICATE;
+    /// An attestation by a key that speaks of the host that it is itself, with a nonce as it is.
+    Certify = 0x39, group: CallGroup::HOST_QUOTE, request: CertifyRequest, then: 0, reply: CertifyReply, then: 0;
     /// All guests: state, last stop, counters.
     ListGuests = 0x40, group: CallGroup::MANAGE, request: (), then: 0,
         reply: ListGuestsReply, then: MAX_GUESTS.saturating_mul(size_of::<GuestInfo>());
@@ -295,6 +297,28 @@ wire! {
         pub values: [[u8; 32]; HOST_PCRS],
     }
 
+    /// Request of Certify.
+    pub struct CertifyRequest {
+        /// Which key (AkId): one that speaks of the host.
+        pub key: u32,
+        /// Bytes of the nonce.
+        pub nonce_length: u32,
+        /// The attestation's extra data, as it is; zeroes after it.
+        pub nonce: [u8; MAX_HOST_NONCE],
+    }
+
+    /// Reply of Certify; unused bytes are zero.
+    pub struct CertifyReply {
+        /// Bytes used in `attest`.
+        pub attest_length: u32,
+        /// Bytes used in `signature`.
+        pub signature_length: u32,
+        /// The attestation: TPMS_ATTEST.
+        pub attest: [u8; MAX_ATTEST],
+        /// Its signature: TPMT_SIGNATURE.
+        pub signature: [u8; MAX_SIGNATURE],
+    }
+
     /// Request of KeyPublic, EndorsementKey and EkCertificate.
     pub struct KeyRequest {
         /// Which key (AkId or EkId).
@@ -393,6 +417,8 @@ const _: () = {
     assert!(size_of::<HostQuoteRequest>() == 80);
     assert!(size_of::<HostQuoteReply>() == 1544);
     assert!(core::mem::offset_of!(HostQuoteReply, values) == 776);
+    assert!(size_of::<CertifyRequest>() == 72);
+    assert!(size_of::<CertifyReply>() == 776);
     assert!(size_of::<KeyRequest>() == 8);
     assert!(size_of::<ActivateRequest>() == 16);
     assert!(size_of::<EventLogRequest>() == 8);

@@ -110,7 +110,7 @@ bitflags! {
         const LOG = 1 << 4;
         /// See, start, stop and reset other guests.
         const MANAGE = 1 << 5;
-        /// Quotes about the host, over a nonce as it is and registers of the caller's choice.
+        /// Quotes about the host, over a nonce as it is and registers of the caller's choice; proof of their key's possession.
         const HOST_QUOTE = 1 << 6;
         /// Endorsement keys, their certificates, and credentials for attestation keys.
         const ENROL = 1 << 7;
@@ -126,7 +126,11 @@ impl CallGroup {
         (Self::QUOTE, "quote", "hardware quotes and the attestation key's public part"),
         (Self::LOG, "log", "the launch's event log"),
         (Self::MANAGE, "manage", "see all guests; start, stop and reset them"),
-        (Self::HOST_QUOTE, "host-quote", "quotes about the host, over a nonce as it is"),
+        (
+            Self::HOST_QUOTE,
+            "host-quote",
+            "quotes about the host and proof of possession of their key, over a nonce as it is",
+        ),
         (Self::ENROL, "enrol", "endorsement keys, their certificates, and credentials for attestation keys"),
     ];
 

@@ -18,8 +18,12 @@ impl AkId {
     pub const ALL: &'static [(Self, &'static str, &'static str)] = &[
         (Self::GUEST_ECDSA, "ecdsa", "binds guests (Quote); ECDSA P-256 with SHA-256"),
         (Self::GUEST_RSA, "rsa", "binds guests (Quote); RSA-2048, RSASSA with SHA-256"),
-        (Self::HOST_ECDSA, "host-ecdsa", "speaks of the host (HostQuote); ECDSA P-256 with SHA-256"),
-        (Self::HOST_RSA, "host-rsa", "speaks of the host (HostQuote); RSA-2048, RSASSA with SHA-256"),
+        (Self::HOST_ECDSA, "host-ecdsa", "speaks of the host (HostQuote, Certify); ECDSA P-256 with SHA-256"),
+        (
+            Self::HOST_RSA,
+            "host-rsa",
+            "speaks of the host (HostQuote, Certify); RSA-2048, RSASSA with SHA-256",
+        ),
     ];
 
     /// Whether it is one of the keys that speak of the host.

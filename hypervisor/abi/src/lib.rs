@@ -36,13 +36,14 @@ pub mod evidence;
 
 pub use binding::{Binding, LEAF_PREFIX, MAX_PATH, MAX_WAITING, NODE_PREFIX, QUOTE_TAG, REPORT_DATA_BYTES};
 pub use call::{
-    ActivateCredential, ActivateRequest, AkPublic, CALLS, Call, CallInfo, ChainRequest, EkCertificate,
-    EkChain, EndorsementKey, EventLog, EventLogReply, EventLogRequest, Extend, ExtendReply, ExtendRequest,
-    HOST_PCRS, HostQuote, HostQuoteReply, HostQuoteRequest, KeyPublic, KeyRequest, ListGuests, MAX_ACTIVATED,
-    MAX_AK_PUBLIC, MAX_ATTEST, MAX_CERTIFICATE, MAX_CREDENTIAL, MAX_ENCRYPTED_SECRET, MAX_HOST_NONCE,
-    MAX_LOG_WINDOW, MAX_RANDOM, MAX_REPLY, MAX_REQUEST, MAX_SIGNATURE, Quote, QuoteReply, QuoteRequest,
-    Random, RandomRequest, ReadRegisters, RegistersReply, ResetGuest, Seal, SealRequest, StartGuest,
-    StopGuest, TpmFailure, Unseal, UnsealRequest, Version, VersionReply,
+    ActivateCredential, ActivateRequest, AkPublic, CALLS, Call, CallInfo, Certify, CertifyReply,
+    CertifyRequest, ChainRequest, EkCertificate, EkChain, EndorsementKey, EventLog, EventLogReply,
+    EventLogRequest, Extend, ExtendReply, ExtendRequest, HOST_PCRS, HostQuote, HostQuoteReply,
+    HostQuoteRequest, KeyPublic, KeyRequest, ListGuests, MAX_ACTIVATED, MAX_AK_PUBLIC, MAX_ATTEST,
+    MAX_CERTIFICATE, MAX_CREDENTIAL, MAX_ENCRYPTED_SECRET, MAX_HOST_NONCE, MAX_LOG_WINDOW, MAX_RANDOM,
+    MAX_REPLY, MAX_REQUEST, MAX_SIGNATURE, Quote, QuoteReply, QuoteRequest, Random, RandomRequest,
+    ReadRegisters, RegistersReply, ResetGuest, Seal, SealRequest, StartGuest, StopGuest, TpmFailure, Unseal,
+    UnsealRequest, Version, VersionReply,
 };
 pub use facts::{CallGroup, LaunchFacts};
 pub use key::{AkId, EkId};
@@ -54,7 +55,7 @@ pub use seal::{Blob, BlobHeader, MAX_LABEL, MAX_SECRET, SEALED_OVERHEAD, SealPol
 pub use status::Status;
 
 /// Version of this interface, as [`Version`] and CPUID tell it. It rises when a call, a flag or a status is added.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 /// What every call's number starts with: `DL` in ASCII, clear of the small numbers other hypervisors use.
 pub const NUMBER_BASE: u32 = 0x444c_0000;
 

@@ -8,11 +8,11 @@ mod generated;
 use core::fmt::Write;
 
 use dolmen_abi::{
-    ActivateRequest, AkId, Binding, BlobHeader, CALLS, CallGroup, ChainRequest, EXIT_KINDS, EkId,
-    EventLogReply, EventLogRequest, ExtendReply, ExtendRequest, GuestInfo, GuestName, GuestState,
-    HostQuoteReply, HostQuoteRequest, KeyRequest, LaunchFacts, Layout, ListGuestsReply, MAX_ACTIVATED,
-    MAX_AK_PUBLIC, MAX_ATTEST, MAX_CERTIFICATE, MAX_HOST_NONCE, MAX_LABEL, MAX_LOG_WINDOW, MAX_PATH,
-    MAX_RANDOM, MAX_SECRET, MAX_SIGNATURE, MAX_WAITING, QuoteReply, QuoteRequest, RandomRequest,
+    ActivateRequest, AkId, Binding, BlobHeader, CALLS, CallGroup, CertifyReply, CertifyRequest, ChainRequest,
+    EXIT_KINDS, EkId, EventLogReply, EventLogRequest, ExtendReply, ExtendRequest, GuestInfo, GuestName,
+    GuestState, HostQuoteReply, HostQuoteRequest, KeyRequest, LaunchFacts, Layout, ListGuestsReply,
+    MAX_ACTIVATED, MAX_AK_PUBLIC, MAX_ATTEST, MAX_CERTIFICATE, MAX_HOST_NONCE, MAX_LABEL, MAX_LOG_WINDOW,
+    MAX_PATH, MAX_RANDOM, MAX_SECRET, MAX_SIGNATURE, MAX_WAITING, QuoteReply, QuoteRequest, RandomRequest,
     RegistersReply, SealPolicy, SealRequest, Status, StopCause, TpmFailure, UnsealRequest, VersionReply,
 };
 
@@ -47,6 +47,8 @@ fn tables() -> Vec<(&'static str, String)> {
         ("Binding", structure::<Binding>()),
         ("HostQuoteRequest", structure::<HostQuoteRequest>()),
         ("HostQuoteReply", structure::<HostQuoteReply>()),
+        ("CertifyRequest", structure::<CertifyRequest>()),
+        ("CertifyReply", structure::<CertifyReply>()),
         ("ChainRequest", structure::<ChainRequest>()),
         ("KeyRequest", structure::<KeyRequest>()),
         ("ActivateRequest", structure::<ActivateRequest>()),

@@ -102,8 +102,31 @@ pub(crate) struct TpmDesk {
     errands: ErrandDesk,
     /// The clerk's errand is ours: another session.
     is_renewing: bool,
-    /// What of the clerk's errand goes before its answer: a size, or nothing.
-    is_sized: bool,
+    form: Form,
+}
+
+/// What becomes of the answer to the clerk's errand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// A quote with values, or bytes as they are.
+    Plain,
+    /// Bytes with their size before them.
+    Sized,
+    /// A key's attestation of itself.
+    Certified,
+}
+
+impl Form {
+    const fn of(errand: &Errand) -> Self {
+        match errand {
+            Errand::KeyPublic(_) | Errand::EndorsementKey(_) => Self::Sized,
+            Errand::Certify { .. } => Self::Certified,
+            Errand::HostQuote { .. }
+            | Errand::Certificate(_)
+            | Errand::Chain(_)
+            | Errand::Activate { .. } => Self::Plain,
+        }
+    }
 }
 
 impl TpmDesk {
@@ -117,7 +140,7 @@ impl TpmDesk {
             desk: QuoteDesk::new(),
             errands: ErrandDesk::new(),
             is_renewing: false,
-            is_sized: false,
+            form: Form::Plain,
         }
     }
 
@@ -193,20 +216,23 @@ impl TpmService for TpmDesk {
 
     fn start_errand(&mut self, errand: &Errand) -> Result<(), TpmBusy> {
         self.send(order(errand).ok_or(TpmBusy)?)?;
-        self.is_sized = matches!(errand, Errand::KeyPublic(_) | Errand::EndorsementKey(_));
+        self.form = Form::of(errand);
         Ok(())
     }
 
     fn poll_errand(&mut self, into: &mut ErrandAnswer) -> QuotePoll {
         let is_set = match self.clerk.poll(&mut self.tpm, &mut self.trust.session) {
             ClerkPoll::Pending => return QuotePoll::Pending,
+            ClerkPoll::Done(Answer::Quote(quote)) if self.form == Form::Certified => {
+                into.set_certified(quote.attest(), quote.signature())
+            }
             ClerkPoll::Done(Answer::Quote(quote)) => {
                 into.set_host_quote(quote.attest(), quote.signature(), self.clerk.answer())
             }
             ClerkPoll::Done(Answer::Bytes) => {
                 let bytes = self.clerk.answer();
                 let size = u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes();
-                into.set(&[if self.is_sized { &size } else { &[] }, bytes])
+                into.set(&[if self.form == Form::Sized { &size } else { &[] }, bytes])
             }
             ClerkPoll::Idle => false,
             ClerkPoll::Failed(error) => {
@@ -261,6 +287,10 @@ fn order(errand: &Errand) -> Option<clerk::Errand> {
             pcrs: *pcrs,
             data: Parcel::new(nonce.get())?,
             with_values: true,
+        },
+        Errand::Certify { key, nonce } => clerk::Errand::Certify {
+            key: attestation_key(*key).filter(|key| key.is_host())?,
+            data: Parcel::new(nonce.get())?,
         },
         Errand::KeyPublic(key) => clerk::Errand::Public(attestation_key(*key)?),
         Errand::EndorsementKey(key) => clerk::Errand::EndorsementKey(endorsement_key(*key)?),

@@ -1,6 +1,6 @@
 //! Attestations and their signatures: parsing and checking.
 //!
-//! Specification: TPM 2.0 library, part 2, TPMS_ATTEST, TPMS_QUOTE_INFO and TPMT_SIGNATURE.
+//! Specification: TPM 2.0 library, part 2, TPMS_ATTEST, TPMS_QUOTE_INFO, TPMS_CERTIFY_INFO and TPMT_SIGNATURE.
 
 use p256::ecdsa::signature::hazmat::PrehashVerifier;
 use p256::ecdsa::{Signature, VerifyingKey};
@@ -13,6 +13,8 @@ use crate::response::{Banks, read_selection};
 
 /// TPM_GENERATED_VALUE: the TPM itself made this.
 const GENERATED: u32 = 0xff54_4347;
+/// Bytes of TPMS_CLOCK_INFO and of the firmware's version.
+const CLOCK_AND_VERSION: usize = 25;
 
 /// TPMS_ATTEST of a quote.
 #[derive(Clone, Copy, Debug)]
@@ -44,14 +46,7 @@ impl<'a> QuoteAttest<'a> {
     /// [`DecodeError`] for what is wrong.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, DecodeError> {
         let mut r = Reader::new(bytes);
-        match r.u32()? {
-            GENERATED => {}
-            other => return Err(DecodeError::Value(other)),
-        }
-        match r.u16()? {
-            tag::ATTEST_QUOTE => {}
-            other => return Err(DecodeError::Tag(other)),
-        }
+        begin(&mut r, tag::ATTEST_QUOTE)?;
         let attest = Self {
             qualified_signer: r.tpm2b()?,
             extra_data: r.tpm2b()?,
@@ -69,6 +64,47 @@ impl<'a> QuoteAttest<'a> {
         };
         r.finish()?;
         Ok(attest)
+    }
+}
+
+/// TPMS_ATTEST of TPM2_Certify: a key of the TPM's is what its Name says, and whoever signed could use it.
+#[derive(Clone, Copy, Debug)]
+pub struct CertifyAttest<'a> {
+    /// Qualified Name of the key that signed.
+    pub qualified_signer: &'a [u8],
+    /// What the caller wanted to be signed along.
+    pub extra_data: &'a [u8],
+    /// Name of the key that it is about.
+    pub name: &'a [u8],
+    /// Its qualified Name.
+    pub qualified_name: &'a [u8],
+}
+
+impl<'a> CertifyAttest<'a> {
+    /// Parses `bytes` as the attestation of a key.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for what is wrong; a quote is refused by its type.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(bytes);
+        begin(&mut r, tag::ATTEST_CERTIFY)?;
+        let (qualified_signer, extra_data) = (r.tpm2b()?, r.tpm2b()?);
+        r.take(CLOCK_AND_VERSION)?;
+        let attest = Self { qualified_signer, extra_data, name: r.tpm2b()?, qualified_name: r.tpm2b()? };
+        r.finish()?;
+        Ok(attest)
+    }
+}
+
+/// The start of every attestation: the TPM made it, and it is of this type.
+fn begin(r: &mut Reader<'_>, kind: u16) -> Result<(), DecodeError> {
+    match r.u32()? {
+        GENERATED => {}
+        other => return Err(DecodeError::Value(other)),
+    }
+    match r.u16()? {
+        told if told == kind => Ok(()),
+        other => Err(DecodeError::Tag(other)),
     }
 }
 
@@ -163,6 +199,31 @@ mod tests {
         wrong = bytes;
         wrong[5] = 0x14; // TPM_ST_ATTEST_CERTIFY + 3
         assert_eq!(QuoteAttest::parse(&wrong).unwrap_err(), DecodeError::Tag(0x8014));
+    }
+
+    fn certified() -> Vec<u8> {
+        let mut bytes = vec![0xff, 0x54, 0x43, 0x47, 0x80, 0x17, 0, 2, 9, 9, 0, 1, 7];
+        bytes.extend([0; CLOCK_AND_VERSION]);
+        bytes.extend([0, 3, 1, 2, 3, 0, 2, 4, 5]);
+        bytes
+    }
+
+    #[test]
+    fn the_attestation_of_a_key_parses_whole_or_not_at_all() {
+        let bytes = certified();
+        let attest = CertifyAttest::parse(&bytes).unwrap();
+        assert_eq!((attest.qualified_signer, attest.extra_data), (&[9u8, 9][..], &[7u8][..]));
+        assert_eq!((attest.name, attest.qualified_name), (&[1u8, 2, 3][..], &[4u8, 5][..]));
+        for length in 0..bytes.len() {
+            assert!(CertifyAttest::parse(&bytes[..length]).is_err(), "{length}");
+        }
+        assert_eq!(CertifyAttest::parse(&[&bytes[..], &[0]].concat()).unwrap_err(), DecodeError::Trailing);
+    }
+
+    #[test]
+    fn a_quote_and_the_attestation_of_a_key_are_never_taken_for_each_other() {
+        assert_eq!(QuoteAttest::parse(&certified()).unwrap_err(), DecodeError::Tag(tag::ATTEST_CERTIFY));
+        assert_eq!(CertifyAttest::parse(&attest()).unwrap_err(), DecodeError::Tag(tag::ATTEST_QUOTE));
     }
 
     #[test]

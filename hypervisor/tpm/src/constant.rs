@@ -8,6 +8,8 @@ pub mod tag {
     pub const NO_SESSIONS: u16 = 0x8001;
     /// With an authorisation area.
     pub const SESSIONS: u16 = 0x8002;
+    /// TPMS_ATTEST of TPM2_Certify.
+    pub const ATTEST_CERTIFY: u16 = 0x8017;
     /// TPMS_ATTEST of TPM2_Quote.
     pub const ATTEST_QUOTE: u16 = 0x8018;
     /// TPMT_TK_CREATION.
@@ -26,6 +28,8 @@ pub mod cc {
     pub const STARTUP: u32 = 0x144;
     /// TPM2_ActivateCredential.
     pub const ACTIVATE_CREDENTIAL: u32 = 0x147;
+    /// TPM2_Certify.
+    pub const CERTIFY: u32 = 0x148;
     /// TPM2_NV_Read.
     pub const NV_READ: u32 = 0x14e;
     /// TPM2_PolicySecret.

@@ -23,6 +23,8 @@ pub mod attest;
 #[cfg(feature = "keys")]
 pub mod attestation;
 #[cfg(feature = "keys")]
+pub mod certify;
+#[cfg(feature = "keys")]
 pub mod clerk;
 #[cfg(feature = "keys")]
 pub mod credential;

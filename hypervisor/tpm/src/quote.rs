@@ -1,14 +1,15 @@
-//! A quote as a job that CPUs poll: no step waits for the TPM.
+//! A quote, or a key's attestation of itself, as a job that CPUs poll: no step waits for the TPM.
 //!
 //! Promise: what is handed out is an attestation by the attestation key that was named, over exactly our extra data and
-//! exactly the registers of the SHA-256 bank that were asked for, its signature checked
+//! exactly what was asked for ([`Subject`]), its signature checked
 //! ([`AttestationKey::signs`]). Whatever happens, the policy session is flushed.
-//! Steps: policy session → PolicyPCR → PolicyLocality → Quote; for a key that speaks of the host PolicyLocality comes
+//! Steps: policy session → PolicyPCR → PolicyLocality → Quote or Certify; for a key that speaks of the host PolicyLocality comes
 //! first, as its policy has it. A PCR that changes in between makes the TPM refuse the
 //! session; the whole is then done once more.
 
 use crate::attest::QuoteAttest;
 use crate::attestation::AttestationKey;
+use crate::certify;
 use crate::codec::{DecodeError, EncodeError, Reader};
 use crate::command::{begin_tagged, end, flush_context};
 use crate::constant::{ResponseCode, alg, cc, tag};
@@ -36,7 +37,26 @@ const MAX_RESTARTS: u8 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Busy;
 
-/// A quote, checked.
+/// What an attestation is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// Registers of the SHA-256 bank (bit n for PCR n): TPM2_Quote.
+    Pcrs(u32),
+    /// The key that signs: TPM2_Certify.
+    Key,
+}
+
+impl Subject {
+    /// TPM_CC of the command that attests it.
+    const fn code(self) -> u32 {
+        match self {
+            Self::Pcrs(_) => cc::QUOTE,
+            Self::Key => cc::CERTIFY,
+        }
+    }
+}
+
+/// A quote, or another attestation, checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quote {
     attest: [u8; MAX_ATTEST],
@@ -121,7 +141,7 @@ enum Step {
     StartSession,
     PolicyPcr,
     PolicyLocality,
-    Quote,
+    Attest,
     /// Frees the session, then reports or begins anew.
     Flush(After),
 }
@@ -141,7 +161,7 @@ pub struct QuoteJob {
     session: u32,
     extra_data: [u8; MAX_EXTRA_DATA],
     extra_length: usize,
-    pcrs: u32,
+    subject: Subject,
     nonce: [u8; NONCE],
     restarts: u8,
 }
@@ -157,7 +177,7 @@ impl QuoteJob {
             session: 0,
             extra_data: [0; MAX_EXTRA_DATA],
             extra_length: 0,
-            pcrs: 0,
+            subject: Subject::Pcrs(0),
             nonce: [0; NONCE],
             restarts: 0,
         }
@@ -174,19 +194,24 @@ impl QuoteJob {
     /// # Errors
     /// [`Busy`] while one is under way.
     pub fn start(&mut self, extra_data: [u8; SHA256_SIZE], nonce: [u8; NONCE]) -> Result<(), Busy> {
-        self.start_over(QUOTED, &extra_data, nonce)
+        self.start_over(Subject::Pcrs(QUOTED), &extra_data, nonce)
     }
 
-    /// Asks for a quote over the registers `pcrs` (bit n for PCR n) with up to [`MAX_EXTRA_DATA`] bytes of extra data.
+    /// Asks for an attestation of `subject` with up to [`MAX_EXTRA_DATA`] bytes of extra data.
     ///
     /// # Errors
     /// [`Busy`] while one is under way, or if there is more extra data than a TPM takes.
-    pub fn start_over(&mut self, pcrs: u32, extra_data: &[u8], nonce: [u8; NONCE]) -> Result<(), Busy> {
+    pub fn start_over(
+        &mut self,
+        subject: Subject,
+        extra_data: &[u8],
+        nonce: [u8; NONCE],
+    ) -> Result<(), Busy> {
         if self.is_busy() {
             return Err(Busy);
         }
         self.extra_data.get_mut(..extra_data.len()).ok_or(Busy)?.copy_from_slice(extra_data);
-        (self.extra_length, self.pcrs) = (extra_data.len(), pcrs);
+        (self.extra_length, self.subject) = (extra_data.len(), subject);
         self.nonce = nonce;
         self.restarts = 0;
         self.enter(Step::StartSession);
@@ -219,7 +244,7 @@ impl QuoteJob {
         match (step, ak.kind.is_host()) {
             (Step::StartSession, false) | (Step::PolicyLocality, true) => Step::PolicyPcr,
             (Step::StartSession, true) | (Step::PolicyPcr, false) => Step::PolicyLocality,
-            (Step::PolicyPcr, true) | (Step::PolicyLocality, false) => Step::Quote,
+            (Step::PolicyPcr, true) | (Step::PolicyLocality, false) => Step::Attest,
             (other, _) => other,
         }
     }
@@ -242,7 +267,7 @@ impl QuoteJob {
             Step::Idle | Step::StartSession => self.finish(after),
             // The flush itself failed: nothing more can be done for the session.
             Step::Flush(after) => self.finish(after),
-            Step::PolicyPcr | Step::PolicyLocality | Step::Quote => {
+            Step::PolicyPcr | Step::PolicyLocality | Step::Attest => {
                 self.enter(Step::Flush(after));
                 QuotePoll::Pending
             }
@@ -291,10 +316,20 @@ impl QuoteJob {
                 Response::plain(bytes).and_then(|r| Ok(r.finish()?)).map_err(failed)?;
                 self.enter(Self::after(self.step, ak));
             }
-            Step::Quote => {
-                let (attest, signature) = decode_quote(bytes).map_err(failed)?;
-                let (data, length) = (self.extra_data, self.extra_length);
-                check(attest, signature, data.get(..length).unwrap_or(&[]), self.pcrs, ak)?;
+            Step::Attest => {
+                let extra_data = self.extra_data.get(..self.extra_length).unwrap_or(&[]);
+                let (attest, signature) = match self.subject {
+                    Subject::Pcrs(pcrs) => {
+                        let (attest, signature) = decode_quote(bytes).map_err(failed)?;
+                        check(attest, signature, extra_data, pcrs, ak)?;
+                        (attest, signature)
+                    }
+                    Subject::Key => {
+                        let (attest, signature) = certify::decode_certify(bytes).map_err(failed)?;
+                        certify::check(attest, signature, extra_data, ak)?;
+                        (attest, signature)
+                    }
+                };
                 return Quote::new(attest, signature).map(Some).map_err(|error| failed(error.into()));
             }
             // Whether it worked or not, nothing more can be done for the session.
@@ -318,13 +353,13 @@ impl QuoteJob {
             Step::Idle | Step::StartSession => cc::START_AUTH_SESSION,
             Step::PolicyPcr => cc::POLICY_PCR,
             Step::PolicyLocality => cc::POLICY_LOCALITY,
-            Step::Quote => cc::QUOTE,
+            Step::Attest => self.subject.code(),
             Step::Flush(_) => cc::FLUSH_CONTEXT,
         }
     }
 
     fn prepare(&mut self, ak: &AttestationKey) -> Result<(), EncodeError> {
-        let (session, nonce, pcrs) = (self.session, self.nonce, self.pcrs);
+        let (session, nonce) = (self.session, self.nonce);
         let data = self.extra_data;
         let extra_data = data.get(..self.extra_length).unwrap_or(&[]);
         match self.step {
@@ -337,9 +372,14 @@ impl QuoteJob {
             Step::PolicyLocality => {
                 self.exchange.prepare(|buf| policy_locality(buf, session, Locality::Two.attribute()))
             }
-            Step::Quote => {
-                self.exchange.prepare(|buf| quote(buf, ak.handle, session, &nonce, pcrs, extra_data))
-            }
+            Step::Attest => match self.subject {
+                Subject::Pcrs(pcrs) => {
+                    self.exchange.prepare(|buf| quote(buf, ak.handle, session, &nonce, pcrs, extra_data))
+                }
+                Subject::Key => {
+                    self.exchange.prepare(|buf| certify::certify(buf, ak.handle, session, &nonce, extra_data))
+                }
+            },
             Step::Flush(_) => self.exchange.prepare(|buf| flush_context(buf, session)),
         }
     }

@@ -175,7 +175,7 @@ pub(crate) fn write_policy_entry(
 }
 
 /// The authorisation entry of an empty password.
-fn write_password_entry(w: &mut Writer<'_>) -> Result<(), EncodeError> {
+pub(crate) fn write_password_entry(w: &mut Writer<'_>) -> Result<(), EncodeError> {
     w.u32(handle::PASSWORD)?;
     w.tpm2b(&[])?;
     w.u8(0)?;

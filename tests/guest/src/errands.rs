@@ -135,6 +135,8 @@ fn run(
         b'q' => client.quote_by(AkId::GUEST_ECDSA, &report).map(|_| 0),
         b'r' => client.quote_by(AkId::GUEST_RSA, &report).map(|_| 0),
         b'h' => client.host_quote(AkId::HOST_ECDSA, 0x00ff_ffff, &report).map(|_| 0),
+        b'H' => client.certify(AkId::HOST_ECDSA, &report).map(|_| 0),
+        b'V' => client.certify(AkId::HOST_RSA, &report).map(|_| 0),
         b'k' => client.key_public(AkId::GUEST_ECDSA, out),
         b'p' => client.key_public(AkId::HOST_RSA, out),
         b'E' => client.endorsement_key(EkId::ECC, out),

@@ -20,7 +20,7 @@ use crate::attestation::{AkKind, AttestationKey};
 use crate::crypto::{Point, SHA256_SIZE, hmac_sha256};
 use crate::exchange::Exchange;
 use crate::public::Name;
-use crate::quote::{Busy, QuoteJob, QuotePoll};
+use crate::quote::{Busy, QuoteJob, QuotePoll, Subject};
 use crate::secret::Secret;
 use crate::session::{HmacSession, NONCE};
 use crate::transport::PolledTransport;
@@ -206,7 +206,7 @@ impl Clerk {
     /// How it goes on once its attestation key is loaded.
     fn main(errand: &Errand) -> Step {
         match errand {
-            Errand::Quote { .. } => Step::Quote,
+            Errand::Quote { .. } | Errand::Certify { .. } => Step::Quote,
             Errand::Public(_) => Step::Tell,
             Errand::EndorsementKey(kind) => Step::MakeEk(*kind),
             Errand::Activate { .. } => Step::LookForLockout,
@@ -232,11 +232,20 @@ impl Clerk {
         tpm: &mut impl PolledTransport,
         errand: &Errand,
     ) -> Result<Option<Step>, ErrandError> {
-        let Errand::Quote { key, pcrs, data, with_values } = errand else { return Ok(Some(Step::Done)) };
+        let (key, subject, data, with_values) = match errand {
+            Errand::Quote { key, pcrs, data, with_values } => (key, Subject::Pcrs(*pcrs), data, *with_values),
+            Errand::Certify { key, data } => (key, Subject::Key, data, false),
+            Errand::Public(_)
+            | Errand::EndorsementKey(_)
+            | Errand::Certificate(_)
+            | Errand::Chain(_)
+            | Errand::Activate { .. }
+            | Errand::Renew => return Ok(Some(Step::Done)),
+        };
         let Some(key) = self.loaded(*key).copied() else { return Err(ErrandError::NoKey) };
         if !self.prepared {
             let nonce = self.derived(b"quote");
-            self.quoting.start_over(*pcrs, data.bytes(), nonce).map_err(|_| ErrandError::NoKey)?;
+            self.quoting.start_over(subject, data.bytes(), nonce).map_err(|_| ErrandError::NoKey)?;
             self.prepared = true;
         }
         match self.quoting.poll(tpm, &key) {
@@ -245,8 +254,11 @@ impl Clerk {
             QuotePoll::Failed(error) => Err(ErrandError::Quote(error)),
             QuotePoll::Done(quote) => {
                 self.quoted = Answer::Quote(quote);
-                self.wanted = *pcrs;
-                Ok(Some(if *with_values { Step::ReadPcrs } else { Step::Done }))
+                if let (Subject::Pcrs(pcrs), true) = (subject, with_values) {
+                    self.wanted = pcrs;
+                    return Ok(Some(Step::ReadPcrs));
+                }
+                Ok(Some(Step::Done))
             }
         }
     }

@@ -75,6 +75,13 @@ pub enum Errand {
         /// And with the registers' values, 32 bytes for each of 24, zeroes for those that were not quoted.
         with_values: bool,
     },
+    /// An attestation key's attestation of itself.
+    Certify {
+        /// The key.
+        key: AkKind,
+        /// With this extra data.
+        data: Parcel<MAX_EXTRA_DATA>,
+    },
     /// TPMT_PUBLIC of an attestation key.
     Public(AkKind),
     /// TPMT_PUBLIC of an endorsement key.
@@ -112,7 +119,10 @@ impl Errand {
     /// The attestation key that must be loaded for it.
     pub(super) const fn key(&self) -> Option<AkKind> {
         match self {
-            Self::Quote { key, .. } | Self::Public(key) | Self::Activate { key, .. } => Some(*key),
+            Self::Quote { key, .. }
+            | Self::Certify { key, .. }
+            | Self::Public(key)
+            | Self::Activate { key, .. } => Some(*key),
             Self::EndorsementKey(_) | Self::Certificate(_) | Self::Chain(_) | Self::Renew => None,
         }
     }
@@ -122,7 +132,8 @@ impl Errand {
 #[expect(clippy::large_enum_variant, reason = "there is no heap on this path, and one errand at a time")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// A quote; the values of the registers, if they were wanted, are in [`super::Clerk::answer`].
+    /// A quote, or a key's attestation of itself; the values of the registers, if they were wanted, are in
+    /// [`super::Clerk::answer`].
     Quote(Quote),
     /// Bytes, in [`super::Clerk::answer`].
     Bytes,

@@ -377,6 +377,7 @@ fn whatever_command_is_refused_the_places_are_free_again() {
         cc::ACTIVATE_CREDENTIAL,
         cc::PCR_READ,
         cc::QUOTE,
+        cc::CERTIFY,
         cc::NV_READ_PUBLIC,
         cc::FLUSH_CONTEXT,
     ] {
@@ -396,6 +397,7 @@ fn whatever_command_is_refused_the_places_are_free_again() {
         let errands = [
             activation(AkKind::HostEcdsa, EkKind::Ecc, &file),
             quote_by(AkKind::HostRsa, QUOTED, &[1; 32]),
+            Errand::Certify { key: AkKind::HostRsa, data: Parcel::new(&[2; 16]).unwrap() },
             Errand::Certificate(EkKind::Rsa),
         ];
         let mut failures = 0;

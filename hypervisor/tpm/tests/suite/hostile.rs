@@ -2,7 +2,8 @@
 
 use std::sync::OnceLock;
 
-use dolmen_tpm::attest::{QuoteAttest, parse_ecdsa};
+use dolmen_tpm::attest::{CertifyAttest, QuoteAttest, parse_ecdsa};
+use dolmen_tpm::certify::decode_certify;
 use dolmen_tpm::codec::Reader;
 use dolmen_tpm::command::PcrIndex;
 use dolmen_tpm::constant::alg;
@@ -38,9 +39,11 @@ fn decode_all(bytes: &[u8]) {
         decode_created_with_password(bytes).is_ok(),
         decode_read_public(bytes).is_ok(),
         decode_quote(bytes).is_ok(),
+        decode_certify(bytes).is_ok(),
         decode_created(Reader::new(bytes)).is_ok(),
         decode_hmac(Reader::new(bytes)).is_ok(),
         QuoteAttest::parse(bytes).is_ok(),
+        CertifyAttest::parse(bytes).is_ok(),
         parse_ecdsa(bytes).is_ok(),
         Template::session_salt().unwrap().check(bytes).is_ok(),
         Template::sealing_root(&[0; 32]).unwrap().check(bytes).is_ok(),

@@ -11,6 +11,7 @@
 )]
 
 mod bus;
+mod certifying;
 mod clerking;
 mod enrolling;
 mod forging;

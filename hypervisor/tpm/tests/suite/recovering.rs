@@ -1,7 +1,7 @@
 //! The clerk on a bus that loses and garbles answers now and then: nothing stays broken.
 
 use dolmen_tpm::attestation::AkKind;
-use dolmen_tpm::clerk::{Answer, ClerkPoll, EkKind, Errand, ErrandError};
+use dolmen_tpm::clerk::{Answer, ClerkPoll, EkKind, Errand, ErrandError, Parcel};
 use dolmen_tpm::constant::cc;
 use dolmen_tpm::policy::QUOTED;
 use dolmen_tpm::{TpmError, Transport, TransportError, command};
@@ -81,6 +81,10 @@ fn whatever_answer_is_lost_or_garbled_the_next_errand_works_and_the_tpm_holds_no
     let errands = [
         (quote_by(AkKind::GuestEcdsa, QUOTED, &[1; 32]), &[cc::START_AUTH_SESSION, cc::QUOTE][..]),
         (quote_by(AkKind::HostEcdsa, QUOTED, &[2; 32]), &[cc::PCR_READ]),
+        (
+            Errand::Certify { key: AkKind::HostEcdsa, data: Parcel::new(&[3; 16]).unwrap() },
+            &[cc::START_AUTH_SESSION, cc::CERTIFY],
+        ),
         (Errand::EndorsementKey(EkKind::Ecc), &[cc::CREATE_PRIMARY, cc::FLUSH_CONTEXT]),
         (activate, &[cc::CREATE_PRIMARY, cc::START_AUTH_SESSION, cc::POLICY_SECRET, cc::ACTIVATE_CREDENTIAL]),
     ];

@@ -1,5 +1,5 @@
-//! Where guests wait for what takes the TPM's time besides quotes that bind them: quotes about the host, keys,
-//! certificates, credentials.
+//! Where guests wait for what takes the TPM's time besides quotes that bind them: quotes about the host, keys and
+//! what they attest of themselves, certificates, credentials.
 //!
 //! There is one place: these are rare, and one of them may take a TPM seconds. Whoever has it keeps it until its answer is
 //! fetched, but not for ever: an answer that lies about is dropped when somebody else asks. How often a guest may take
@@ -8,7 +8,8 @@
 use core::fmt;
 
 use dolmen_abi::{
-    AkId, EkId, HostQuoteReply, MAX_CERTIFICATE, MAX_CREDENTIAL, MAX_ENCRYPTED_SECRET, MAX_HOST_NONCE,
+    AkId, CertifyReply, EkId, HostQuoteReply, MAX_CERTIFICATE, MAX_CREDENTIAL, MAX_ENCRYPTED_SECRET,
+    MAX_HOST_NONCE,
 };
 use zerocopy::{FromZeros, IntoBytes};
 use zeroize::Zeroize;
@@ -50,6 +51,13 @@ pub enum Errand {
         key: AkId,
         /// Registers of the SHA-256 bank.
         pcrs: u32,
+        /// Extra data, as it is.
+        nonce: Bytes<MAX_HOST_NONCE>,
+    },
+    /// A key's attestation of itself; the answer is a `CertifyReply`.
+    Certify {
+        /// Which key.
+        key: AkId,
         /// Extra data, as it is.
         nonce: Bytes<MAX_HOST_NONCE>,
     },
@@ -118,6 +126,22 @@ impl ErrandAnswer {
         a.copy_from_slice(attest);
         s.copy_from_slice(signature);
         v.copy_from_slice(values);
+        self.set(&[reply.as_bytes()])
+    }
+
+    /// Takes a key's attestation of itself; false, and nothing, if something is too long.
+    #[must_use]
+    pub fn set_certified(&mut self, attest: &[u8], signature: &[u8]) -> bool {
+        let mut reply = CertifyReply::new_zeroed();
+        let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or_default();
+        (reply.attest_length, reply.signature_length) = (length(attest), length(signature));
+        let (Some(a), Some(s)) =
+            (reply.attest.get_mut(..attest.len()), reply.signature.get_mut(..signature.len()))
+        else {
+            return false;
+        };
+        a.copy_from_slice(attest);
+        s.copy_from_slice(signature);
         self.set(&[reply.as_bytes()])
     }
 

@@ -1,7 +1,8 @@
 //! The calls that are errands: from the request in the scratch buffer to the reply in it.
 
 use dolmen_abi::{
-    ActivateRequest, AkId, ChainRequest, EkId, HOST_PCRS, HostQuoteRequest, KeyRequest, Status, TpmFailure,
+    ActivateRequest, AkId, CertifyRequest, ChainRequest, EkId, HOST_PCRS, HostQuoteRequest, KeyRequest,
+    MAX_HOST_NONCE, Status, TpmFailure,
 };
 
 use super::desk::serve_waiting;
@@ -15,17 +16,18 @@ impl Service<'_> {
         self.demand_launch()?;
         let (request, _) = take::<HostQuoteRequest>(self.scratch)?;
         all_zero(request.reserved)?;
-        let key = attestation_key(request.key).filter(|key| key.is_host()).ok_or(Status::BAD_ARGUMENT)?;
-        let length = usize::try_from(request.nonce_length).map_err(|_| Status::BAD_ARGUMENT)?;
-        let (nonce, padding) = request.nonce.split_at_checked(length).ok_or(Status::BAD_ARGUMENT)?;
-        if padding.iter().any(|byte| *byte != 0) {
-            return Err(Status::RESERVED_NOT_ZERO);
-        }
+        let (key, nonce) = host_key(request.key, request.nonce_length, &request.nonce)?;
         if request.pcrs == 0 || request.pcrs >> HOST_PCRS != 0 {
             return Err(Status::BAD_ARGUMENT);
         }
-        let nonce = Bytes::new(nonce).ok_or(Status::BAD_ARGUMENT)?;
         self.errand(Errand::HostQuote { key, pcrs: request.pcrs, nonce }, platform)
+    }
+
+    pub(super) fn certify<P: Platform>(&mut self, platform: &mut P) -> Result<Answer, Status> {
+        self.demand_launch()?;
+        let (request, _) = take::<CertifyRequest>(self.scratch)?;
+        let (key, nonce) = host_key(request.key, request.nonce_length, &request.nonce)?;
+        self.errand(Errand::Certify { key, nonce }, platform)
     }
 
     pub(super) fn key_public<P: Platform>(&mut self, platform: &mut P) -> Result<Answer, Status> {
@@ -113,6 +115,21 @@ impl Service<'_> {
             }
         }
     }
+}
+
+/// A key that signs what somebody chose, and what that is.
+fn host_key(
+    number: u32,
+    length: u32,
+    padded: &[u8; MAX_HOST_NONCE],
+) -> Result<(AkId, Bytes<MAX_HOST_NONCE>), Status> {
+    let key = attestation_key(number).filter(|key| key.is_host()).ok_or(Status::BAD_ARGUMENT)?;
+    let length = usize::try_from(length).map_err(|_| Status::BAD_ARGUMENT)?;
+    let (nonce, padding) = padded.split_at_checked(length).ok_or(Status::BAD_ARGUMENT)?;
+    if padding.iter().any(|byte| *byte != 0) {
+        return Err(Status::RESERVED_NOT_ZERO);
+    }
+    Ok((key, Bytes::new(nonce).ok_or(Status::BAD_ARGUMENT)?))
 }
 
 fn attestation_key(number: u32) -> Option<AkId> {

@@ -4,8 +4,8 @@ use core::cell::RefCell;
 use core::ops::Range;
 
 use dolmen_abi::{
-    AkId, BlobHeader, Call, GuestInfo, HostQuoteReply, MAX_ATTEST, MAX_SIGNATURE, NAME_BYTES, Status, Unseal,
-    UnsealRequest,
+    AkId, BlobHeader, Call, CertifyReply, GuestInfo, HostQuoteReply, MAX_ATTEST, MAX_SIGNATURE, NAME_BYTES,
+    Status, Unseal, UnsealRequest,
 };
 use dolmen_memory::{Gpa, GuestMemory, OutsideRam};
 use sha2::{Digest, Sha256};
@@ -313,6 +313,17 @@ impl FakeTpm {
                     let is_quoted = pcrs.wrapping_shr(index) & 1 != 0;
                     *value = if is_quoted { [u8::try_from(index).unwrap_or(0); 32] } else { [0; 32] };
                 }
+                text(reply.as_bytes())
+            }
+            Errand::Certify { nonce, .. } => {
+                let mut reply = CertifyReply {
+                    attest_length: u32::try_from(nonce.get().len()).unwrap_or(0),
+                    signature_length: 72,
+                    attest: [0; MAX_ATTEST],
+                    signature: [0; MAX_SIGNATURE],
+                };
+                reply.attest.iter_mut().zip(nonce.get()).for_each(|(to, from)| *to = *from);
+                reply.signature.iter_mut().take(72).for_each(|byte| *byte = 0xa5);
                 text(reply.as_bytes())
             }
             Errand::KeyPublic(key) => text(&[b'k', u8::try_from(key.0).unwrap_or(0xff)]),

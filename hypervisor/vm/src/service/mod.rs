@@ -32,10 +32,10 @@
 //! ```
 
 use dolmen_abi::{
-    ActivateCredential, AkPublic, BUFFER_ALIGN, CALLS, Call, CallGroup, CallInfo, EkCertificate, EkChain,
-    EndorsementKey, EventLog, Extend, HostQuote, KeyPublic, LaunchFacts, ListGuests, NAME_BYTES, Quote,
-    REGISTER_BYTES, REGISTER_COUNT, Random, ReadRegisters, Registers, ResetGuest, Seal, StartGuest, Status,
-    StopGuest, TpmFailure, Unseal, Version,
+    ActivateCredential, AkPublic, BUFFER_ALIGN, CALLS, Call, CallGroup, CallInfo, Certify, EkCertificate,
+    EkChain, EndorsementKey, EventLog, Extend, HostQuote, KeyPublic, LaunchFacts, ListGuests, NAME_BYTES,
+    Quote, REGISTER_BYTES, REGISTER_COUNT, Random, ReadRegisters, Registers, ResetGuest, Seal, StartGuest,
+    Status, StopGuest, TpmFailure, Unseal, Version,
 };
 use dolmen_memory::{Gpa, GuestMemory};
 
@@ -273,6 +273,7 @@ impl<'a> Service<'a> {
             AkPublic::NUMBER => self.ak_public(platform),
             EventLog::NUMBER => self.event_log(platform),
             HostQuote::NUMBER => self.host_quote(platform),
+            Certify::NUMBER => self.certify(platform),
             KeyPublic::NUMBER => self.key_public(platform),
             EndorsementKey::NUMBER => self.endorsement_key(platform),
             EkCertificate::NUMBER => self.ek_certificate(platform),

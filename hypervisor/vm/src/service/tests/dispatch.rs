@@ -7,7 +7,7 @@ fn version_tells_what_the_guest_may_and_how_it_was_launched() {
     let mut config = config();
     config.groups = CallGroup::RANDOM | CallGroup::SEAL;
     let reply: VersionReply = Rig::with(config).ask::<Version>(&());
-    assert_eq!((reply.abi_version, reply.groups, reply.facts), (4, 0b101, 0b1001));
+    assert_eq!((reply.abi_version, reply.groups, reply.facts), (5, 0b101, 0b1001));
     assert_eq!((reply.max_random, reply.max_label, reply.max_secret), (1024, 128, 16384));
     assert_eq!(&reply.name[..6], b"first\0");
 }

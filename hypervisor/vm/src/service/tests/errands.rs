@@ -1,6 +1,7 @@
 use super::*;
 use dolmen_abi::{
-    ActivateRequest, AkId, ChainRequest, EkId, HostQuoteReply, HostQuoteRequest, KeyRequest, TpmFailure,
+    ActivateRequest, AkId, CertifyReply, CertifyRequest, ChainRequest, EkId, HostQuoteReply,
+    HostQuoteRequest, KeyRequest, TpmFailure,
 };
 
 fn key(key: u32) -> Vec<u8> {
@@ -10,6 +11,12 @@ fn key(key: u32) -> Vec<u8> {
 fn host_quote() -> HostQuoteRequest {
     let mut request =
         HostQuoteRequest { key: 3, pcrs: 1 << 17, nonce_length: 5, reserved: 0, nonce: [0; 64] };
+    request.nonce[..5].copy_from_slice(b"nonce");
+    request
+}
+
+fn certify() -> CertifyRequest {
+    let mut request = CertifyRequest { key: 3, nonce_length: 5, nonce: [0; 64] };
     request.nonce[..5].copy_from_slice(b"nonce");
     request
 }
@@ -32,6 +39,37 @@ fn a_quote_about_the_host_has_nonce_and_values() {
     let reply = HostQuoteReply::read_from_bytes(&reply).unwrap();
     assert_eq!((&reply.attest[..5], reply.attest_length), (&b"nonce"[..], 5));
     assert_eq!((reply.values[17], reply.values[18]), ([17; 32], [0; 32]));
+}
+
+#[test]
+fn a_key_attests_itself_over_the_nonce() {
+    let (status, reply) = repeat::<Certify>(&mut Rig::new(), certify().as_bytes());
+    assert_eq!(status, Status::OK);
+    let reply = CertifyReply::read_from_bytes(&reply).unwrap();
+    assert_eq!((&reply.attest[..6], reply.attest_length), (&b"nonce\0"[..], 5));
+    assert_eq!((reply.signature[71], reply.signature[72], reply.signature_length), (0xa5, 0, 72));
+}
+
+#[test]
+fn a_key_that_binds_guests_attests_nothing_for_anybody() {
+    let mut rig = Rig::new();
+    let good = certify();
+    let mut padded = good;
+    padded.nonce[5] = 1;
+    for (request, want) in [
+        (CertifyRequest { key: AkId::GUEST_ECDSA.0, ..good }, Status::BAD_ARGUMENT),
+        (CertifyRequest { key: AkId::GUEST_RSA.0, ..good }, Status::BAD_ARGUMENT),
+        (CertifyRequest { key: 4, ..good }, Status::BAD_ARGUMENT),
+        (CertifyRequest { nonce_length: 65, ..good }, Status::BAD_ARGUMENT),
+        (CertifyRequest { nonce_length: u32::MAX, ..good }, Status::BAD_ARGUMENT),
+        (padded, Status::RESERVED_NOT_ZERO),
+    ] {
+        assert_eq!(rig.refused::<Certify>(request.as_bytes()), want, "{request:?}");
+    }
+    assert_eq!(rig.tpm.errands_started, 0);
+    // Nor does a guest that may bind itself, but not speak of the host.
+    let mut rig = Rig::with(ServiceConfig { groups: CallGroup::all() - CallGroup::HOST_QUOTE, ..config() });
+    assert_eq!(rig.refused::<Certify>(good.as_bytes()), Status::NOT_PERMITTED);
 }
 
 #[test]
@@ -95,6 +133,7 @@ fn without_a_launch_there_are_no_keys() {
     let mut rig = Rig::with(ServiceConfig { facts, ..config() });
     assert_eq!(rig.refused::<KeyPublic>(&key(0)), Status::NOT_LAUNCHED);
     assert_eq!(rig.refused::<HostQuote>(host_quote().as_bytes()), Status::NOT_LAUNCHED);
+    assert_eq!(rig.refused::<Certify>(certify().as_bytes()), Status::NOT_LAUNCHED);
 }
 
 #[test]
