@@ -150,7 +150,7 @@ const COMMAND: Program = Program {
 };
 
 /// What keeps the host attested at Keylime, from a guest.
-pub(crate) const KEYLIME_AGENT: Program = Program {
+const KEYLIME_AGENT: Program = Program {
     what: "guest's agent for Keylime",
     package: "dolmen-keylime",
     bin: "dolmen-keylime",
@@ -273,9 +273,18 @@ pub(crate) fn hypervisor(root: &Path, target: &Path, folder: &Path) -> Result<()
 
 /// Builds the guest's command alone.
 pub(crate) fn command() -> Result<PathBuf> {
+    alone(&COMMAND)
+}
+
+/// Builds the guest's agent for Keylime alone.
+pub(crate) fn keylime_agent() -> Result<PathBuf> {
+    alone(&KEYLIME_AGENT)
+}
+
+fn alone(program: &Program) -> Result<PathBuf> {
     let folder = place::output();
     place::make(&folder)?;
-    compile(&COMMAND, &place::root(), &place::target(), &folder)
+    compile(program, &place::root(), &place::target(), &folder)
 }
 
 /// Builds kernels, user space and drivers of the guests into `folder`.

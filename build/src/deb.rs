@@ -28,6 +28,9 @@ struct Package {
 
 /// The command.
 const TOOLS: Package = Package { name: "dolmen-tools", architecture: "amd64", prefix: "tools", scripts: &[] };
+/// The agent for Keylime, apart from the command: it brings TLS.
+const KEYLIME: Package =
+    Package { name: "dolmen-keylime", architecture: "amd64", prefix: "keylime", scripts: &[] };
 /// The driver.
 const DKMS: Package =
     Package { name: "dolmen-dkms", architecture: "all", prefix: "dkms", scripts: &["postinst", "prerm"] };
@@ -35,18 +38,20 @@ const DKMS: Package =
 /// Builds the packages into `target/dolmen/packages`.
 pub(crate) fn run() -> Result<()> {
     setup::host()?;
-    let command = artifact::command()?;
-    for package in build(&command, &place::output().join("packages"))? {
+    let programs = [artifact::command()?, artifact::keylime_agent()?];
+    for package in build(&programs, &place::output().join("packages"))? {
         ui::good(&format!("built {}", package.display()));
     }
     Ok(())
 }
 
-/// Builds the packages, with this command in one of them, into `folder`.
-pub(crate) fn build(command: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
+/// Builds the packages, with the command and the agent for Keylime, into `folder`.
+pub(crate) fn build([command, agent]: &[PathBuf; 2], folder: &Path) -> Result<Vec<PathBuf>> {
     place::make(folder)?;
     let tools = Stage::new(&TOOLS)?;
     tools.add("usr/bin/dolmen", 0o755, &place::read(command)?)?;
+    let keylime = Stage::new(&KEYLIME)?;
+    keylime.add("usr/bin/dolmen-keylime", 0o755, &place::read(agent)?)?;
     let dkms = Stage::new(&DKMS)?;
     let sources = place::root().join(DRIVER);
     for entry in sources.read_dir().with_context(|| format!("cannot list {}", sources.display()))? {
@@ -56,7 +61,7 @@ pub(crate) fn build(command: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
     }
     let load = place::read(&description("dkms.modules-load"))?;
     dkms.add("usr/lib/modules-load.d/dolmen.conf", 0o644, &load)?;
-    [tools, dkms].into_iter().map(|stage| stage.finish(folder)).collect()
+    [tools, keylime, dkms].into_iter().map(|stage| stage.finish(folder)).collect()
 }
 
 fn description(name: &str) -> PathBuf {

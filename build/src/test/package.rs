@@ -7,18 +7,27 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::{Bench, Tally};
+use crate::artifact;
 use crate::deb::{self, VERSION};
 use crate::kernel::{self, CURRENT, OLDER};
 use crate::{package, place, process, ui};
 
 /// What is in each package, by its name: rights, owner and path, without folders.
-const CONTENT: [(&str, &[(&str, &str)]); 2] = [
+const CONTENT: [(&str, &[(&str, &str)]); 3] = [
     (
         "dolmen-tools",
         &[
             ("-rwxr-xr-x", "usr/bin/dolmen"),
             ("-rw-r--r--", "usr/share/doc/dolmen-tools/changelog.Debian.gz"),
             ("-rw-r--r--", "usr/share/doc/dolmen-tools/copyright"),
+        ],
+    ),
+    (
+        "dolmen-keylime",
+        &[
+            ("-rwxr-xr-x", "usr/bin/dolmen-keylime"),
+            ("-rw-r--r--", "usr/share/doc/dolmen-keylime/changelog.Debian.gz"),
+            ("-rw-r--r--", "usr/share/doc/dolmen-keylime/copyright"),
         ],
     ),
     (
@@ -44,10 +53,10 @@ const CONTENT: [(&str, &[(&str, &str)]); 2] = [
 /// Runs these tests.
 pub(super) fn run(bench: &Bench) -> Result<Tally> {
     let folder = place::scratch()?;
-    let command = bench.artifacts.command();
+    let programs = [bench.artifacts.command(), artifact::keylime_agent()?];
     let [first, second] = ["a", "another-folder"].map(|name| folder.path().join(name));
-    let packages = deb::build(&command, &first)?;
-    let again = deb::build(&command, &second)?;
+    let packages = deb::build(&programs, &first)?;
+    let again = deb::build(&programs, &second)?;
     let mut tally = Tally::default();
     for ((package, again), (name, content)) in packages.iter().zip(&again).zip(CONTENT) {
         tally =
@@ -61,7 +70,10 @@ pub(super) fn run(bench: &Bench) -> Result<Tally> {
     for package in &packages {
         process::output(Command::new("dpkg-deb").arg("-x").arg(package).arg(&root))?;
     }
-    tally = tally.plus(judge("the command in its package is complete in itself", || whole(&root)));
+    for program in ["dolmen", "dolmen-keylime"] {
+        let what = format!("the program {program} in its package is complete in itself");
+        tally = tally.plus(judge(&what, || whole(&root, program)));
+    }
     let Bench { tools, .. } = bench;
     let generic = [kernel::ensure_generic_headers(&CURRENT)?, kernel::ensure_generic_headers(&OLDER)?];
     let cloud = [&tools.kernel, &tools.older]
@@ -143,11 +155,11 @@ fn inside(package: &Path, content: &[(&str, &str)]) -> Result<()> {
     Ok(())
 }
 
-/// The command says its version; it needs no library, or it would not run in a guest of another distribution.
-fn whole(root: &Path) -> Result<()> {
-    let command = root.join("usr/bin/dolmen");
+/// A program says its version; it needs no library, or it would not run in a guest of another distribution.
+fn whole(root: &Path, program: &str) -> Result<()> {
+    let command = root.join("usr/bin").join(program);
     let said = process::output(Command::new(&command).arg("--version"))?;
-    ensure!(said.trim() == format!("dolmen {VERSION}"), "it says {said:?}");
+    ensure!(said.trim() == format!("{program} {VERSION}"), "it says {said:?}");
     let needs = process::output(Command::new("readelf").arg("--dynamic").arg(&command))?;
     ensure!(!needs.contains("(NEEDED)"), "it needs libraries:\n{needs}");
     Ok(())

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::site::{ADDRESS, Site};
-use crate::artifact::{self, DEVICE_MODULE, KEYLIME_AGENT};
+use crate::artifact::{self, DEVICE_MODULE};
 use crate::initramfs::{self, Extra};
 use crate::kernel::{CURRENT, Kernel};
 use crate::lab::{self, GUEST, Lab, Release};
@@ -80,8 +80,7 @@ impl System {
     fn of(bench: &Bench, site: &Site, maker: &Maker, folder: &Path) -> Result<Self> {
         let kernel = kernel::ensure_generic_modules(&CURRENT, &SLIP.map(|(within, _)| within))?;
         let driver = artifact::driver(&kernel, &place::output().join("driver-generic"))?;
-        let agent =
-            artifact::compile(&KEYLIME_AGENT, &place::root(), &place::target(), &bench.artifacts.folder)?;
+        let agent = artifact::keylime_agent()?;
         let mut extras = Vec::new();
         let mut add = |path: &str, rights, content| {
             extras.push(Extra { path: path.to_owned(), rights, content });
