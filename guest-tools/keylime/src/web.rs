@@ -128,7 +128,7 @@ fn trouble(server: &str, error: &ureq::Error) -> Failure {
     if is_about_trust {
         Failure::Fatal(format!(
             "{text}. Hint: `--ca` must hold the certificate that vouches for this server, and the server's own must name \
-             the host of the address (Keylime: `cert_subject_alternative_names`)"
+             the host of the address (Keylime: `cert_subject_alternative_names`); and this guest's clock must be right"
         ))
     } else {
         Failure::Later(text, None)
