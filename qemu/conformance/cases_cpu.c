@@ -357,6 +357,9 @@ static void check_gif(void)
 static void garbage_is_gone(void)
 {
     check_state(0x40000011);
+    write_dr7(0xf0400);
+    write_dr7(0x400);
+    check("the caller's breakpoints are gone", true);
     check_gif();
 }
 

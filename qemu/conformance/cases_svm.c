@@ -8,31 +8,15 @@
 
 #define EXIT_INIT 0x63
 #define EXIT_VINTR 0x64
-#define EXIT_VMMCALL 0x81
 #define INTERCEPT_INIT 3
 #define INTERCEPT_VINTR 4
-#define VMCB_VIRTUAL_INTERRUPT 0x60
-#define VMCB_INTERRUPT_STATE 0x68
-#define VMCB_INJECTION 0xa8
-#define VMCB_GDTR_LIMIT 0x464
-#define VMCB_GDTR_BASE 0x468
-#define VMCB_IDTR_LIMIT 0x484
-#define VMCB_IDTR_BASE 0x488
-#define VMCB_EFLAGS 0x570
-#define VMCB_ASID 0x58
-#define VMCB_CR4 0x548
-#define VMCB_CR3 0x550
-#define VMCB_CR0 0x558
-#define VMCB_RSP 0x5d8
 #define EXIT_RDTSCP 0x87
 #define EXIT_XSETBV 0x8d
 #define INTERCEPT_RDTSC 14
 #define INTERCEPT_RDTSCP 7
 #define INTERCEPT_XSETBV 13
-#define CR0_PG 0x80000000
 #define CR4_PAE (1 << 5)
 #define CR4_OSXSAVE (1 << 18)
-#define PF 14
 /* a virtual interrupt of the highest priority, which ignores the TPR */
 #define PENDING 0x011f0100
 /* valid, an exception, with an error code */
@@ -42,7 +26,6 @@
 #define INJECTED_INTERRUPT (0x80000000 | VECTOR)
 #define FPU_ROUNDS 20000
 
-void guest_nops(void);
 void guest_writes_cr4(void);
 void guest_double_fault(void);
 void guest_interrupted(void);
@@ -52,6 +35,7 @@ void guest_reads(void);
 extern uint32_t interrupted;
 
 asm(".text\n"
+    "        .globl guest_nops\n"
     "guest_nops:\n"
     "        nop\n"
     "        nop\n"
@@ -218,7 +202,7 @@ void case_shadow(void)
 }
 
 /* Gives the guest an IDT, and the GDT that its gates need. */
-static void set_gates(struct vmcb *guest, const uint64_t *gates, uint32_t size)
+void set_gates(struct vmcb *guest, const uint64_t *gates, uint32_t size)
 {
     struct {
         uint16_t limit;
@@ -232,7 +216,7 @@ static void set_gates(struct vmcb *guest, const uint64_t *gates, uint32_t size)
     set_vmcb_field(guest, VMCB_IDTR_BASE, (uint32_t)gates);
 }
 
-static uint64_t gate(void (*handler)(void))
+uint64_t gate(void (*handler)(void))
 {
     uint32_t to = (uint32_t)handler;
 

@@ -123,14 +123,16 @@ uint32_t config_read(uint32_t bdf, uint32_t offset);
 void config_write(uint32_t bdf, uint32_t offset, uint32_t value);
 bool disk_start_read(void); /* of a sector of zeroes into dma_target */
 bool disk_read_done(void);
+#define SLDEV_BDF 0xc0
+#define MEM_PROT_CR 0x384
+
+/* ---- iommu.c ---- */
 void map_dma(void);   /* program AMD-Vi: identity for every device */
 uint32_t iommu_command_in(uint32_t buffer, uint32_t store_at);
 uint32_t iommu_status(void);
 void iommu_tables_at(uint32_t device_table, uint32_t page_table);
 void iommu_log_at(uint32_t log);
 void iommu_forbid_writes(uint32_t device_table);
-#define SLDEV_BDF 0xc0
-#define MEM_PROT_CR 0x384
 
 /* ---- cases ---- */
 void (*find_case(const char *name))(void);
