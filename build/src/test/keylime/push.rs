@@ -3,6 +3,7 @@
 //! The guest has no network: IP goes over its second serial port, SLIP in Debian's generic kernel at the one end and the
 //! program `slirp` at the other, whose host is this machine's loopback.
 
+use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -30,6 +31,8 @@ use crate::{e2e, kernel, package, place, ui};
 pub(super) const NAME: &str = "a guest keeps its host attested at Keylime until something else is launched";
 /// The host's name at Keylime.
 const AGENT: &str = "d0e5e000-0000-4000-8000-00000000d01e";
+/// The calls that the agent needs.
+const MAY: &str = "\"host-quote\", \"enrol\", \"log\"";
 /// Attestations that must pass.
 const ENOUGH: u64 = 3;
 /// Longest wait for a change at the verifier.
@@ -59,13 +62,14 @@ pub(super) fn story(bench: &Bench, site: &Site, work: &Path) -> Result<()> {
     place::copy(&maker.root(), &site.makers().join("root.pem"))?;
     place::copy(&maker.intermediate(), &site.makers().join("intermediate.pem"))?;
     let system = System::of(bench, site, &maker, &folder)?;
-    let honest = system.release(bench, &folder.join("honest"), "")?;
+    let honest = system.release(bench, &folder.join("honest"), &[("agent", MAY)])?;
     attested(&lab, site, &honest, &folder)?;
     // Another hypervisor has another key.
     let evil = Release { parts: e2e::launch::flip_core(&honest.parts, &folder)?, ..honest };
     unknown(&lab, site, &evil)?;
     // The same hypervisor, another manifest: the same key, another PCR 18.
-    let other = system.release(bench, &folder.join("other"), " evil=1")?;
+    let guests = [("agent", MAY), ("bystander", "\"log\"")];
+    let other = system.release(bench, &folder.join("other"), &guests)?;
     refused(&lab, site, &other)
 }
 
@@ -101,15 +105,20 @@ impl System {
         Ok(Self { kernel, initrd })
     }
 
-    /// A release with this guest, and more words on its command line.
-    fn release(&self, bench: &Bench, folder: &Path, words: &str) -> Result<Release> {
-        let text = format!(
-            "[[guest]]\nname = \"agent\"\nmemory_mib = 512\nformat = \"linux\"\n\
-             consoles = [\"multiplexed\", \"com2\"]\nhypercalls = [\"host-quote\", \"enrol\", \"log\"]\n\
-             kernel = \"{}\"\ninitrd = \"{}\"\ncmdline = \"console=ttyS0,115200{words}\"\n",
-            self.kernel.image.display(),
-            self.initrd.display()
-        );
+    /// A release with guests of these names, which may make these calls. The first has the second serial port.
+    fn release(&self, bench: &Bench, folder: &Path, guests: &[(&str, &str)]) -> Result<Release> {
+        let mut text = String::new();
+        for (index, (name, calls)) in guests.iter().enumerate() {
+            let second = if index == 0 { ", \"com2\"" } else { "" };
+            write!(
+                text,
+                "[[guest]]\nname = \"{name}\"\nmemory_mib = 512\nformat = \"linux\"\n\
+                 consoles = [\"multiplexed\"{second}]\nhypercalls = [{calls}]\n\
+                 kernel = \"{}\"\ninitrd = \"{}\"\ncmdline = \"console=ttyS0,115200\"\n",
+                self.kernel.image.display(),
+                self.initrd.display()
+            )?;
+        }
         Release::of(&bench.artifacts, folder, &text)
     }
 }
@@ -235,6 +244,15 @@ fn refused(lab: &Lab<'_>, site: &Site, release: &Release) -> Result<()> {
     let log = site.verifiers_log()?;
     let judged = log.get(before..).unwrap_or_default();
     ensure!(judged.contains("PCR #18") && !judged.contains("PCR #17: "), "another reason:\n{judged}");
+    // The other guest may not speak of the host, and is told what it lacks before anything is sent.
+    let bystander = release.manifest.guests.get(1).context("no second guest")?;
+    let mut shell = Shell::wait(online.machine.console_of(bystander)?, GUEST)?;
+    let answer = shell.run(&format!("{} --once 2>&1", agent(site, "ca.pem")))?;
+    let said = answer.text();
+    ensure!(
+        answer.status == 1 && said.contains("`host-quote`, `enrol` and `log`"),
+        "the other guest: {said}"
+    );
     Ok(())
 }
 
