@@ -90,7 +90,7 @@ impl std::fmt::Debug for Case {
 }
 
 /// Tests that measure time, or keep two processors of this computer busy for long: they have it to themselves.
-const ALONE: [&[Case]; 2] = [load::CASES, share::CASES];
+const ALONE: [&[Case]; 4] = [load::CASES, share::CASES, slow::CASES, fault::MEASURING];
 
 /// Runs all tests, or those that the user chose.
 pub(crate) fn run(bench: &Bench) -> Result<Tally> {
@@ -104,6 +104,8 @@ pub(crate) fn run(bench: &Bench) -> Result<Tally> {
         linux::CASES,
         load::CASES,
         share::CASES,
+        slow::CASES,
+        fault::MEASURING,
         manage::CASES,
         hostile::CASES,
         cpus::CASES,
@@ -117,7 +119,6 @@ pub(crate) fn run(bench: &Bench) -> Result<Tally> {
         grub::CASES,
         foreign::CASES,
         noise::CASES,
-        slow::CASES,
         fault::CASES,
         traffic::CASES,
         life::CASES,
