@@ -27,11 +27,11 @@ mod tsm;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::artifact::{self, MICRO_GUEST};
 use crate::lab::{Lab, Release};
-use crate::machine::{DIED, EMULATOR, LOG};
+use crate::machine::{EMULATOR, LOG};
 use crate::pool::{self, Job};
 use crate::test::{Bench, Tally};
 use crate::{place, ui};
@@ -176,7 +176,7 @@ pub(crate) fn release(bench: &Bench, folder: &Path, text: &str) -> Result<Releas
 }
 
 fn perform(case: &Case, scene: &Scene<'_>) -> Tally {
-    match attempt(case, scene) {
+    match (case.run)(scene) {
         Ok(()) => {
             ui::good(&case.sentence());
             forget(&scene.folder);
@@ -189,22 +189,6 @@ fn perform(case: &Case, scene: &Scene<'_>) -> Tally {
             Tally::one(false)
         }
     }
-}
-
-/// Runs a test. If the emulator itself died of a signal, the test has shown nothing, neither way: it runs once more, and
-/// what there is to see of the first run is kept and said. No failure of the hypervisor or of a guest ends the emulator so.
-fn attempt(case: &Case, scene: &Scene<'_>) -> Result<()> {
-    let outcome = (case.run)(scene);
-    let last = last_words(&scene.folder);
-    if outcome.is_ok() || !last.iter().any(|line| line.contains(DIED)) {
-        return outcome;
-    }
-    let kept = scene.folder.with_extension("emulator-died");
-    ui::note(&format!("{}: once more, since the emulator died: {}", case.sentence(), kept.display()));
-    last.iter().for_each(|line| ui::fact(line));
-    forget(&kept);
-    std::fs::rename(&scene.folder, &kept).context("cannot keep the transcripts")?;
-    (case.run)(scene)
 }
 
 /// What the hypervisor and the emulator of the last power cycle in this folder said last: where a test failed that is
@@ -257,7 +241,7 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(20));
         let said: String = (0..30).map(|number| format!("line {number}\r\n")).collect();
         std::fs::write(machine.join("second-com1.log"), said).unwrap();
-        std::fs::write(machine.join("second-qemu.log"), format!("{DIED} 11\n")).unwrap();
+        std::fs::write(machine.join("second-qemu.log"), "the emulator died of signal 11\n").unwrap();
         let shown = last_words(folder.path());
         assert_eq!(shown.len(), LAST_WORDS + 1);
         assert_eq!(shown.first().map(String::as_str), Some("second-com1.log: line 10"));

@@ -37,8 +37,6 @@ use swtpm::{Record, Swtpm};
 const OPENING: Duration = Duration::from_secs(20);
 /// Longest wait for an emulator to end that has closed its ports: it may have to write down its memory.
 const DYING: Duration = Duration::from_secs(10);
-/// Begins the last line of the transcript of an emulator that a signal ended, other than ours.
-pub(crate) const DIED: &str = "the emulator died of signal";
 /// Transcript of the emulator itself.
 pub(crate) const EMULATOR: &str = "qemu";
 /// Transcript of the first serial port, the hypervisor's log.
@@ -215,6 +213,14 @@ impl Machine {
         self.log.wait_closed(OPENING);
         self.tpm.take().context("this machine has no TPM")
     }
+
+    /// How the emulator ended, if it did by itself: one whose port is closed is about to.
+    fn own_end(&mut self) -> Option<ExitStatus> {
+        if !self.log.wait_closed(Duration::ZERO) {
+            return self.qemu.try_wait().ok().flatten();
+        }
+        self.wait_off(DYING).ok()
+    }
 }
 
 impl Drop for Machine {
@@ -226,21 +232,11 @@ impl Drop for Machine {
     }
 }
 
-impl Machine {
-    /// How the emulator ended, if it did by itself: one whose port is closed is about to.
-    fn own_end(&mut self) -> Option<ExitStatus> {
-        if !self.log.wait_closed(Duration::ZERO) {
-            return self.qemu.try_wait().ok().flatten();
-        }
-        self.wait_off(DYING).ok()
-    }
-}
-
 /// Writes how the emulator ended to its transcript: one that died of a signal says nothing itself. For people who look
 /// why a test failed; that it cannot be written is no failure of its own.
 fn note_end(transcript: &Path, status: ExitStatus) {
     let what = match status.signal() {
-        Some(signal) => format!("{DIED} {signal}"),
+        Some(signal) => format!("the emulator died of signal {signal}"),
         None => format!("the emulator ended by itself: {status}"),
     };
     let file = std::fs::OpenOptions::new().append(true).open(transcript);
