@@ -147,13 +147,7 @@ pub(crate) fn capabilities(agent: &str, token: &str, ak: &[u8], boot_time: u64) 
     ]);
     let attributes =
         json!({ "evidence_supported": evidence, "system_info": { "boot_time": boot_time.to_string() } });
-    Request {
-        server: Server::Verifier,
-        method: Method::Post,
-        path: format!("/v3.0/agents/{agent}/attestations"),
-        token: Some(Zeroizing::new(token.to_owned())),
-        body: json!({ "data": { "type": "attestation", "attributes": attributes } }),
-    }
+    attestation(Method::Post, format!("/v3.0/agents/{agent}/attestations"), token, &attributes)
 }
 
 /// One piece of evidence.
@@ -187,13 +181,13 @@ pub(crate) fn evidence(agent: &str, token: &str, index: &str, collected: &[Evide
         })
         .collect();
     let attributes = json!({ "evidence_collected": collected });
-    Request {
-        server: Server::Verifier,
-        method: Method::Patch,
-        path: format!("/v3.0/agents/{agent}/attestations/{index}"),
-        token: Some(Zeroizing::new(token.to_owned())),
-        body: json!({ "data": { "type": "attestation", "attributes": attributes } }),
-    }
+    attestation(Method::Patch, format!("/v3.0/agents/{agent}/attestations/{index}"), token, &attributes)
+}
+
+/// A request about an attestation, within a session.
+fn attestation(method: Method, path: String, token: &str, attributes: &Value) -> Request {
+    let body = json!({ "data": { "type": "attestation", "attributes": attributes } });
+    Request { server: Server::Verifier, method, path, token: Some(Zeroizing::new(token.to_owned())), body }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::site::{ADDRESS, Site};
 use crate::artifact::{self, DEVICE_MODULE};
@@ -216,8 +216,8 @@ fn attested(lab: &Lab<'_>, site: &Site, release: &Release, folder: &Path) -> Res
 
 /// The tenant adds the host: what its registers must hold, and what its log must replay to.
 fn enrol(site: &Site, release: &Release, folder: &Path) -> Result<()> {
-    let bank = release.reference.banks.iter().find(|bank| bank.bank == "sha256").context("no such bank")?;
-    let pins = json!({ "17": [bank.pcr17], "18": [bank.pcr18] }).to_string();
+    let bank = release.reference.bank("sha256")?;
+    let pins = super::pins(&bank.pcr17, Some(&bank.pcr18));
     let policy = folder.join("reference-values.json");
     place::write(&policy, serde_json::to_string(&release.reference)?.as_bytes())?;
     let policy = policy.to_str().context("a path that is not text")?;
