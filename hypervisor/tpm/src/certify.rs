@@ -6,12 +6,12 @@
 
 use crate::attest::CertifyAttest;
 use crate::attestation::AttestationKey;
-use crate::codec::{DecodeError, EncodeError, Reader};
+use crate::codec::EncodeError;
 use crate::command::{begin_tagged, end};
 use crate::constant::{alg, cc, tag};
-use crate::quote::QuoteError;
-use crate::response::{Response, TpmError};
-use crate::session::{NONCE, read_policy_entry, write_password_entry, write_policy_entry};
+use crate::quote::{QuoteError, decode_attested};
+use crate::response::TpmError;
+use crate::session::{NONCE, write_password_entry, write_policy_entry};
 
 /// TPM2_Certify with the key's own scheme; the signing is authorised by `policy`, which ends with it.
 ///
@@ -42,14 +42,7 @@ pub fn certify<'b>(
 /// # Errors
 /// As [`Response::plain`].
 pub fn decode_certify(bytes: &[u8]) -> Result<(&[u8], &[u8]), TpmError> {
-    let mut r = Response::with_sessions(bytes)?;
-    let size = usize::try_from(r.u32()?).map_err(|_| DecodeError::Truncated)?;
-    let mut parameters = Reader::new(r.take(size)?);
-    read_policy_entry(&mut r)?; // the password's entry has the same shape
-    read_policy_entry(&mut r)?;
-    r.finish()?;
-    let attest = parameters.tpm2b()?;
-    Ok((attest, parameters.rest()))
+    decode_attested(bytes, 2)
 }
 
 /// Checks that the attestation is about this key, by this key, with this extra data.

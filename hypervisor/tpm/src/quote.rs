@@ -432,10 +432,17 @@ pub fn quote<'b>(
 /// # Errors
 /// As [`Response::plain`].
 pub fn decode_quote(bytes: &[u8]) -> Result<(&[u8], &[u8]), TpmError> {
+    decode_attested(bytes, 1)
+}
+
+/// TPMS_ATTEST and TPMT_SIGNATURE of an answer under so many authorisations; a password's entry has a session's shape.
+pub(crate) fn decode_attested(bytes: &[u8], authorisations: usize) -> Result<(&[u8], &[u8]), TpmError> {
     let mut r = Response::with_sessions(bytes)?;
     let size = usize::try_from(r.u32()?).map_err(|_| DecodeError::Truncated)?;
     let mut parameters = Reader::new(r.take(size)?);
-    read_policy_entry(&mut r)?;
+    for _ in 0..authorisations {
+        read_policy_entry(&mut r)?;
+    }
     r.finish()?;
     let attest = parameters.tpm2b()?;
     Ok((attest, parameters.rest()))

@@ -114,18 +114,14 @@ impl ErrandAnswer {
     #[must_use]
     pub fn set_host_quote(&mut self, attest: &[u8], signature: &[u8], values: &[u8]) -> bool {
         let mut reply = HostQuoteReply::new_zeroed();
-        let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or_default();
-        (reply.attest_length, reply.signature_length) = (length(attest), length(signature));
-        let (Some(a), Some(s), Some(v)) = (
-            reply.attest.get_mut(..attest.len()),
-            reply.signature.get_mut(..signature.len()),
-            reply.values.as_flattened_mut().get_mut(..values.len()),
+        let (Some(attest_length), Some(signature_length), Some(_)) = (
+            put(&mut reply.attest, attest),
+            put(&mut reply.signature, signature),
+            put(reply.values.as_flattened_mut(), values),
         ) else {
             return false;
         };
-        a.copy_from_slice(attest);
-        s.copy_from_slice(signature);
-        v.copy_from_slice(values);
+        (reply.attest_length, reply.signature_length) = (attest_length, signature_length);
         self.set(&[reply.as_bytes()])
     }
 
@@ -133,15 +129,12 @@ impl ErrandAnswer {
     #[must_use]
     pub fn set_certified(&mut self, attest: &[u8], signature: &[u8]) -> bool {
         let mut reply = CertifyReply::new_zeroed();
-        let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or_default();
-        (reply.attest_length, reply.signature_length) = (length(attest), length(signature));
-        let (Some(a), Some(s)) =
-            (reply.attest.get_mut(..attest.len()), reply.signature.get_mut(..signature.len()))
+        let (Some(attest_length), Some(signature_length)) =
+            (put(&mut reply.attest, attest), put(&mut reply.signature, signature))
         else {
             return false;
         };
-        a.copy_from_slice(attest);
-        s.copy_from_slice(signature);
+        (reply.attest_length, reply.signature_length) = (attest_length, signature_length);
         self.set(&[reply.as_bytes()])
     }
 
@@ -154,6 +147,12 @@ impl ErrandAnswer {
         self.bytes.zeroize();
         self.length = 0;
     }
+}
+
+/// Puts `bytes` at the start of `to`; their number, unless they are too many.
+fn put(to: &mut [u8], bytes: &[u8]) -> Option<u32> {
+    to.get_mut(..bytes.len())?.copy_from_slice(bytes);
+    u32::try_from(bytes.len()).ok()
 }
 
 impl fmt::Debug for ErrandAnswer {
