@@ -22,18 +22,30 @@ struct Package {
     architecture: &'static str,
     /// What the files that describe it begin with.
     prefix: &'static str,
+    /// The file that says who has the rights to it, and under what licence it is.
+    copyright: &'static str,
     /// Scripts that run when it comes and goes.
     scripts: &'static [&'static str],
 }
 
 /// The command.
-const TOOLS: Package = Package { name: "dolmen-tools", architecture: "amd64", prefix: "tools", scripts: &[] };
+const TOOLS: Package = Package {
+    name: "dolmen-tools",
+    architecture: "amd64",
+    prefix: "tools",
+    copyright: "tools.copyright",
+    scripts: &[],
+};
 /// The agent for Keylime, apart from the command: it brings TLS.
-const KEYLIME: Package =
-    Package { name: "dolmen-keylime", architecture: "amd64", prefix: "keylime", scripts: &[] };
+const KEYLIME: Package = Package { name: "dolmen-keylime", prefix: "keylime", ..TOOLS };
 /// The driver.
-const DKMS: Package =
-    Package { name: "dolmen-dkms", architecture: "all", prefix: "dkms", scripts: &["postinst", "prerm"] };
+const DKMS: Package = Package {
+    name: "dolmen-dkms",
+    architecture: "all",
+    prefix: "dkms",
+    copyright: "dkms.copyright",
+    scripts: &["postinst", "prerm"],
+};
 
 /// Builds the packages into `target/dolmen/packages`.
 pub(crate) fn run() -> Result<()> {
@@ -87,7 +99,7 @@ impl Stage {
     fn new(package: &'static Package) -> Result<Self> {
         let stage = Self { package, folder: place::scratch()? };
         let documents = format!("usr/share/doc/{}", package.name);
-        let copyright = place::read(&description(&format!("{}.copyright", package.prefix)))?;
+        let copyright = place::read(&description(package.copyright))?;
         stage.add(&format!("{documents}/copyright"), 0o644, &copyright)?;
         let changelog = format!("{documents}/changelog.Debian");
         let text = String::from_utf8(filled(&description("changelog"), package, 0)?)?;
