@@ -40,7 +40,7 @@ pub fn certify<'b>(
 /// The answer to [`certify`]: TPMS_ATTEST and TPMT_SIGNATURE.
 ///
 /// # Errors
-/// As [`Response::plain`].
+/// As [`crate::response::Response::plain`].
 pub fn decode_certify(bytes: &[u8]) -> Result<(&[u8], &[u8]), TpmError> {
     decode_attested(bytes, 2)
 }
