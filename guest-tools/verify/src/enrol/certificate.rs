@@ -30,6 +30,7 @@ const ECDSA_SHA512: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.100
 /// Curves of makers' keys (RFC 5480, 2.1.1.1).
 const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
 const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
+const P521: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.35");
 /// Extensions that are understood, or that say nothing that matters here.
 const UNDERSTOOD: [ObjectIdentifier; 4] = [
     <BasicConstraints as x509_cert::der::oid::AssociatedOid>::OID,
@@ -100,11 +101,12 @@ pub fn check_certificate(
         return Err(CertificateError::Usage);
     }
     let mut current = &leaf;
-    for _ in 0..MAX_DEPTH {
+    for below in 0..MAX_DEPTH {
         if let Some(root) = roots.iter().find(|root| is_by(current, root)) {
             return check_one(root, now);
         }
-        let issuer = intermediates.iter().find(|issuer| is_by(current, issuer) && is_authority(issuer));
+        let may_sign = |issuer: &&Certificate| is_by(current, issuer) && is_authority(issuer, below);
+        let issuer = intermediates.iter().find(may_sign);
         current = issuer.ok_or_else(|| CertificateError::NoChain(subject(current)))?;
         check_one(current, now)?;
     }
@@ -147,12 +149,16 @@ fn check_one(certificate: &Certificate, now: Duration) -> Result<(), Certificate
     }
 }
 
-/// Whether it may sign certificates.
-fn is_authority(certificate: &Certificate) -> bool {
+/// Whether it may sign certificates with `below` authorities between itself and the key's (RFC 5280, 4.2.1.9).
+fn is_authority(certificate: &Certificate, below: usize) -> bool {
     let tbs = certificate.tbs_certificate();
-    let constraints = tbs.get_extension::<BasicConstraints>().ok().flatten();
-    let usage = tbs.get_extension::<KeyUsage>().ok().flatten();
-    constraints.is_some_and(|(_, constraints)| constraints.ca)
+    let (Ok(constraints), Ok(usage)) =
+        (tbs.get_extension::<BasicConstraints>(), tbs.get_extension::<KeyUsage>())
+    else {
+        return false;
+    };
+    let reaches = |limit: Option<u8>| limit.is_none_or(|limit| below <= usize::from(limit));
+    constraints.is_some_and(|(_, constraints)| constraints.ca && reaches(constraints.path_len_constraint))
         && usage.is_none_or(|(_, usage)| usage.key_cert_sign())
 }
 
@@ -198,6 +204,12 @@ fn ecdsa(issuer: &SubjectPublicKeyInfoOwned, digest: &[u8], signature: &[u8]) ->
             let (r, s) = ecdsa_numbers::<48>(signature)?;
             let signature = p384::ecdsa::Signature::from_scalars(r, s).ok()?;
             let key = p384::ecdsa::VerifyingKey::from_sec1_bytes(point).ok()?;
+            key.verify_prehash(digest, &signature).ok()
+        }
+        P521 => {
+            let (r, s) = ecdsa_numbers::<66>(signature)?;
+            let signature = p521::ecdsa::Signature::from_scalars(r, s).ok()?;
+            let key = p521::ecdsa::VerifyingKey::from_sec1_bytes(point).ok()?;
             key.verify_prehash(digest, &signature).ok()
         }
         _ => None,

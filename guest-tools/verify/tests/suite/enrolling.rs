@@ -138,24 +138,28 @@ impl Authority {
         let write =
             |name: &str, bytes: &[u8]| std::fs::write(authority.folder.path().join(name), bytes).unwrap();
         write("ca.ext", b"basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign\n");
+        write("last.ext", b"basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign\n");
+        write("signer.ext", b"basicConstraints=critical,CA:TRUE\nkeyUsage=critical,digitalSignature\n");
         write("ek.ext", b"basicConstraints=critical,CA:FALSE\nextendedKeyUsage=2.23.133.8.1\n");
         write("ek.pub", ek_pem);
-        for name in ["root", "between"] {
+        for name in ["root", "between", "lower"] {
             authority.openssl(&format!("ecparam -name {curve} -genkey -noout -out {name}.key"));
         }
         authority
             .openssl(&format!("req -x509 -new -key root.key -{digest} -subj /CN=root -days 2 -out root.pem"));
-        authority.openssl("req -new -key between.key -subj /CN=between -out between.csr");
-        authority.openssl("req -new -key between.key -subj /CN=ek -out ek.csr");
-        let by =
-            |issuer: &str| format!("-CA {issuer}.pem -CAkey {issuer}.key -CAcreateserial -{digest} -days 2");
+        authority.issue("root", "between", "between", "ca", digest);
+        authority.issue("between", "ek", "ek", "ek", digest);
         authority
-            .openssl(&format!("x509 -req -in between.csr {} -extfile ca.ext -out between.pem", by("root")));
-        authority.openssl(&format!(
-            "x509 -req -in ek.csr -force_pubkey ek.pub {} -extfile ek.ext -outform der -out ek.der",
-            by("between")
+    }
+
+    /// Writes `out`.pem: `issuer` signs for `subject`, whose key is its own, or the TPM's for "ek".
+    fn issue(&self, issuer: &str, subject: &str, out: &str, extensions: &str, digest: &str) {
+        let (key, public) = if subject == "ek" { ("root", "-force_pubkey ek.pub") } else { (subject, "") };
+        self.openssl(&format!("req -new -key {key}.key -subj /CN={subject} -out {subject}.csr"));
+        self.openssl(&format!(
+            "x509 -req -in {subject}.csr {public} -CA {issuer}.pem -CAkey {issuer}.key -CAcreateserial \
+             -{digest} -days 2 -extfile {extensions}.ext -out {out}.pem"
         ));
-        authority
     }
 
     fn openssl(&self, line: &str) {
@@ -172,7 +176,7 @@ impl Authority {
 }
 
 #[test]
-fn makers_may_sign_with_either_curve_and_every_digest() {
+fn makers_may_sign_with_each_curve_and_digest() {
     let tpm = Tpm::new();
     let public = tpm.endorsement_key("ecc");
     let ek = EkPublic::parse(&public).unwrap();
@@ -185,10 +189,12 @@ fn makers_may_sign_with_either_curve_and_every_digest() {
         ("secp384r1", "sha256"),
         ("secp384r1", "sha384"),
         ("secp384r1", "sha512"),
+        ("secp521r1", "sha384"),
+        ("secp521r1", "sha512"),
     ] {
         let maker = Authority::new(curve, digest, &pem);
         let (root, between) = (maker.certificates("root.pem"), maker.certificates("between.pem"));
-        let der = maker.read("ek.der");
+        let der = pem_to_der(&maker.folder.path().join("ek.pem"));
         assert_eq!(check_certificate(&der, &ek, &between, &root, now()), Ok(()), "{curve} {digest}");
         // Of the same names, with other keys.
         for (between, root) in
@@ -208,11 +214,35 @@ fn curves_that_are_not_understood_lead_to_no_root() {
     let tpm = Tpm::new();
     let public = tpm.endorsement_key("ecc");
     tpm.tool("tpm2_createek -Q -G ecc -c ek.ctx -u ek.pem -f pem");
-    let maker = Authority::new("secp521r1", "sha512", &tpm.read("ek.pem"));
+    let maker = Authority::new("secp256k1", "sha256", &tpm.read("ek.pem"));
     let ek = EkPublic::parse(&public).unwrap();
     let (root, between) = (maker.certificates("root.pem"), maker.certificates("between.pem"));
-    let refused = check_certificate(&maker.read("ek.der"), &ek, &between, &root, now());
+    let refused =
+        check_certificate(&pem_to_der(&maker.folder.path().join("ek.pem")), &ek, &between, &root, now());
     assert!(matches!(refused, Err(CertificateError::NoChain(_))), "{refused:?}");
+}
+
+#[test]
+fn an_authority_signs_no_further_than_it_may() {
+    let tpm = Tpm::new();
+    let public = tpm.endorsement_key("ecc");
+    let ek = EkPublic::parse(&public).unwrap();
+    tpm.tool("tpm2_createek -Q -G ecc -c ek.ctx -u ek.pem -f pem");
+    let maker = Authority::new("prime256v1", "sha256", &tpm.read("ek.pem"));
+    maker.issue("root", "between", "last", "last", "sha256");
+    maker.issue("root", "between", "signer", "signer", "sha256");
+    maker.issue("between", "lower", "lower", "ca", "sha256");
+    let root = maker.certificates("root.pem");
+    let check = |names: &[&str]| {
+        let between: Vec<_> = names.iter().flat_map(|name| maker.certificates(name)).collect();
+        check_certificate(&pem_to_der(&maker.folder.path().join("ek.pem")), &ek, &between, &root, now())
+    };
+    let refused = |names: &[&str]| matches!(check(names), Err(CertificateError::NoChain(_)));
+    assert_eq!(check(&["last.pem"]), Ok(()), "nobody is below the last authority");
+    assert!(refused(&["signer.pem"]), "its key is for signatures, but not of certificates");
+    maker.issue("lower", "ek", "ek", "ek", "sha256");
+    assert_eq!(check(&["lower.pem", "between.pem"]), Ok(()));
+    assert!(refused(&["lower.pem", "last.pem"]), "the last authority has one below it");
 }
 
 fn is_refused_once_damaged(der: &[u8], is_refused: impl Fn(&[u8]) -> bool) {
