@@ -1,6 +1,7 @@
 //! A TPM that fails, asks for repetition or answers garbage, while guests run and during the launch: nothing that it says is
 //! believed, the guest that asked is told, the others go on, and once the TPM is honest again all is well.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use super::{ALL_BANKS, Case, Scene, slow};
 use crate::artifact::{self, MICRO_GUEST};
 use crate::lab::{self, LAUNCH, Lab, Release};
 use crate::machine::Machine;
+use crate::machine::bus::OURS;
 use crate::machine::fault::{Plan, Reply};
 use crate::machine::stream::Stream;
 use crate::machine::traffic::name;
@@ -37,9 +39,11 @@ const STOP: Duration = Duration::from_secs(120);
 pub(super) const MEASURING: &[Case] =
     &[Case { name: "a_tpm_that_fails_or_lies_is_not_believed_and_harms_nobody_for_long", run: at_run_time }];
 
-/// The other one.
-pub(super) const CASES: &[Case] =
-    &[Case { name: "a_launch_with_a_tpm_that_fails_or_lies_stops_and_says_why", run: at_launch }];
+/// The others.
+pub(super) const CASES: &[Case] = &[
+    Case { name: "a_launch_with_a_tpm_that_fails_or_lies_stops_and_says_why", run: at_launch },
+    Case { name: "no_command_of_a_launch_may_fail_or_be_answered_by_noise", run: at_each_command },
+];
 
 /// Ways to garble an answer that has a body.
 const GARBAGE: [Reply; 7] = [
@@ -243,6 +247,43 @@ fn at_launch(scene: &Scene<'_>) -> Result<()> {
     }
     ui::fact(&format!("{} launches stopped, each for the reason that there was", LAUNCHES.len()));
     Ok(())
+}
+
+/// Each command that a launch sends, failed and answered by noise in turn.
+fn at_each_command(scene: &Scene<'_>) -> Result<()> {
+    let commands = launch_commands(scene)?;
+    for (index, (command, skip)) in commands.iter().copied().enumerate() {
+        for (kind, reply) in [Reply::Code(FAILURE), Reply::Noise].into_iter().enumerate() {
+            let command_name = name(command).context("a command without a name")?;
+            let what = format!("command {index}, {command_name} {skip}, {reply:x?}");
+            let plan = Plan::always(command, reply).after(skip).times(1);
+            let lab = lab(scene, &format!("each-{index}-{kind}"))?.with_tpm_bus(&[plan]);
+            stopped(&lab, &scene.micro).with_context(|| what)?;
+        }
+    }
+    let count = commands.len();
+    ui::fact(&format!(
+        "{count} commands, each failed and garbled: {} launches stopped",
+        count.saturating_mul(2)
+    ));
+    Ok(())
+}
+
+/// What an undisturbed launch sends from the first command to the first guest: codes, and how many of each came before.
+fn launch_commands(scene: &Scene<'_>) -> Result<Vec<(u32, u32)>> {
+    let mut machine = lab(scene, "each")?.with_tpm_bus(&[]).boot("run", &scene.micro.parts)?;
+    machine.log.wait_for("guest runs", LAUNCH)?;
+    let mut before = BTreeMap::new();
+    let ours = machine.tpm_bus()?.heard().into_iter().filter(|one| one.locality == OURS);
+    ours.map(|one| {
+        let code = *one.command.get(6..).and_then(|rest| rest.first_chunk()).context("a short command")?;
+        let code = u32::from_be_bytes(code);
+        let count: &mut u32 = before.entry(code).or_default();
+        let skip = *count;
+        *count = count.saturating_add(1);
+        Ok((code, skip))
+    })
+    .collect()
 }
 
 /// Boots; what the launch said when it stopped. No guest has run.
