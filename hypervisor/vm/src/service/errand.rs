@@ -268,10 +268,16 @@ impl ErrandDesk {
         }
     }
 
-    /// Puts an errand in, in place of what was there. Not while that is in flight.
-    pub(super) fn submit(&mut self, guest: GuestSlot, errand: Errand) {
+    /// Puts an errand in, in place of an answer that was there; false, and nothing, while another one is under way, whose
+    /// end nobody would then wait for.
+    #[must_use]
+    pub(super) fn submit(&mut self, guest: GuestSlot, errand: Errand) -> bool {
+        if self.is_busy() {
+            return false;
+        }
         self.clear();
         (self.progress, self.owner, self.errand) = (Progress::Waiting, Some(guest), Some(errand));
+        true
     }
 
     /// The answer.

@@ -89,31 +89,27 @@ impl Service<'_> {
     /// Puts the errand in line, or brings its answer.
     fn errand<P: Platform>(&mut self, errand: Errand, platform: &mut P) -> Result<Answer, Status> {
         let (slot, now) = (self.slot, platform.uptime_ms());
-        let found = platform.with_tpm(|tpm| {
+        let (scratch, rate) = (&mut *self.scratch, &mut self.errand_rate);
+        // One step: between two, another guest would find what this one found, and act on it too.
+        let answer = platform.with_tpm(|tpm| {
             serve_waiting(tpm);
-            tpm.errands().look(slot, &errand, now)
-        });
-        match found {
-            Found::Working => Err(Status::AGAIN),
-            Found::Taken => Err(Status::BUSY),
-            Found::Free if !self.errand_rate.take(now) => Err(Status::BUSY),
-            Found::Free => {
-                platform.with_tpm(|tpm| {
-                    tpm.errands().submit(slot, errand);
+            match tpm.errands().look(slot, &errand, now) {
+                Found::Working => Err(Status::AGAIN),
+                Found::Taken => Err(Status::BUSY),
+                Found::Free if !rate.take(now) => Err(Status::BUSY),
+                Found::Free if !tpm.errands().submit(slot, errand) => Err(Status::BUSY),
+                Found::Free => {
                     serve_waiting(tpm);
-                });
-                Err(Status::AGAIN)
+                    Err(Status::AGAIN)
+                }
+                Found::Done => put_bytes(scratch, 0, tpm.errands().answer()),
+                Found::Failed(response_code) => {
+                    let answer = put(scratch, &TpmFailure { response_code, reserved: 0 })?;
+                    Ok(Answer { status: Status::TPM_FAILED, ..answer })
+                }
             }
-            Found::Done => {
-                let scratch = &mut *self.scratch;
-                let answer = platform.with_tpm(|tpm| put_bytes(scratch, 0, tpm.errands().answer()))?;
-                Ok(Answer { change: Change::ErrandTaken, ..answer })
-            }
-            Found::Failed(response_code) => {
-                let answer = put(self.scratch, &TpmFailure { response_code, reserved: 0 })?;
-                Ok(Answer { status: Status::TPM_FAILED, change: Change::ErrandTaken, ..answer })
-            }
-        }
+        })?;
+        Ok(Answer { change: Change::ErrandTaken, ..answer })
     }
 }
 

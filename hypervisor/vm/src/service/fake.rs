@@ -166,6 +166,8 @@ pub struct FakeTpm {
     pub now_ms: u64,
     /// The event log.
     pub log: &'static [u8],
+    /// Happens once, after the next step at the TPM: what a call on another processor does between two steps.
+    pub interference: Option<fn(&mut Self)>,
     remaining: u32,
 }
 
@@ -188,6 +190,7 @@ impl Default for FakeTpm {
             started: 0,
             now_ms: 1000,
             log: b"a log, for a test no better than another",
+            interference: None,
             remaining: 0,
         }
     }
@@ -200,7 +203,11 @@ impl Platform for FakeTpm {
     type Tpm = Self;
 
     fn with_tpm<R>(&mut self, work: impl FnOnce(&mut Self) -> R) -> R {
-        work(self)
+        let done = work(self);
+        if let Some(interfere) = self.interference.take() {
+            interfere(self);
+        }
+        done
     }
 
     fn ak_public(&self) -> &[u8] {

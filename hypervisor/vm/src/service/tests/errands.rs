@@ -1,4 +1,6 @@
 use super::*;
+use crate::service::desk::serve_waiting;
+use crate::service::errand::{Errand, Found};
 use dolmen_abi::{
     ActivateRequest, AkId, CertifyReply, CertifyRequest, ChainRequest, EkId, HostQuoteReply,
     HostQuoteRequest, KeyRequest, TpmFailure,
@@ -166,6 +168,36 @@ fn call_as(rig: &mut Rig, tpm: &mut Box<FakeTpm>, request: &[u8]) -> Status {
     let answer = rig.bytes::<KeyPublic>(request).0;
     core::mem::swap(&mut rig.tpm, tpm);
     answer
+}
+
+/// What a neighbour's call on another processor does.
+fn neighbour_asks(tpm: &mut FakeTpm) {
+    let (errand, now_ms) = (Errand::KeyPublic(AkId::HOST_RSA), tpm.now_ms);
+    if tpm.errands().look(slot(1), &errand, now_ms) == Found::Free && tpm.errands().submit(slot(1), errand) {
+        serve_waiting(tpm);
+    }
+}
+
+#[test]
+fn a_neighbour_that_asks_at_the_same_time_takes_nothing_away() {
+    let mut rig = Rig::new();
+    rig.tpm.interference = Some(neighbour_asks);
+    assert_eq!(rig.bytes::<KeyPublic>(&key(0)).0, Status::AGAIN);
+    assert!(rig.tpm.interference.is_none());
+    assert_eq!(repeat::<KeyPublic>(&mut rig, &key(0)), (Status::OK, b"k\0".to_vec()));
+}
+
+#[test]
+fn an_answer_is_its_owners_even_if_a_neighbour_takes_the_place_meanwhile() {
+    let mut rig = Rig::new();
+    rig.tpm.delay = 0;
+    assert_eq!(rig.bytes::<KeyPublic>(&key(0)).0, Status::AGAIN);
+    serve_waiting(&mut *rig.tpm);
+    neighbour_asks(&mut rig.tpm);
+    rig.tpm.now_ms += 2_000;
+    rig.tpm.interference = Some(neighbour_asks);
+    assert_eq!(rig.bytes::<KeyPublic>(&key(0)), (Status::OK, b"k\0".to_vec()));
+    assert!(rig.tpm.interference.is_none());
 }
 
 #[test]

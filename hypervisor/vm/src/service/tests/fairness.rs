@@ -62,9 +62,8 @@ impl Town {
             }
             Deed::Errand => {
                 let errand = Errand::KeyPublic(AkId::HOST_RSA);
-                if !self.tpm.errands().is_busy() {
-                    self.tpm.errands().submit(slot(guest), errand);
-                }
+                let was_busy = self.tpm.errands().is_busy();
+                assert_eq!(self.tpm.errands().submit(slot(guest), errand), !was_busy);
             }
             Deed::Forget => {
                 self.tpm.desk().release(slot(guest));
