@@ -1,6 +1,7 @@
 //! Address-space identifiers: how one processor tells the translations of its guests apart.
 //!
-//! Identifiers are handed out once each; when all are used, a new generation begins with a flush of everything.
+//! Identifiers are handed out once each; when all are used, a new generation begins with a flush of everything. The first
+//! one begins so too: whoever had the processor before the launch may have run guests of its own.
 //! So no translation that was cached under an identifier is ever met by whom it is given to next.
 
 /// An identifier, valid in the generation it was handed out in.
@@ -30,7 +31,7 @@ pub struct Asids {
 impl Asids {
     /// Those of a processor with `count` identifiers, the host's included; `None` if that leaves none.
     pub const fn new(count: u32) -> Option<Self> {
-        if count < 2 { None } else { Some(Self { generation: 0, next: 1, count }) }
+        if count < 2 { None } else { Some(Self { generation: 0, next: count, count }) }
     }
 
     /// Whether what was cached under `asid` still belongs to whom it was given to.
@@ -76,7 +77,7 @@ mod tests {
     fn a_new_generation_flushes_and_ends_the_old_one() {
         let mut asids = Asids::new(2).unwrap();
         let (first, flush) = asids.assign();
-        assert!(!flush && asids.is_valid(first));
+        assert!(flush && asids.is_valid(first), "the first generation as well");
         let (second, flush) = asids.assign();
         assert!(flush && asids.is_valid(second) && !asids.is_valid(first));
     }
@@ -90,7 +91,8 @@ mod tests {
         ) {
             let mut asids = Asids::new(count).unwrap();
             let mut held: HashMap<usize, Asid> = HashMap::new();
-            let mut cached: HashMap<u32, usize> = HashMap::new();
+            // Before the launch somebody else had them all.
+            let mut cached: HashMap<u32, usize> = (1..count).map(|number| (number, usize::MAX)).collect();
             for who in turns {
                 let asid = match held.get(&who) {
                     Some(asid) if asids.is_valid(*asid) => *asid,
