@@ -80,16 +80,10 @@ impl Vmcb {
         }
     }
 
-    /// The current privilege level. Processors may ignore the CPL field at entry and take the stack
-    /// segment's level instead, so that is what counts here, outside of real and virtual-8086 mode.
-    pub fn privilege(&self) -> u8 {
-        if self.save.cr0 & Cr0::PE.bits() == 0 {
-            return 0;
-        }
-        if self.save.rflags & Rflags::VM.bits() != 0 {
-            return 3;
-        }
-        self.save.ss.attributes().dpl()
+    /// The privilege level, 0 to 3, at which the guest was interrupted: #VMEXIT saves it (APM vol. 2, 15.6). The stack
+    /// segment's level may be another one: SYSRET leaves in it what STAR says.
+    pub const fn privilege(&self) -> u8 {
+        self.save.cpl & 3
     }
 
     /// Steps over the instruction at RIP. Answers whether the guest single-steps: the trap that follows each
@@ -134,17 +128,18 @@ mod tests {
     }
 
     #[test]
-    fn privilege_is_the_stack_segments() {
+    fn privilege_is_the_processors_own_and_not_the_stack_segments() {
         let mut vmcb = Vmcb::new_zeroed();
         vmcb.reset_processor();
         let save = vmcb.save_mut(Clean::SEG);
-        save.cr0 = 0x11;
+        save.cr0 = 0x8000_0011;
+        save.cpl = 3;
+        save.ss.attributes = 0xc93;
+        assert_eq!(vmcb.privilege(), 3, "a program that SYSRET returned to");
+        let save = vmcb.save_mut(Clean::SEG);
         save.cpl = 0;
         save.ss.attributes = 0xcf3;
-        assert_eq!(vmcb.privilege(), 3);
-        vmcb.save_mut(Clean::SEG).ss.attributes = 0xc93;
-        vmcb.save_mut(Clean::CRX).rflags = 0x2_0002;
-        assert_eq!(vmcb.privilege(), 3, "virtual-8086 mode");
+        assert_eq!(vmcb.privilege(), 0);
     }
 
     #[test]
