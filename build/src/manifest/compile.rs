@@ -176,6 +176,11 @@ impl<'a> Compiler<'a> {
                                    measure it as one of `modules`";
                     return Err(reader.clash(&value.span(), message));
                 }
+                if kind == ComponentConfig::DATA && files.len() == 1 {
+                    let message = "`data` behind nothing measured but the kernel: kernels take their first module for \
+                                   what they trust, such as their initial RAM disk; put an `initrd` or one of `modules` there";
+                    return Err(reader.clash(&value.span(), message));
+                }
                 let (path, text) = reader.file(field, value, MAX_TEXT)?;
                 if let Some(text) = text.as_ref().filter(|_| is_linux) {
                     return Err(

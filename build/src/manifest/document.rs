@@ -122,6 +122,10 @@ fn the_canonical_form_is_as_documented() {
     row(offset_of!(SealingRoot, name), "Name");
     row(offset_of!(SealingRoot, reserved), "zero");
     assert!(text.contains(&format!("a record of {} bytes for the sealing root", size_of::<SealingRoot>())));
+    let guest = size_of::<GuestConfig>();
+    assert!(text.contains(&format!("{guest} bytes for each guest")));
+    let interface = std::fs::read_to_string(place::root().join("docs/abi.md")).unwrap();
+    assert!(interface.contains(&format!("the guest's {guest} bytes of the canonical manifest")));
     for (offset, what) in [
         (offset_of!(GuestConfig, memory), "RAM"),
         (offset_of!(GuestConfig, affinity), "affinity"),

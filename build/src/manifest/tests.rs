@@ -207,6 +207,10 @@ fn files_that_make_no_sense_are_refused() {
             good("\"pvh\"", "\"multiboot\""),
             ":7:10: guest debian: `initrd` with format \"multiboot\"; put it among `modules`",
         ),
+        (
+            good("initrd =", "# initrd =").replace("modules =", "# modules ="),
+            "`data` behind nothing measured but the kernel",
+        ),
         (good("text =", "txt ="), "`modules`: unknown field `txt`; did you mean `text`?"),
         (good("file = \"src/run.rs\",", ""), "`file` is missing (the module); expected the path of a file"),
         (

@@ -55,6 +55,10 @@ pub enum Problem {
     InitrdForMultiboot,
     /// Linux would take unmeasured data for files of its initial RAM disk.
     DataForLinux,
+    /// This component (from 0) is data with nothing measured between it and the kernel, where guests look for what is.
+    DataFirst(usize),
+    /// This component (from 0) is measured and follows data, so its place would depend on their length.
+    MeasuredAfterData(usize),
     /// This component (from 0) has a text, and the image format has no place for it.
     TextWithoutPlace(usize),
     /// The text of this component (from 0) is longer than [`MAX_TEXT`] or not printable ASCII.
@@ -105,6 +109,13 @@ impl fmt::Display for Problem {
             ),
             Self::InitrdForMultiboot => f.write_str("Multiboot has no initrd: make it a module"),
             Self::DataForLinux => f.write_str("Linux would unpack unmeasured data into its initial RAM disk"),
+            Self::DataFirst(n) => write!(
+                f,
+                "component {n} is data where kernels expect a measured file: put an initrd or a module before it"
+            ),
+            Self::MeasuredAfterData(n) => {
+                write!(f, "component {n} is measured and follows data: data comes last")
+            }
             Self::TextWithoutPlace(n) => {
                 write!(f, "component {n} has a text, for which its image format has no place")
             }
@@ -214,15 +225,19 @@ fn components(guest: &GuestConfig, format: Format) -> Result<(), Problem> {
     if used.is_empty() {
         return Err(wrong_count);
     }
+    let mut has_data = false;
     for (index, component) in used.iter().enumerate() {
         match (component.kind, format) {
             (ComponentConfig::KERNEL, _) if index == 0 => {}
             (_, _) if index == 0 => return Err(Problem::Component(index)),
             (ComponentConfig::INITRD, Format::Multiboot) => return Err(Problem::InitrdForMultiboot),
             (ComponentConfig::INITRD, _) if index == 1 => {}
+            (ComponentConfig::MODULE, _) if has_data => return Err(Problem::MeasuredAfterData(index)),
             (ComponentConfig::MODULE, _) => {}
             (ComponentConfig::DATA, Format::Linux) => return Err(Problem::DataForLinux),
-            (ComponentConfig::DATA, _) => {}
+            // A PVH kernel such as Linux takes the first module for its initial RAM disk, Xen for its first guest.
+            (ComponentConfig::DATA, _) if index == 1 => return Err(Problem::DataFirst(index)),
+            (ComponentConfig::DATA, _) => has_data = true,
             _ => return Err(Problem::Component(index)),
         }
         text(index, component, format)?;

@@ -212,6 +212,28 @@ fn every_field_of_a_guest_is_checked() {
 }
 
 #[test]
+fn data_is_last_and_never_where_a_guest_expects_a_measured_file() {
+    use ComponentConfig as C;
+    let refused = |format, kinds: &[u32]| {
+        let mut guest = GuestConfig { format, ..named("first") };
+        guest.component_count = u32::try_from(kinds.len()).unwrap();
+        for (component, kind) in guest.components.iter_mut().zip(kinds) {
+            *component = C::new(*kind);
+        }
+        let error = Manifest::parse(&encoded(&[guest])).err()?;
+        if let ManifestError::Guest { problem, .. } = error { Some(problem) } else { panic!("{error}") }
+    };
+    for format in [GuestConfig::FORMAT_PVH, GuestConfig::FORMAT_MULTIBOOT] {
+        assert_eq!(refused(format, &[C::KERNEL, C::MODULE, C::DATA, C::DATA]), None);
+        assert_eq!(refused(format, &[C::KERNEL, C::DATA]), Some(Problem::DataFirst(1)));
+        assert_eq!(refused(format, &[C::KERNEL, C::DATA, C::MODULE]), Some(Problem::DataFirst(1)));
+        let between = [C::KERNEL, C::MODULE, C::DATA, C::MODULE];
+        assert_eq!(refused(format, &between), Some(Problem::MeasuredAfterData(3)));
+    }
+    assert_eq!(refused(GuestConfig::FORMAT_PVH, &[C::KERNEL, C::INITRD, C::DATA]), None);
+}
+
+#[test]
 fn an_initrd_is_second_and_the_only_one() {
     let mut guest = named("first");
     guest.component_count = 3;
@@ -231,7 +253,6 @@ fn modules_of_formats_that_have_a_place_for_it_may_carry_text() {
         (GuestConfig::FORMAT_PVH, ComponentConfig::INITRD, Some(Problem::TextWithoutPlace(1))),
         (GuestConfig::FORMAT_PVH, ComponentConfig::MODULE, None),
         (GuestConfig::FORMAT_MULTIBOOT, ComponentConfig::MODULE, None),
-        (GuestConfig::FORMAT_MULTIBOOT, ComponentConfig::DATA, None),
     ] {
         let mut guest = GuestConfig { format, ..named("first") };
         guest.components[1] = ComponentConfig { text_length: 3, ..ComponentConfig::new(kind) };
@@ -323,14 +344,14 @@ fn every_number_has_one_meaning_and_every_meaning_one_number() {
 fn events_name_guest_and_part() {
     let mut guest = named("web-1");
     guest.component_count = 5;
-    for (n, kind) in [(2, ComponentConfig::MODULE), (3, ComponentConfig::DATA), (4, ComponentConfig::MODULE)]
+    for (n, kind) in [(2, ComponentConfig::MODULE), (3, ComponentConfig::MODULE), (4, ComponentConfig::DATA)]
     {
         guest.components[n].kind = kind;
     }
     let names: Vec<Option<String>> =
         (0..6).map(|n| guest.component_event(n).map(|event| event.to_string())).collect();
     let want =
-        ["guest/web-1/kernel", "guest/web-1/initrd", "guest/web-1/module0", "", "guest/web-1/module1", ""];
+        ["guest/web-1/kernel", "guest/web-1/initrd", "guest/web-1/module0", "guest/web-1/module1", "", ""];
     assert_eq!(names, want.map(|name| (!name.is_empty()).then(|| name.to_owned())));
     assert_eq!(guest.cmdline_event().to_string(), "guest/web-1/cmdline");
 }
