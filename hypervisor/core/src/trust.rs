@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use dolmen_abi::{AkId, EkId, LaunchFacts};
+use dolmen_abi::{AkId, EkId, LaunchFacts, MAX_WAITING};
 use dolmen_drtm::{Algorithm, DigestSet};
 use dolmen_machine::{cpu, cpus};
 use dolmen_tpm::Secret;
@@ -15,7 +15,8 @@ use dolmen_tpm::reseed::{ReseedJob, ReseedPoll};
 use dolmen_tpm::session::HmacSession;
 use dolmen_vm::manifest::SealingRoot;
 use dolmen_vm::service::{
-    self, Errand, ErrandAnswer, ErrandDesk, NoEntropy, QuoteDesk, QuotePoll, SignedQuote, TpmBusy, TpmService,
+    self, Errand, ErrandAnswer, ErrandDesk, GuestSlot, NoEntropy, QuoteDesk, QuotePoll, SignedQuote, TpmBusy,
+    TpmService,
 };
 
 use crate::door::Published;
@@ -98,6 +99,8 @@ pub(crate) struct TpmDesk {
     trust: Trust,
     clerk: Clerk,
     reseed: ReseedJob,
+    /// The guests' generators, in manifest order.
+    generators: Vec<Drbg>,
     desk: QuoteDesk,
     errands: ErrandDesk,
     /// The clerk's errand is ours: another session.
@@ -131,10 +134,11 @@ impl Form {
 
 impl TpmDesk {
     /// Puts the TPM behind the service.
-    pub(crate) fn new(meter: Meter, trust: Trust) -> Self {
+    pub(crate) fn new(meter: Meter, mut trust: Trust) -> Self {
         Self {
             tpm: meter.tpm,
             clerk: Clerk::new(trust.ak),
+            generators: (0..MAX_WAITING).map(|_| trust.drbg.child()).collect(),
             trust,
             reseed: ReseedJob::new(),
             desk: QuoteDesk::new(),
@@ -190,8 +194,9 @@ impl TpmDesk {
 }
 
 impl TpmService for TpmDesk {
-    fn random(&mut self, out: &mut [u8]) -> Result<(), NoEntropy> {
-        self.trust.drbg.fill(out).map_err(|_| NoEntropy)
+    fn random(&mut self, guest: GuestSlot, out: &mut [u8]) -> Result<(), NoEntropy> {
+        let own = self.generators.get_mut(guest.index()).ok_or(NoEntropy)?;
+        self.trust.drbg.fill_from(own, out).map_err(|_| NoEntropy)
     }
 
     fn start_quote(&mut self, key: AkId, extra_data: [u8; 32]) -> Result<(), TpmBusy> {

@@ -2,6 +2,9 @@
 //!
 //! Each request ends by drawing the next key from the stream itself, so that who reads this memory later
 //! learns nothing of what was given out before. It asks to be reseeded early and refuses to go on late.
+//!
+//! Each guest draws from a generator of its own, which the launch's own seeds. So who draws without end spends one request
+//! of what all share in thousands, and a TPM that is busy for long leaves the others theirs.
 
 use chacha20::ChaCha20Rng;
 use chacha20::rand_core::{Rng, SeedableRng};
@@ -27,6 +30,8 @@ pub struct Drbg {
     requests: u64,
     /// Requests at which a reseed is asked for again after one failed.
     postponed: u64,
+    /// A generator that this one seeds has given so much that a reseed is due.
+    is_due: bool,
 }
 
 impl Drbg {
@@ -34,7 +39,19 @@ impl Drbg {
     #[must_use]
     pub fn new(entropy: &[&[u8]]) -> Self {
         let seed = condense(b"dolmen-drbg-1", &[0; 32], entropy);
-        Self { rng: ChaCha20Rng::from_seed(*seed.expose()), bytes: 0, requests: 0, postponed: 0 }
+        Self {
+            rng: ChaCha20Rng::from_seed(*seed.expose()),
+            bytes: 0,
+            requests: 0,
+            postponed: 0,
+            is_due: false,
+        }
+    }
+
+    /// A generator for somebody, seeded by this one.
+    #[must_use]
+    pub fn child(&mut self) -> Self {
+        Self::new(&[self.renewal().expose()])
     }
 
     /// Mixes `entropy` in. What was there before is kept: bad entropy does no harm.
@@ -46,17 +63,35 @@ impl Drbg {
         self.bytes = 0;
         self.requests = 0;
         self.postponed = 0;
+        self.is_due = false;
     }
 
     /// Asks again only after some more requests: a reseed has just failed.
     pub const fn postpone_reseed(&mut self) {
         self.postponed = self.requests.saturating_add(SOFT_REQUESTS);
+        self.is_due = false;
     }
 
     /// Whether it is time to reseed.
     #[must_use]
     pub const fn wants_reseed(&self) -> bool {
-        (self.bytes >= SOFT_BYTES || self.requests >= SOFT_REQUESTS) && self.requests >= self.postponed
+        let has_given_much = self.bytes >= SOFT_BYTES || self.requests >= SOFT_REQUESTS;
+        self.is_due || has_given_much && self.requests >= self.postponed
+    }
+
+    /// Fills `out` from `child`, and seeds that anew when its time has come: this one wants a reseed then, too.
+    ///
+    /// # Errors
+    /// [`Exhausted`] when this one has had no seed for the child for long; `out` is not touched then.
+    pub fn fill_from(&mut self, child: &mut Self, out: &mut [u8]) -> Result<(), Exhausted> {
+        let filled = child.fill(out);
+        if child.wants_reseed()
+            && let Ok(seed) = self.draw().map(Secret::new)
+        {
+            child.reseed(&[seed.expose()]);
+            self.is_due = true;
+        }
+        filled
     }
 
     /// Fills `out`.
@@ -157,6 +192,40 @@ mod tests {
 
         assert_eq!(first, given);
         assert_eq!(drbg.draw().unwrap(), second);
+    }
+
+    #[test]
+    fn each_child_has_a_stream_and_a_budget_of_its_own() {
+        let mut root = Drbg::new(&[b"x"]);
+        let (mut greedy, mut modest) = (root.child(), root.child());
+        let mut bytes = [[0; 8]; 2];
+        root.fill_from(&mut greedy, &mut bytes[0]).unwrap();
+        root.fill_from(&mut modest, &mut bytes[1]).unwrap();
+        assert_ne!(bytes[0], bytes[1]);
+        for _ in 0..2 * SOFT_REQUESTS {
+            root.fill_from(&mut greedy, &mut bytes[0]).unwrap();
+        }
+        assert!(root.wants_reseed(), "one of them has given much");
+        assert_eq!((root.requests, greedy.requests), (2, 1));
+        root.postpone_reseed();
+        assert!(!root.wants_reseed());
+        greedy.bytes = SOFT_BYTES;
+        root.fill_from(&mut greedy, &mut bytes[0]).unwrap();
+        assert!(root.wants_reseed(), "and much again");
+    }
+
+    #[test]
+    fn a_child_outlives_what_seeds_it_up_to_its_own_limit_and_comes_back() {
+        let mut root = Drbg::new(&[b"x"]);
+        let (mut greedy, mut modest) = (root.child(), root.child());
+        root.requests = HARD_REQUESTS;
+        greedy.requests = HARD_REQUESTS - 1;
+        assert!(root.fill_from(&mut greedy, &mut [0; 8]).is_ok());
+        assert_eq!(root.fill_from(&mut greedy, &mut [0; 8]), Err(Exhausted));
+        assert!(root.fill_from(&mut modest, &mut [0; 8]).is_ok());
+        root.reseed(&[b"y"]);
+        assert_eq!(root.fill_from(&mut greedy, &mut [0; 8]), Err(Exhausted), "it is seeded on the way");
+        assert!(root.fill_from(&mut greedy, &mut [0; 8]).is_ok());
     }
 
     #[test]

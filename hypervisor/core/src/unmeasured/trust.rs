@@ -7,7 +7,8 @@ use dolmen_abi::{AkId, LaunchFacts};
 use dolmen_machine::{cpu, cpus};
 use dolmen_vm::manifest::SealingRoot;
 use dolmen_vm::service::{
-    self, Errand, ErrandAnswer, ErrandDesk, NoEntropy, QuoteDesk, QuotePoll, SignedQuote, TpmBusy, TpmService,
+    self, Errand, ErrandAnswer, ErrandDesk, GuestSlot, NoEntropy, QuoteDesk, QuotePoll, SignedQuote, TpmBusy,
+    TpmService,
 };
 
 use crate::door::Published;
@@ -58,7 +59,7 @@ impl TpmDesk {
 }
 
 impl TpmService for TpmDesk {
-    fn random(&mut self, out: &mut [u8]) -> Result<(), NoEntropy> {
+    fn random(&mut self, _: GuestSlot, out: &mut [u8]) -> Result<(), NoEntropy> {
         for part in out.chunks_mut(8) {
             let word = cpu::read_random().ok_or(NoEntropy)?;
             for (byte, value) in part.iter_mut().zip(word.to_le_bytes()) {

@@ -228,7 +228,7 @@ impl Platform for FakeTpm {
 }
 
 impl TpmService for FakeTpm {
-    fn random(&mut self, out: &mut [u8]) -> Result<(), NoEntropy> {
+    fn random(&mut self, _: GuestSlot, out: &mut [u8]) -> Result<(), NoEntropy> {
         if !self.has_entropy {
             return Err(NoEntropy);
         }

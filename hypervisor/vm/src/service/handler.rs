@@ -39,8 +39,9 @@ impl Service<'_> {
         if length == 0 || length > MAX_RANDOM {
             return Err(Status::BAD_ARGUMENT);
         }
+        let slot = self.slot;
         let out = self.scratch.reply_mut(length).ok_or(Status::BAD_ARGUMENT)?;
-        platform.with_tpm(|tpm| tpm.random(out)).map_err(|_| Status::NO_ENTROPY)?;
+        platform.with_tpm(|tpm| tpm.random(slot, out)).map_err(|_| Status::NO_ENTROPY)?;
         Ok(Answer::reply(length))
     }
 
@@ -73,7 +74,7 @@ impl Service<'_> {
             return Err(Status::BAD_LENGTH);
         }
         let mut salt = [0; 32];
-        platform.with_tpm(|tpm| tpm.random(&mut salt)).map_err(|_| Status::NO_ENTROPY)?;
+        platform.with_tpm(|tpm| tpm.random(self.slot, &mut salt)).map_err(|_| Status::NO_ENTROPY)?;
         let sealed = length.saturating_add(SEALED_OVERHEAD);
         let (bytes, out) = self.scratch.request_and_reply(sealed).ok_or(Status::BAD_LENGTH)?;
         let (label, data) = split(bytes, size_of::<SealRequest>(), request.label_length, length)?;

@@ -2,7 +2,7 @@
 
 use dolmen_abi::{AkId, GuestInfo, MAX_ATTEST, MAX_SIGNATURE, NAME_BYTES, Status};
 
-use super::desk::QuoteDesk;
+use super::desk::{GuestSlot, QuoteDesk};
 use super::errand::{Errand, ErrandAnswer, ErrandDesk};
 use crate::lifecycle::Request;
 
@@ -64,11 +64,11 @@ pub trait Platform {
 
 /// The TPM and the generator that it seeds. One for the machine: whoever calls holds it alone, and briefly.
 pub trait TpmService {
-    /// Fills `out` from the hypervisor's generator.
+    /// Fills `out` from this guest's generator, which the hypervisor's own seeds.
     ///
     /// # Errors
     /// [`NoEntropy`]; `out` is then not to be used.
-    fn random(&mut self, out: &mut [u8]) -> Result<(), NoEntropy>;
+    fn random(&mut self, guest: GuestSlot, out: &mut [u8]) -> Result<(), NoEntropy>;
 
     /// Starts a quote over PCR 17 and 18 of the SHA-256 bank with this extra data, by a key that binds guests.
     ///
