@@ -14,10 +14,16 @@ use crate::{place, process, ui};
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 /// The nightly toolchain of Miri and of the fuzzers: pinned, so that the tests of today pass tomorrow.
 pub(crate) const NIGHTLY: &str = "nightly-2026-10-15";
-/// Crates whose tests run under Miri, those that interpret foreign bytes or lay out memory: each group on a processor of
-/// its own, since Miri runs one test at a time.
-const MIRI: [&[&str]; 2] =
-    [&["dolmen-vm"], &["dolmen-memory", "dolmen-platform", "dolmen-drtm", "dolmen-abi", "dolmen-tpm"]];
+/// Crates whose tests run under Miri, those that interpret foreign bytes or lay out memory: in parts of like length, each
+/// on a processor of its own, since Miri runs one test at a time.
+const MIRI: [Part; 4] = [
+    Part { packages: &["dolmen-vm"], chosen: &["--skip", SERVICE] },
+    Part { packages: &["dolmen-vm"], chosen: &[SERVICE] },
+    Part { packages: &["dolmen-platform", "dolmen-drtm"], chosen: &[] },
+    Part { packages: &["dolmen-memory", "dolmen-abi", "dolmen-tpm"], chosen: &[] },
+];
+/// Half of the work of `dolmen-vm`.
+const SERVICE: &str = "service::";
 /// Tests that only repeat at length what shorter ones show, and simulations in safe code.
 const PASSED_OVER: [&str; 7] =
     ["random", "property", "exhaustive", "sched::", "console::", "lifecycle::", "bus::tests::the_bus"];
@@ -33,6 +39,20 @@ const BARE: [(&str, &str, &str); 9] = [
     ("dolmen-loader", "x86_64-unknown-uefi", ""),
     ("dolmen-cli", "x86_64-unknown-linux-musl", ""),
 ];
+
+/// Tests that run under Miri one after the other.
+struct Part {
+    packages: &'static [&'static str],
+    /// Words for the test harness.
+    chosen: &'static [&'static str],
+}
+
+impl Part {
+    fn name(&self) -> String {
+        let words = self.packages.iter().chain(self.chosen);
+        format!("under Miri: {}", words.copied().collect::<Vec<_>>().join(" "))
+    }
+}
 
 fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new("cargo");
@@ -88,17 +108,17 @@ pub(super) fn unit() -> Result<Tally> {
 /// Miri adds to the search for undefined behaviour, not to that for wrong answers.
 pub(super) fn miri() -> Result<Tally> {
     nightly(&["miri", "rust-src"])?;
-    let mut build = interpreted(MIRI.concat().iter());
+    let mut build = interpreted(MIRI.iter().flat_map(|part| part.packages));
     build.arg("--no-run");
     let built = succeeds("pure crates built for Miri", build)?;
     if built.failed > 0 {
         return Ok(built);
     }
-    let job = |packages: &'static [&'static str]| {
-        let name = format!("under Miri: {}", packages.join(", "));
+    let job = |part: Part| {
+        let name = part.name();
         Job::new(name.clone(), 1, move || {
-            let mut command = interpreted(packages.iter());
-            command.arg("--").args(PASSED_OVER.iter().flat_map(|word| ["--skip", word]));
+            let mut command = interpreted(part.packages.iter());
+            command.arg("--").args(part.chosen).args(PASSED_OVER.iter().flat_map(|word| ["--skip", word]));
             count(&name, command).unwrap_or_else(|error| {
                 ui::bad(&format!("{name}: {error:#}"));
                 Tally::one(false)

@@ -162,6 +162,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes of it, and the other walks run the same code")]
     fn the_walk_finds_functions_on_every_bus_even_without_function_0() {
         let mut config = FakeConfig::default();
         for bdf in [0x0002, 0x8005, 0xffff] {
