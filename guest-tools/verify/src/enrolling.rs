@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use std::{fs, io};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::Subcommand;
-use dolmen_verify::enrol::{State, begin, finish};
-use x509_cert::Certificate;
+use dolmen_verify::enrol::{Certificate, State, begin, finish};
 
 /// Longest file that is read: a request with a certificate is far shorter.
 const MOST: u64 = 256 * 1024;
@@ -91,8 +90,10 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 fn certificates(path: &Path) -> Result<Vec<Certificate>> {
-    let all = Certificate::load_pem_chain(&read(path)?);
-    all.map_err(|error| anyhow!("{} holds no certificates in PEM: {error}", path.display()))
+    let all = Certificate::from_pem(&read(path)?);
+    let all = all.map_err(|error| anyhow!("{} holds no certificates in PEM: {error}", path.display()))?;
+    ensure!(!all.is_empty(), "{} holds no certificates in PEM", path.display());
+    Ok(all)
 }
 
 /// Keeps the state where only its owner reads it; never over a file that is there.

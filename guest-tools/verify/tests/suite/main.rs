@@ -10,6 +10,7 @@
 )]
 
 mod attack;
+mod chain;
 mod command;
 mod corpus;
 mod documentation;
