@@ -61,7 +61,9 @@ pub enum CertificateError {
     #[error("the certificate is not for an endorsement key: its extended key usage lacks 2.23.133.8.1")]
     Usage,
     /// Nobody who is trusted signed it.
-    #[error("no chain leads from the certificate to a root: \"{0}\" is by no certificate that was given")]
+    #[error(
+        "no chain leads from the certificate to a root: \"{0}\" is by no certificate that was given and may sign it"
+    )]
     NoChain(String),
     /// Too many certificates.
     #[error("the chain of certificates is longer than 5")]
@@ -148,22 +150,33 @@ pub fn check_certificate(
     find_root(&leaf, intermediates, roots, now)
 }
 
-/// Searches upwards from `leaf` for a root.
+/// Searches upwards from `leaf`, level by level, for a root. Makers issue certificates anew with the same name and key, so
+/// each that signed something below is tried. None is looked at twice: where it is nearest to `leaf`, least is below it.
 fn find_root(
     leaf: &Certificate,
     intermediates: &[Certificate],
     roots: &[Certificate],
     now: Duration,
 ) -> Result<(), CertificateError> {
-    let mut current = leaf;
+    let mut level = vec![leaf];
+    let mut left: Vec<&Certificate> = intermediates.iter().collect();
     for below in 0..MAX_DEPTH {
-        if let Some(root) = roots.iter().find(|root| is_by(current, root)) {
-            return check_one(root, now);
+        let mut unusable = None;
+        let mut leads_on = |issuer: &Certificate, may_sign: bool| {
+            may_sign
+                && level.iter().any(|one| is_by(one, issuer))
+                && check_one(issuer, now).map_err(|error| unusable.get_or_insert(error).clone()).is_ok()
+        };
+        if roots.iter().any(|root| leads_on(root, true)) {
+            return Ok(());
         }
-        let may_sign = |issuer: &&Certificate| is_by(current, issuer) && is_authority(issuer, below);
-        let issuer = intermediates.iter().find(may_sign);
-        current = issuer.ok_or_else(|| CertificateError::NoChain(subject(current)))?;
-        check_one(current, now)?;
+        let (above, others): (Vec<_>, Vec<_>) =
+            left.into_iter().partition(|issuer| leads_on(issuer, is_authority(issuer, below)));
+        if above.is_empty() {
+            let end = level.first().map(|one| subject(one)).unwrap_or_default();
+            return Err(unusable.unwrap_or(CertificateError::NoChain(end)));
+        }
+        (level, left) = (above, others);
     }
     Err(CertificateError::TooLong)
 }

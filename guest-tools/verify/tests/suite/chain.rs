@@ -17,8 +17,9 @@ const EXTENSIONS: [(&str, &str); 6] = [
     ("strange", "basicConstraints=critical,CA:TRUE\n1.2.3.4=critical,ASN1:NULL\n"),
     ("ek", "basicConstraints=critical,CA:FALSE\nextendedKeyUsage=2.23.133.8.1\n"),
 ];
-/// Days that certificates are valid.
+/// Days that certificates are valid, and that those are which soon are out of date.
 const LONG: u32 = 20;
+const SHORT: u32 = 2;
 
 /// A maker's authority of two levels with elliptic keys, in a folder of its own, and its certificate for an endorsement
 /// key: "root", "between" and "ek".
@@ -149,6 +150,39 @@ fn an_authority_signs_no_further_than_it_may() {
         "the last authority has one below it"
     );
 }
+#[test]
+fn an_issuer_out_of_date_does_not_hide_its_current_copy() {
+    let maker = Authority::new("prime256v1", "sha256");
+    maker.issue("root", "between", "old", "ca", SHORT);
+    maker.issue("root", "between", "strange", "strange", LONG);
+    maker.issue("root", "root", "old-root", "ca", SHORT);
+    let later = SHORT + 1;
+    for (between, roots) in [
+        (&["old", "between"][..], &["root"][..]),
+        (&["strange", "between"], &["root"]),
+        (&["between"], &["old-root", "root"]),
+        (&["strange", "old", "old-root", "between"], &["old-root", "root"]),
+    ] {
+        assert_eq!(maker.check(between, roots, later), Ok(()), "{between:?} {roots:?}");
+    }
+    // What is wrong is said if nothing else fits.
+    let time = |name: &str| Err(CertificateError::Time(format!("CN={name}")));
+    assert_eq!(maker.check(&["old"], &["root"], later), time("between"));
+    assert_eq!(maker.check(&["between"], &["old-root"], later), time("root"));
+    let strange = CertificateError::Extension { subject: "CN=between".into(), extension: "1.2.3.4".into() };
+    assert_eq!(maker.check(&["strange"], &["root"], 0), Err(strange));
+    assert_eq!(maker.check(&["old", "between"], &[], later), no_chain("between"));
+}
+
+#[test]
+fn an_issuer_that_leads_nowhere_does_not_hide_one_that_leads_to_a_root() {
+    let maker = Authority::new("prime256v1", "sha256");
+    maker.issue("lower", "lower", "lower", "ca", LONG);
+    maker.issue("lower", "between", "elsewhere", "ca", LONG);
+    assert_eq!(maker.check(&["elsewhere", "between"], &["root"], 0), Ok(()));
+    assert_eq!(maker.check(&["elsewhere", "lower"], &["root"], 0), no_chain("lower"));
+}
+
 #[test]
 fn what_counts_is_the_bytes_that_were_signed_however_odd() {
     let maker = Authority::new("prime256v1", "sha256");
