@@ -167,7 +167,7 @@ fn find_root(
                 && level.iter().any(|one| is_by(one, issuer))
                 && check_one(issuer, now).map_err(|error| unusable.get_or_insert(error).clone()).is_ok()
         };
-        if roots.iter().any(|root| leads_on(root, true)) {
+        if roots.iter().any(|root| leads_on(root, !has_constraints(root) || is_authority(root, below))) {
             return Ok(());
         }
         let (above, others): (Vec<_>, Vec<_>) =
@@ -225,6 +225,12 @@ fn is_authority(certificate: &Certificate, below: usize) -> bool {
     let reaches = |limit: Option<u8>| limit.is_none_or(|limit| below <= usize::from(limit));
     constraints.is_some_and(|(_, constraints)| constraints.ca && reaches(constraints.path_len_constraint))
         && usage.is_none_or(|(_, usage)| usage.key_cert_sign())
+}
+
+/// Whether it says how far it may sign. Old roots, of version 1 of X.509, cannot: they are trusted as they are given.
+fn has_constraints(certificate: &Certificate) -> bool {
+    let mut extensions = certificate.tbs().extensions().into_iter().flatten();
+    extensions.any(|one| one.extn_id == BasicConstraints::OID)
 }
 
 /// Whether `issuer` signed `certificate`.

@@ -184,6 +184,24 @@ fn an_issuer_that_leads_nowhere_does_not_hide_one_that_leads_to_a_root() {
 }
 
 #[test]
+fn a_root_signs_no_further_than_it_may_if_it_says_how_far() {
+    let maker = Authority::new("prime256v1", "sha256");
+    for (name, outcome) in [
+        ("none", Ok(())),
+        ("ca", Ok(())),
+        ("last", no_chain("between")),
+        ("signer", no_chain("between")),
+        ("ek", no_chain("between")),
+    ] {
+        maker.issue("root", "root", "other", name, LONG);
+        assert_eq!(maker.check(&["between"], &["other"], 0), outcome, "{name}");
+    }
+    maker.issue("root", "ek", "ek", "ek", LONG);
+    maker.issue("root", "root", "other", "last", LONG);
+    assert_eq!(maker.check(&[], &["other"], 0), Ok(()), "nobody is below it");
+}
+
+#[test]
 fn what_counts_is_the_bytes_that_were_signed_however_odd() {
     let maker = Authority::new("prime256v1", "sha256");
     let (ek, between, root) = (maker.ek(), maker.certificates(&["between"]), maker.certificates(&["root"]));
