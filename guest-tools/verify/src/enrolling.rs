@@ -11,7 +11,7 @@ use clap::Subcommand;
 use dolmen_verify::enrol::{Certificate, State, begin, finish};
 
 /// Longest file that is read: a request with a certificate is far shorter.
-const MOST: u64 = 256 * 1024;
+const MOST: usize = 256 * 1024;
 
 #[derive(Subcommand)]
 pub(crate) enum Enrol {
@@ -82,11 +82,7 @@ fn refuse(error: &dolmen_verify::enrol::EnrolError) -> Result<bool> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let length = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
-    if length > MOST {
-        return Err(anyhow!("{} has {length} bytes, far more than it can need", path.display()));
-    }
-    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+    crate::read_up_to(path, MOST)
 }
 
 fn certificates(path: &Path) -> Result<Vec<Certificate>> {

@@ -14,7 +14,10 @@ use clap::{Args, Parser, Subcommand};
 use dolmen_abi::evidence::Evidence;
 use dolmen_abi::evidence::host::MAX_HOST_EVIDENCE;
 use dolmen_tpm::attest::QuoteAttest;
-use dolmen_verify::{Expected, Policy, Report, Verdict, check, check_host, explain, export, extra_data};
+use dolmen_verify::{
+    Expected, MAX_POLICY, Policy, Report, Verdict, check, check_host, explain, export, extra_data,
+    read_at_most,
+};
 use serde::Serialize;
 
 /// Verifies evidence of guests of the Dolmen hypervisor.
@@ -126,7 +129,8 @@ impl CheckArgs {
 }
 
 fn read_policy(path: &Path) -> Result<Policy> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = String::from_utf8(read_up_to(path, MAX_POLICY)?)
+        .with_context(|| format!("{} is no text", path.display()))?;
     let folder = path.parent().unwrap_or(Path::new("."));
     Policy::parse_in(&text, folder).with_context(|| format!("{} is no policy", path.display()))
 }
@@ -248,14 +252,13 @@ fn print(text: &str) -> Result<bool> {
     Ok(true)
 }
 
-/// Reads a file, but no more of it than evidence can have.
+/// Reads evidence.
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let length = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
-    if usize::try_from(length).is_ok_and(|length| length <= MAX_HOST_EVIDENCE) {
-        fs::read(path).with_context(|| format!("cannot read {}", path.display()))
-    } else {
-        bail!("{} has {length} bytes, but evidence has at most {MAX_HOST_EVIDENCE}", path.display())
-    }
+    read_up_to(path, MAX_HOST_EVIDENCE)
+}
+
+fn read_up_to(path: &Path, most: usize) -> Result<Vec<u8>> {
+    read_at_most(path, most).with_context(|| format!("cannot read {}", path.display()))
 }
 
 fn decode<'b>(bytes: &'b [u8], path: &Path) -> Result<Evidence<'b>> {

@@ -14,7 +14,7 @@ use dolmen_tpm::policy::launch_policy;
 use crate::reference::Release;
 
 pub use complaint::PolicyError;
-pub use load::FIELDS;
+pub use load::{FIELDS, MAX_POLICY};
 
 /// What a relying party accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]

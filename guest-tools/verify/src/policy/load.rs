@@ -13,11 +13,15 @@ use super::read::Table;
 use super::{
     AcceptedCode, AcceptedGuest, Components, Configuration, EnrolledKey, FactRules, Policy, TpmRules,
 };
+use crate::file::read_at_most;
 use crate::record;
 use crate::reference::Release;
 
 /// Most combinations of a launch image and a core: each is a hash, and a step of every check.
 const MOST_COMBINATIONS: usize = 1024;
+
+/// No policy, and no file that one names, is longer.
+pub const MAX_POLICY: usize = 16 << 20;
 
 const TOP: &[&str] = &[
     "releases",
@@ -69,7 +73,7 @@ impl Policy {
     /// # Errors
     /// As [`Self::parse`], and for files that cannot be read or are not what they should be.
     pub fn parse_in(text: &str, folder: &Path) -> Result<Self, PolicyError> {
-        Self::parse_with(text, &|name| std::fs::read(folder.join(name)))
+        Self::parse_with(text, &|name| read_at_most(&folder.join(name), MAX_POLICY))
     }
 
     /// Reads a policy; `read` gives the content of a file that it names.

@@ -1,7 +1,11 @@
 //! The command itself: exit status and output.
 
+use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+
+use dolmen_abi::evidence::host::MAX_HOST_EVIDENCE;
+use dolmen_verify::MAX_POLICY;
 
 use crate::forge::{Forge, NONCE};
 
@@ -27,6 +31,24 @@ impl Files {
             .current_dir(self.folder.path())
             .output()
             .unwrap()
+    }
+
+    /// As [`Self::run`], with these bytes in a pipe as standard input.
+    fn run_with(&self, arguments: &str, input: Vec<u8>) -> Output {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_dolmen-verify"))
+            .args(arguments.split(' '))
+            .current_dir(self.folder.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut pipe = child.stdin.take().unwrap();
+        // It may stop reading before the end.
+        let writer = std::thread::spawn(move || pipe.write_all(&input).is_ok());
+        let output = child.wait_with_output().unwrap();
+        writer.join().unwrap();
+        output
     }
 
     fn check(&self, arguments: &str) -> (Option<i32>, String) {
@@ -133,6 +155,29 @@ fn files_that_the_policy_names_are_looked_for_beside_it() {
     let nonce = hex::encode(NONCE);
     let output = files.run(&format!("check evidence --policy trust/policy.toml --nonce {nonce}"));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn no_file_is_longer_than_it_can_need_even_from_a_pipe() {
+    let honest = Forge::honest();
+    let files = Files::of(&honest, &honest.policy_text());
+    let refuses = |output: Output, most: usize| {
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(&format!("more than {most} bytes")), "{said}");
+    };
+    let check = "check /dev/stdin --policy policy.toml --any-report-data";
+    assert!(files.run_with(check, honest.bytes()).status.success());
+    refuses(files.run_with(check, vec![0; MAX_HOST_EVIDENCE + 1]), MAX_HOST_EVIDENCE);
+    let policy = "check evidence --policy /dev/stdin --any-report-data";
+    assert!(files.run_with(policy, honest.policy_text().into()).status.success());
+    refuses(files.run_with(policy, vec![b'\n'; MAX_POLICY + 1]), MAX_POLICY);
+    let named = "releases = \"/dev/stdin\"\n";
+    std::fs::write(files.path("named.toml"), named).unwrap();
+    let named = "check evidence --policy named.toml --any-report-data";
+    refuses(files.run_with(named, vec![b'\n'; MAX_POLICY + 1]), MAX_POLICY);
+    let begin = "enrol begin none --policy policy.toml --roots /dev/stdin --state state";
+    refuses(files.run_with(begin, vec![b'\n'; 256 * 1024 + 1]), 256 * 1024);
 }
 
 #[test]
