@@ -1,6 +1,6 @@
 //! From the text of a policy to a [`Policy`]; files that it names are read through a function.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 
@@ -219,7 +219,16 @@ fn registers(guest: &Table<'_>) -> Result<BTreeMap<usize, Vec<[u8; REGISTER_BYTE
 
 /// Enrolled keys: each by its Name, or by the record that an enrolment made.
 fn keys(top: &Table<'_>, read: ReadFile<'_>) -> Result<Vec<EnrolledKey>, PolicyError> {
-    top.tables("keys", KEY)?.iter().map(|key| self::key(key, read)).collect()
+    let (mut keys, mut names) = (Vec::new(), BTreeSet::new());
+    for table in top.tables("keys", KEY)? {
+        let key = key(&table, read)?;
+        if !names.insert(key.name) {
+            let field = if key.record.is_some() { "record" } else { "name" };
+            return Err(table.clash(field, "expected a key that no earlier entry has"));
+        }
+        keys.push(key);
+    }
+    Ok(keys)
 }
 
 fn key(key: &Table<'_>, read: ReadFile<'_>) -> Result<EnrolledKey, PolicyError> {
