@@ -39,7 +39,7 @@ pub(crate) enum Enrol {
         /// The relying party's policy.
         #[arg(long)]
         policy: PathBuf,
-        /// What `begin` kept. It is removed when the key is enrolled: an answer counts once.
+        /// What `begin` kept. It is removed when the record is printed: an answer counts once.
         #[arg(long)]
         state: PathBuf,
     },
@@ -66,8 +66,10 @@ pub(crate) fn run(step: &Enrol) -> Result<bool> {
                 .with_context(|| format!("{} is none that `begin` kept", state.display()))?;
             match finish(&read(answer)?, &kept, &crate::read_policy(policy)?) {
                 Ok(record) => {
-                    fs::remove_file(state).with_context(|| format!("cannot remove {}", state.display()))?;
-                    crate::print(&format!("{}\n", serde_json::to_string_pretty(&record)?))
+                    // First the record: without it and without the state, all would have to be done again.
+                    crate::print(&format!("{}\n", serde_json::to_string_pretty(&record)?))?;
+                    forget(state)?;
+                    Ok(true)
                 }
                 Err(error) => refuse(&error),
             }
@@ -90,6 +92,17 @@ fn certificates(path: &Path) -> Result<Vec<Certificate>> {
     let all = all.map_err(|error| anyhow!("{} holds no certificates in PEM: {error}", path.display()))?;
     ensure!(!all.is_empty(), "{} holds no certificates in PEM", path.display());
     Ok(all)
+}
+
+/// Removes the state of a key that is enrolled now, which stays so if that fails.
+fn forget(path: &Path) -> Result<()> {
+    let Err(error) = fs::remove_file(path) else { return Ok(()) };
+    let path = path.display();
+    let written = writeln!(
+        io::stderr(),
+        "dolmen-verify: the key is enrolled, but {path} cannot be removed ({error}): remove it, an answer counts once"
+    );
+    written.context("cannot write to standard error")
 }
 
 /// Keeps the state where only its owner reads it; never over a file that is there.

@@ -248,7 +248,8 @@ fn run_export(evidence: &Path, folder: &Path) -> Result<bool> {
 }
 
 fn print(text: &str) -> Result<bool> {
-    std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")?;
+    let mut out = std::io::stdout();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to standard output")?;
     Ok(true)
 }
 

@@ -25,19 +25,20 @@ impl Files {
         self.folder.path().join(name)
     }
 
+    fn command(&self, arguments: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dolmen-verify"));
+        command.args(arguments.split(' ')).current_dir(self.folder.path());
+        command
+    }
+
     fn run(&self, arguments: &str) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_dolmen-verify"))
-            .args(arguments.split(' '))
-            .current_dir(self.folder.path())
-            .output()
-            .unwrap()
+        self.command(arguments).output().unwrap()
     }
 
     /// As [`Self::run`], with these bytes in a pipe as standard input.
     fn run_with(&self, arguments: &str, input: Vec<u8>) -> Output {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_dolmen-verify"))
-            .args(arguments.split(' '))
-            .current_dir(self.folder.path())
+        let mut child = self
+            .command(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -178,6 +179,46 @@ fn no_file_is_longer_than_it_can_need_even_from_a_pipe() {
     refuses(files.run_with(named, vec![b'\n'; MAX_POLICY + 1]), MAX_POLICY);
     let begin = "enrol begin none --policy policy.toml --roots /dev/stdin --state state";
     refuses(files.run_with(begin, vec![b'\n'; 256 * 1024 + 1]), 256 * 1024);
+}
+
+/// A finished enrolment but for its last step, which is given.
+fn finish_enrolment(run: impl Fn(&Files, &str) -> Output) -> (Files, Output) {
+    let honest = Forge::honest();
+    let files = Files::of(&honest, &honest.policy_text());
+    let state = crate::enrolling::state(&honest, &[0x30, 0]);
+    std::fs::write(files.path("state"), serde_json::to_vec(&state).unwrap()).unwrap();
+    let output = run(&files, "enrol finish evidence --policy policy.toml --state");
+    (files, output)
+}
+
+#[test]
+fn the_state_of_an_enrolment_is_removed_once_the_record_is_out() {
+    let (files, output) = finish_enrolment(|files, step| files.run(&format!("{step} state")));
+    let record: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &record["format"]), (Some(0), &"dolmen-enrolment-1".into()));
+    assert!(output.stderr.is_empty() && !files.path("state").exists());
+
+    // Where nothing can be written.
+    let (files, output) = finish_enrolment(|files, step| {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        files.command(&format!("{step} state")).stdout(full).output().unwrap()
+    });
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(files.path("state").exists(), "neither record nor state is left");
+}
+
+#[test]
+fn a_key_is_enrolled_even_if_the_state_cannot_be_removed() {
+    let (_files, output) = finish_enrolment(|files, step| {
+        // A name that nobody can remove, by which the file can be read.
+        let state = std::fs::File::open(files.path("state")).unwrap();
+        files.command(&format!("{step} /proc/self/fd/0")).stdin(state).output().unwrap()
+    });
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(serde_json::from_slice::<serde_json::Value>(&output.stdout).is_ok());
+    assert!(said.contains("/proc/self/fd/0 cannot be removed") && said.contains("remove it"), "{said}");
 }
 
 #[test]
