@@ -33,7 +33,13 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Judge evidence by a policy.
-    Check(CheckArgs),
+    Check {
+        #[command(flatten)]
+        check: CheckArgs,
+        /// Print the verdict as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Enrol a key by a credential: proof that it lives in a TPM that a maker vouches for (docs/enrolment.md).
     #[command(subcommand)]
     Enrol(enrolling::Enrol),
@@ -70,6 +76,9 @@ enum Command {
         /// How long to count, in seconds.
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=60))]
         seconds: u64,
+        /// Print the figures as JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Tell what the evidence claims, without judging it.
     Explain {
@@ -98,9 +107,6 @@ struct CheckArgs {
     /// Demand no report data: the evidence may be old.
     #[arg(long, group = "bound")]
     any_report_data: bool,
-    /// Print the verdict as JSON.
-    #[arg(long)]
-    json: bool,
 }
 
 impl CheckArgs {
@@ -148,7 +154,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<bool> {
     match command {
-        Command::Check(args) => run_check(&args),
+        Command::Check { check, json } => run_check(&check, json),
         Command::CheckHost { evidence, policy, nonce, json } => {
             let nonce = hex::decode(&nonce).context("--nonce is not hexadecimal")?;
             let report = check_host(&read(&evidence)?, &read_policy(&policy)?, &nonce);
@@ -156,7 +162,9 @@ fn run(command: Command) -> Result<bool> {
         }
         Command::Enrol(step) => enrolling::run(&step),
         Command::Trust(args) => run_trust(&args),
-        Command::Throughput { check, seconds } => run_throughput(&check, Duration::from_secs(seconds)),
+        Command::Throughput { check, seconds, json } => {
+            run_throughput(&check, Duration::from_secs(seconds), json)
+        }
         Command::Binding { evidence } => {
             let bytes = read(&evidence)?;
             let decoded = decode(&bytes, &evidence)?;
@@ -172,9 +180,9 @@ fn run(command: Command) -> Result<bool> {
     }
 }
 
-fn run_check(args: &CheckArgs) -> Result<bool> {
+fn run_check(args: &CheckArgs, as_json: bool) -> Result<bool> {
     let report = check(&read(&args.evidence)?, &args.policy()?, &args.expected()?);
-    print_report(&report, args.json)
+    print_report(&report, as_json)
 }
 
 fn print_report(report: &Report, as_json: bool) -> Result<bool> {
@@ -210,7 +218,7 @@ struct Throughput {
     per_second: f64,
 }
 
-fn run_throughput(args: &CheckArgs, time: Duration) -> Result<bool> {
+fn run_throughput(args: &CheckArgs, time: Duration, as_json: bool) -> Result<bool> {
     let (bytes, policy, expected) = (read(&args.evidence)?, args.policy()?, args.expected()?);
     let report = check(&bytes, &policy, &expected);
     if !report.accepted {
@@ -227,7 +235,7 @@ fn run_throughput(args: &CheckArgs, time: Duration) -> Result<bool> {
     }
     let seconds = start.elapsed().as_secs_f64();
     let per_second = f64::from(checks) / seconds;
-    if args.json {
+    if as_json {
         let figures = Throughput { checks: checks.into(), seconds, per_second };
         return print(&format!("{}\n", serde_json::to_string_pretty(&figures)?));
     }

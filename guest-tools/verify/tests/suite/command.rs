@@ -112,6 +112,10 @@ fn a_key_is_trusted_from_its_first_use_on_and_the_user_is_told_what_that_proves(
     assert!(warning.contains("on first use") && warning.contains("`dolmen-verify enrol`"), "{warning}");
     // Told apart from enrolment: there is no other spelling of that to fall for.
     assert_eq!(files.run("enroll evidence --policy policy.toml").status.code(), Some(2));
+    // It prints an entry for a policy, which is no JSON.
+    let json = files.run(&format!("trust evidence --policy policy.toml --nonce {nonce} --json"));
+    assert_eq!(json.status.code(), Some(2));
+    assert!(String::from_utf8(json.stderr).unwrap().contains("--json") && json.stdout.is_empty());
     let enrolled = format!("{unenrolled}{}", String::from_utf8(entry.stdout).unwrap());
     assert_eq!(Files::of(&honest, &enrolled).check("").0, Some(0));
 }
