@@ -43,7 +43,7 @@ pub use policy::{
     Policy, PolicyError, TpmRules,
 };
 pub use reference::{BANKS, REFERENCE_FORMAT, ReferenceError, Release};
-pub use report::{CHECKS, Check, Outcome, Report, VERDICT_FORMAT, Verdict};
+pub use report::{CHECKS, Check, Outcome, Report, Subject, VERDICT_FORMAT, Verdict};
 pub use sketch::explain;
 
 /// The examples of the documentation compile.

@@ -83,7 +83,24 @@ fn json_has_the_same_verdict() {
     assert_eq!(status, Some(0));
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!((&json["verdict"], &json["accepted"]), (&"TRUSTED".into(), &true.into()));
+    assert_eq!((&json["subject"], &json["guest"]), (&"guest".into(), &"demo".into()));
     assert_eq!(json["checks"][0]["outcome"], "pass");
+}
+
+#[test]
+fn evidence_about_a_host_has_a_verdict_about_the_host() {
+    let forge = Forge::of_host();
+    let files = Files::of(&forge, &forge.policy_text());
+    std::fs::write(files.path("host"), forge.host_bytes()).unwrap();
+    let line = format!("check-host host --policy policy.toml --nonce {}", hex::encode(NONCE));
+    let output = files.run(&line);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains("\nTRUSTED: the host runs the reference hypervisor"), "{text}");
+    let json: serde_json::Value =
+        serde_json::from_slice(&files.run(&format!("{line} --json")).stdout).unwrap();
+    assert_eq!((&json["subject"], &json["verdict"]), (&"host".into(), &"TRUSTED".into()));
+    assert!(json["guest"].is_null());
 }
 
 #[test]

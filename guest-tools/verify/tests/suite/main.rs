@@ -16,6 +16,7 @@ mod corpus;
 mod documentation;
 mod enrolling;
 mod forge;
+mod host;
 mod hostile;
 mod parts;
 mod reference;
