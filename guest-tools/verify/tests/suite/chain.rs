@@ -230,6 +230,18 @@ fn what_counts_is_the_bytes_that_were_signed_however_odd() {
     );
 }
 
+#[test]
+fn certificates_are_read_from_a_text_with_anything_between_them() {
+    let maker = Authority::new("prime256v1", "sha256");
+    let text =
+        [b"Our root:\n", &maker.read("root.pem")[..], b"\n\xe9\n", &maker.read("between.pem")].concat();
+    assert_eq!(Certificate::from_pem(&text).unwrap().len(), 2);
+    for cut in [30, 200] {
+        assert!(Certificate::from_pem(&text[..text.len() - cut]).is_err(), "{cut}");
+    }
+    assert!(Certificate::from_pem(&maker.der()).unwrap().is_empty());
+}
+
 /// The parts of a structure in DER, each with tag and length.
 fn parts(der: &[u8]) -> Vec<Vec<u8>> {
     let mut parts = Vec::new();

@@ -202,6 +202,16 @@ fn no_file_is_longer_than_it_can_need_even_from_a_pipe() {
     refuses(files.run_with(begin, vec![b'\n'; 256 * 1024 + 1]), 256 * 1024);
 }
 
+#[test]
+fn a_file_without_a_certificate_is_no_file_of_roots() {
+    let honest = Forge::honest();
+    let files = Files::of(&honest, &honest.policy_text());
+    let output = files.run("enrol begin none --policy policy.toml --roots policy.toml --state state");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said.contains("policy.toml holds no certificates in PEM"), "{said}");
+}
+
 /// A finished enrolment but for its last step, which is given.
 fn finish_enrolment(run: impl Fn(&Files, &str) -> Output) -> (Files, Output) {
     let honest = Forge::honest();
