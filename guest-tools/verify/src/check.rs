@@ -8,7 +8,7 @@ use dolmen_tpm::policy::{SELECT_17_18, host_policy};
 use crate::binding::extra_data;
 use crate::key::AttestationKey;
 use crate::policy::{AcceptedCode, EnrolledKey, Policy};
-use crate::report::{Check, Outcome, Report, VERDICT_FORMAT, Verdict};
+use crate::report::{Check, Outcome, Report, Subject, VERDICT_FORMAT, Verdict};
 use crate::same::same;
 
 /// What the relying party demands to be bound.
@@ -33,7 +33,7 @@ impl Expected {
 /// Checks evidence against a policy. `bytes` may be anything.
 #[must_use]
 pub fn check(bytes: &[u8], policy: &Policy, expected: &Expected) -> Report {
-    let mut judge = Judge { policy, checks: Vec::new(), code: None, enrolled: None };
+    let mut judge = Judge::new(policy, Subject::Guest);
     let evidence = match Evidence::decode(bytes) {
         Ok(evidence) => evidence,
         Err(error) => {
@@ -42,7 +42,7 @@ pub fn check(bytes: &[u8], policy: &Policy, expected: &Expected) -> Report {
         }
     };
     judge.pass("format", "the file is evidence in its one canonical encoding");
-    let key = judge.key(evidence.ak_public, Subject::Guest);
+    let key = judge.key(evidence.ak_public);
     let quote = judge.quote(&evidence, key.as_ref());
     judge.registers(&evidence, quote.as_ref());
     judge.binding(&evidence, quote.as_ref(), expected);
@@ -56,6 +56,7 @@ pub fn check(bytes: &[u8], policy: &Policy, expected: &Expected) -> Report {
 /// What was found so far.
 pub(crate) struct Judge<'p> {
     pub(crate) policy: &'p Policy,
+    subject: Subject,
     pub(crate) checks: Vec<Check>,
     /// The accepted PCR 17 that the key's policy names.
     pub(crate) code: Option<AcceptedCode>,
@@ -63,16 +64,11 @@ pub(crate) struct Judge<'p> {
     pub(crate) enrolled: Option<&'p EnrolledKey>,
 }
 
-/// What a key speaks of, which its policy tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Subject {
-    /// A guest, by its binding.
-    Guest,
-    /// The host, over a nonce as it is.
-    Host,
-}
+impl<'p> Judge<'p> {
+    pub(crate) fn new(policy: &'p Policy, subject: Subject) -> Self {
+        Self { policy, subject, checks: Vec::new(), code: None, enrolled: None }
+    }
 
-impl Judge<'_> {
     pub(crate) fn say(&mut self, id: &'static str, outcome: Outcome, text: impl Into<String>) {
         self.checks.push(Check { id, outcome, text: text.into() });
     }
@@ -114,11 +110,20 @@ impl Judge<'_> {
             Verdict::Refused => false,
         };
         let enrolled_by = self.enrolled.map(|key| key.record.clone().unwrap_or_else(|| "policy".to_owned()));
-        Report { format: VERDICT_FORMAT, verdict, accepted, guest, key, enrolled_by, checks: self.checks }
+        Report {
+            format: VERDICT_FORMAT,
+            subject: self.subject,
+            verdict,
+            accepted,
+            guest,
+            key,
+            enrolled_by,
+            checks: self.checks,
+        }
     }
 
     /// The key: inside a TPM, and usable by the reference hypervisor only.
-    pub(crate) fn key<'e>(&mut self, public: &'e [u8], subject: Subject) -> Option<AttestationKey<'e>> {
+    pub(crate) fn key<'e>(&mut self, public: &'e [u8]) -> Option<AttestationKey<'e>> {
         let key = match AttestationKey::parse(public) {
             Ok(key) => key,
             Err(problem) => {
@@ -135,7 +140,7 @@ impl Judge<'_> {
             ),
             Err(problem) => self.fail("key", format!("the attestation key is none of Dolmen: {problem}")),
         }
-        let is_of = |code: &&AcceptedCode| match subject {
+        let is_of = |code: &&AcceptedCode| match self.subject {
             Subject::Guest => same(key.policy, code.key_policy()),
             Subject::Host => same(key.policy, &host_policy(code.pcr17())),
         };

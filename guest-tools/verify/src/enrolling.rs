@@ -6,13 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use std::{fs, io};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::Subcommand;
-use dolmen_verify::enrol::{State, begin, finish};
-use x509_cert::Certificate;
+use dolmen_verify::enrol::{Certificate, State, begin, finish};
 
 /// Longest file that is read: a request with a certificate is far shorter.
-const MOST: u64 = 256 * 1024;
+const MOST: usize = 256 * 1024;
 
 #[derive(Subcommand)]
 pub(crate) enum Enrol {
@@ -40,7 +39,7 @@ pub(crate) enum Enrol {
         /// The relying party's policy.
         #[arg(long)]
         policy: PathBuf,
-        /// What `begin` kept. It is removed when the key is enrolled: an answer counts once.
+        /// What `begin` kept. It is removed when the record is printed: an answer counts once.
         #[arg(long)]
         state: PathBuf,
     },
@@ -67,8 +66,10 @@ pub(crate) fn run(step: &Enrol) -> Result<bool> {
                 .with_context(|| format!("{} is none that `begin` kept", state.display()))?;
             match finish(&read(answer)?, &kept, &crate::read_policy(policy)?) {
                 Ok(record) => {
-                    fs::remove_file(state).with_context(|| format!("cannot remove {}", state.display()))?;
-                    crate::print(&format!("{}\n", serde_json::to_string_pretty(&record)?))
+                    // First the record: without it and without the state, all would have to be done again.
+                    crate::print(&format!("{}\n", serde_json::to_string_pretty(&record)?))?;
+                    forget(state)?;
+                    Ok(true)
                 }
                 Err(error) => refuse(&error),
             }
@@ -83,16 +84,25 @@ fn refuse(error: &dolmen_verify::enrol::EnrolError) -> Result<bool> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let length = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
-    if length > MOST {
-        return Err(anyhow!("{} has {length} bytes, far more than it can need", path.display()));
-    }
-    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+    crate::read_up_to(path, MOST)
 }
 
 fn certificates(path: &Path) -> Result<Vec<Certificate>> {
-    let all = Certificate::load_pem_chain(&read(path)?);
-    all.map_err(|error| anyhow!("{} holds no certificates in PEM: {error}", path.display()))
+    let all = Certificate::from_pem(&read(path)?);
+    let all = all.map_err(|error| anyhow!("{} holds no certificates in PEM: {error}", path.display()))?;
+    ensure!(!all.is_empty(), "{} holds no certificates in PEM", path.display());
+    Ok(all)
+}
+
+/// Removes the state of a key that is enrolled now, which stays so if that fails.
+fn forget(path: &Path) -> Result<()> {
+    let Err(error) = fs::remove_file(path) else { return Ok(()) };
+    let path = path.display();
+    let written = writeln!(
+        io::stderr(),
+        "dolmen-verify: the key is enrolled, but {path} cannot be removed ({error}): remove it, an answer counts once"
+    );
+    written.context("cannot write to standard error")
 }
 
 /// Keeps the state where only its owner reads it; never over a file that is there.

@@ -5,17 +5,17 @@ use dolmen_tpm::attest::QuoteAttest;
 use dolmen_tpm::crypto::sha256;
 use dolmen_tpm::policy::selection;
 
-use crate::check::{Judge, Subject};
+use crate::check::Judge;
 use crate::key::AttestationKey;
 use crate::policy::Policy;
-use crate::report::Report;
+use crate::report::{Report, Subject};
 use crate::same::same;
 
 /// Checks evidence about a host against a policy, of which guests and facts do not matter here: a quote about the host
 /// says nothing of them. `bytes` may be anything.
 #[must_use]
 pub fn check_host(bytes: &[u8], policy: &Policy, nonce: &[u8]) -> Report {
-    let mut judge = Judge { policy, checks: Vec::new(), code: None, enrolled: None };
+    let mut judge = Judge::new(policy, Subject::Host);
     let evidence = match HostEvidence::decode(bytes) {
         Ok(evidence) => evidence,
         Err(error) => {
@@ -24,7 +24,7 @@ pub fn check_host(bytes: &[u8], policy: &Policy, nonce: &[u8]) -> Report {
         }
     };
     judge.pass("format", "the file is evidence about a host in its one canonical encoding");
-    let key = judge.key(evidence.ak_public, Subject::Host);
+    let key = judge.key(evidence.ak_public);
     let quote = key.as_ref().and_then(|key| judge.host_quote(&evidence, key, nonce));
     match (&quote, evidence.value(17), evidence.value(18)) {
         (Some(_), Some(pcr17), Some(pcr18)) => {

@@ -19,6 +19,7 @@ mod binding;
 mod check;
 pub mod enrol;
 pub mod export;
+mod file;
 mod host;
 mod key;
 mod log;
@@ -33,15 +34,16 @@ mod tpm;
 
 pub use binding::{extra_data, leaf};
 pub use check::{Expected, check};
+pub use file::read_at_most;
 pub use host::check_host;
 pub use key::{AttestationKey, KeyProblem, Verifier};
 pub use log::{LogProblem, check_events};
 pub use policy::{
-    AcceptedCode, AcceptedGuest, Components, Configuration, EnrolledKey, FIELDS, FactRules, Policy,
-    PolicyError, TpmRules,
+    AcceptedCode, AcceptedGuest, Components, Configuration, EnrolledKey, FIELDS, FactRules, MAX_POLICY,
+    Policy, PolicyError, TpmRules,
 };
 pub use reference::{BANKS, REFERENCE_FORMAT, ReferenceError, Release};
-pub use report::{CHECKS, Check, Outcome, Report, VERDICT_FORMAT, Verdict};
+pub use report::{CHECKS, Check, Outcome, Report, Subject, VERDICT_FORMAT, Verdict};
 pub use sketch::explain;
 
 /// The examples of the documentation compile.

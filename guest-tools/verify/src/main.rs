@@ -14,7 +14,10 @@ use clap::{Args, Parser, Subcommand};
 use dolmen_abi::evidence::Evidence;
 use dolmen_abi::evidence::host::MAX_HOST_EVIDENCE;
 use dolmen_tpm::attest::QuoteAttest;
-use dolmen_verify::{Expected, Policy, Report, Verdict, check, check_host, explain, export, extra_data};
+use dolmen_verify::{
+    Expected, MAX_POLICY, Policy, Report, Verdict, check, check_host, explain, export, extra_data,
+    read_at_most,
+};
 use serde::Serialize;
 
 /// Verifies evidence of guests of the Dolmen hypervisor.
@@ -30,7 +33,13 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Judge evidence by a policy.
-    Check(CheckArgs),
+    Check {
+        #[command(flatten)]
+        check: CheckArgs,
+        /// Print the verdict as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Enrol a key by a credential: proof that it lives in a TPM that a maker vouches for (docs/enrolment.md).
     #[command(subcommand)]
     Enrol(enrolling::Enrol),
@@ -67,6 +76,9 @@ enum Command {
         /// How long to count, in seconds.
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=60))]
         seconds: u64,
+        /// Print the figures as JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Tell what the evidence claims, without judging it.
     Explain {
@@ -95,9 +107,6 @@ struct CheckArgs {
     /// Demand no report data: the evidence may be old.
     #[arg(long, group = "bound")]
     any_report_data: bool,
-    /// Print the verdict as JSON.
-    #[arg(long)]
-    json: bool,
 }
 
 impl CheckArgs {
@@ -126,7 +135,8 @@ impl CheckArgs {
 }
 
 fn read_policy(path: &Path) -> Result<Policy> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = String::from_utf8(read_up_to(path, MAX_POLICY)?)
+        .with_context(|| format!("{} is no text", path.display()))?;
     let folder = path.parent().unwrap_or(Path::new("."));
     Policy::parse_in(&text, folder).with_context(|| format!("{} is no policy", path.display()))
 }
@@ -144,7 +154,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<bool> {
     match command {
-        Command::Check(args) => run_check(&args),
+        Command::Check { check, json } => run_check(&check, json),
         Command::CheckHost { evidence, policy, nonce, json } => {
             let nonce = hex::decode(&nonce).context("--nonce is not hexadecimal")?;
             let report = check_host(&read(&evidence)?, &read_policy(&policy)?, &nonce);
@@ -152,7 +162,9 @@ fn run(command: Command) -> Result<bool> {
         }
         Command::Enrol(step) => enrolling::run(&step),
         Command::Trust(args) => run_trust(&args),
-        Command::Throughput { check, seconds } => run_throughput(&check, Duration::from_secs(seconds)),
+        Command::Throughput { check, seconds, json } => {
+            run_throughput(&check, Duration::from_secs(seconds), json)
+        }
         Command::Binding { evidence } => {
             let bytes = read(&evidence)?;
             let decoded = decode(&bytes, &evidence)?;
@@ -168,9 +180,9 @@ fn run(command: Command) -> Result<bool> {
     }
 }
 
-fn run_check(args: &CheckArgs) -> Result<bool> {
+fn run_check(args: &CheckArgs, as_json: bool) -> Result<bool> {
     let report = check(&read(&args.evidence)?, &args.policy()?, &args.expected()?);
-    print_report(&report, args.json)
+    print_report(&report, as_json)
 }
 
 fn print_report(report: &Report, as_json: bool) -> Result<bool> {
@@ -206,7 +218,7 @@ struct Throughput {
     per_second: f64,
 }
 
-fn run_throughput(args: &CheckArgs, time: Duration) -> Result<bool> {
+fn run_throughput(args: &CheckArgs, time: Duration, as_json: bool) -> Result<bool> {
     let (bytes, policy, expected) = (read(&args.evidence)?, args.policy()?, args.expected()?);
     let report = check(&bytes, &policy, &expected);
     if !report.accepted {
@@ -223,7 +235,7 @@ fn run_throughput(args: &CheckArgs, time: Duration) -> Result<bool> {
     }
     let seconds = start.elapsed().as_secs_f64();
     let per_second = f64::from(checks) / seconds;
-    if args.json {
+    if as_json {
         let figures = Throughput { checks: checks.into(), seconds, per_second };
         return print(&format!("{}\n", serde_json::to_string_pretty(&figures)?));
     }
@@ -244,18 +256,18 @@ fn run_export(evidence: &Path, folder: &Path) -> Result<bool> {
 }
 
 fn print(text: &str) -> Result<bool> {
-    std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")?;
+    let mut out = std::io::stdout();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to standard output")?;
     Ok(true)
 }
 
-/// Reads a file, but no more of it than evidence can have.
+/// Reads evidence.
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let length = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
-    if usize::try_from(length).is_ok_and(|length| length <= MAX_HOST_EVIDENCE) {
-        fs::read(path).with_context(|| format!("cannot read {}", path.display()))
-    } else {
-        bail!("{} has {length} bytes, but evidence has at most {MAX_HOST_EVIDENCE}", path.display())
-    }
+    read_up_to(path, MAX_HOST_EVIDENCE)
+}
+
+fn read_up_to(path: &Path, most: usize) -> Result<Vec<u8>> {
+    read_at_most(path, most).with_context(|| format!("cannot read {}", path.display()))
 }
 
 fn decode<'b>(bytes: &'b [u8], path: &Path) -> Result<Evidence<'b>> {

@@ -14,7 +14,7 @@ use dolmen_tpm::policy::launch_policy;
 use crate::reference::Release;
 
 pub use complaint::PolicyError;
-pub use load::FIELDS;
+pub use load::{FIELDS, MAX_POLICY};
 
 /// What a relying party accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub struct Policy {
     pub releases: Vec<Release>,
     /// Accepted guests by name.
     pub guests: BTreeMap<String, AcceptedGuest>,
-    /// Enrolled keys.
+    /// Enrolled keys, each once.
     pub keys: Vec<EnrolledKey>,
     /// Whether a key that nobody enrolled is enough. For trials only.
     pub allow_unenrolled: bool,

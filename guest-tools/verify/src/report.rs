@@ -93,16 +93,28 @@ pub enum Verdict {
     Refused,
 }
 
+/// What a key, evidence by it and a report about that speak of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Subject {
+    /// A guest, by its binding.
+    Guest,
+    /// The host, over a nonce as it is: nothing is said of any guest.
+    Host,
+}
+
 /// All checks of one piece of evidence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// [`VERDICT_FORMAT`].
     pub format: &'static str,
+    /// What the evidence was taken as speaking of.
+    pub subject: Subject,
     /// The verdict.
     pub verdict: Verdict,
     /// Whether the policy accepts that verdict.
     pub accepted: bool,
-    /// The guest, if its name could be read.
+    /// The guest, if it is about one and its name could be read.
     pub guest: Option<String>,
     /// The Name of the key, in hex, if it could be read.
     pub key: Option<String>,
@@ -138,15 +150,22 @@ impl fmt::Display for Report {
             writeln!(f, "{mark} {:<13} {}", check.id, check.text)?;
         }
         let guest = self.guest.as_deref().unwrap_or("?");
-        match self.verdict {
-            Verdict::Trusted => {
+        match (self.verdict, self.subject) {
+            (Verdict::Trusted, Subject::Guest) => {
                 write!(f, "TRUSTED: guest {guest} runs on the reference hypervisor, as bound")
             }
-            Verdict::Unenrolled => write!(
+            (Verdict::Trusted, Subject::Host) => {
+                write!(f, "TRUSTED: the host runs the reference hypervisor; this says nothing of any guest")
+            }
+            (Verdict::Unenrolled, Subject::Guest) => write!(
                 f,
                 "UNENROLLED: everything holds for guest {guest}, if the key belongs to a TPM; nobody has proved that it does"
             ),
-            Verdict::Refused => write!(f, "REFUSED: believe nothing of this evidence"),
+            (Verdict::Unenrolled, Subject::Host) => write!(
+                f,
+                "UNENROLLED: everything holds for the host, if the key belongs to a TPM; nobody has proved that it does"
+            ),
+            (Verdict::Refused, _) => write!(f, "REFUSED: believe nothing of this evidence"),
         }
     }
 }

@@ -22,7 +22,6 @@ use dolmen_tpm::policy::host_policy;
 use dolmen_tpm::public::Template;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use x509_cert::Certificate;
 
 use crate::check::{Expected, check};
 use crate::host::check_host;
@@ -30,7 +29,7 @@ use crate::key::{AttestationKey, KeyProblem};
 use crate::policy::{EnrolledKey, Policy};
 use crate::report::{Report, Verdict};
 
-pub use certificate::{CertificateError, check_certificate};
+pub use certificate::{Certificate, CertificateError, check_certificate};
 pub use credential::{Credential, make_credential};
 
 /// What a request is, and its version; likewise for the other files.
@@ -275,6 +274,7 @@ pub fn finish(answer: &[u8], state: &State, policy: &Policy) -> Result<Record, E
         return Err(EnrolError::Refused(Box::new(report)));
     };
     let certificate = bytes("ek_certificate", &request.ek_certificate)?;
+    let certificate = certificate::exact(&certificate).ok_or(EnrolError::Field("ek_certificate"))?;
     Ok(Record {
         format: RECORD_FORMAT.to_owned(),
         ak_name: hex::encode(key.name()),
@@ -284,7 +284,7 @@ pub fn finish(answer: &[u8], state: &State, policy: &Policy) -> Result<Record, E
         ak_public: request.ak_public.clone(),
         ek: request.ek.clone(),
         ek_public: request.ek_public.clone(),
-        ek_certificate_sha256: hex::encode(Sha256::digest(&certificate)),
+        ek_certificate_sha256: hex::encode(Sha256::digest(certificate)),
         tpm_firmware: quote.firmware_version,
         pcr17: hex::encode(pcr17),
     })

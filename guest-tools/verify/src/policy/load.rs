@@ -1,6 +1,6 @@
 //! From the text of a policy to a [`Policy`]; files that it names are read through a function.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 
@@ -13,11 +13,15 @@ use super::read::Table;
 use super::{
     AcceptedCode, AcceptedGuest, Components, Configuration, EnrolledKey, FactRules, Policy, TpmRules,
 };
+use crate::file::read_at_most;
 use crate::record;
 use crate::reference::Release;
 
 /// Most combinations of a launch image and a core: each is a hash, and a step of every check.
 const MOST_COMBINATIONS: usize = 1024;
+
+/// No policy, and no file that one names, is longer.
+pub const MAX_POLICY: usize = 16 << 20;
 
 const TOP: &[&str] = &[
     "releases",
@@ -69,7 +73,7 @@ impl Policy {
     /// # Errors
     /// As [`Self::parse`], and for files that cannot be read or are not what they should be.
     pub fn parse_in(text: &str, folder: &Path) -> Result<Self, PolicyError> {
-        Self::parse_with(text, &|name| std::fs::read(folder.join(name)))
+        Self::parse_with(text, &|name| read_at_most(&folder.join(name), MAX_POLICY))
     }
 
     /// Reads a policy; `read` gives the content of a file that it names.
@@ -215,7 +219,16 @@ fn registers(guest: &Table<'_>) -> Result<BTreeMap<usize, Vec<[u8; REGISTER_BYTE
 
 /// Enrolled keys: each by its Name, or by the record that an enrolment made.
 fn keys(top: &Table<'_>, read: ReadFile<'_>) -> Result<Vec<EnrolledKey>, PolicyError> {
-    top.tables("keys", KEY)?.iter().map(|key| self::key(key, read)).collect()
+    let (mut keys, mut names) = (Vec::new(), BTreeSet::new());
+    for table in top.tables("keys", KEY)? {
+        let key = key(&table, read)?;
+        if !names.insert(key.name) {
+            let field = if key.record.is_some() { "record" } else { "name" };
+            return Err(table.clash(field, "expected a key that no earlier entry has"));
+        }
+        keys.push(key);
+    }
+    Ok(keys)
 }
 
 fn key(key: &Table<'_>, read: ReadFile<'_>) -> Result<EnrolledKey, PolicyError> {

@@ -1,7 +1,14 @@
 use super::*;
 
-const FILES: &[(&str, &str)] =
-    &[("host.json", r#"{"ak_name": "000b22", "reset_count": 1, "restart_count": 2}"#)];
+const FILES: &[(&str, &str)] = &[
+    (
+        "host.json",
+        r#"{"format": "dolmen-enrolment-1", "ak_name": "000b22", "reset_count": 1, "restart_count": 2}"#,
+    ),
+    // Of a later version, which has other fields.
+    ("later.json", r#"{"format": "dolmen-enrolment-2", "ak_names": ["000b22"]}"#),
+    ("bare.json", r#"{"ak_name": "000b22", "reset_count": 1, "restart_count": 2}"#),
+];
 
 fn text(extra: &str) -> String {
     let (pcr, g) = ("11".repeat(32), "22".repeat(48));
@@ -10,8 +17,10 @@ fn text(extra: &str) -> String {
 
 fn parse(text: &str) -> Result<Policy, PolicyError> {
     let name = "33".repeat(32);
-    let record =
-        format!("{{\"ak_name\": \"000b{name}\", \"reset_count\": 4, \"restart_count\": 2, \"more\": 1}}");
+    let record = format!(
+        "{{\"ak_name\": \"000b{name}\", \"format\": \"dolmen-enrolment-1\", \
+         \"reset_count\": 4, \"restart_count\": 2, \"more\": 1}}"
+    );
     Policy::parse_with(text, &|path| match path {
         "good.json" => Ok(record.clone().into_bytes()),
         other => FILES
@@ -146,6 +155,18 @@ const MISTAKES: &[(&str, usize, &str, &str)] = &[
         "line 4, column 10: `keys.record`: expected the path of an enrolment record; host.json is none: `ak_name`: expected 34 bytes in hex",
     ),
     (
+        "[[keys]]\nrecord = \"later.json\"",
+        4,
+        "keys.record",
+        "line 4, column 10: `keys.record`: expected the path of an enrolment record; later.json is none: `format` is \"dolmen-enrolment-2\"; expected \"dolmen-enrolment-1\"",
+    ),
+    (
+        "[[keys]]\nrecord = \"bare.json\"",
+        4,
+        "keys.record",
+        "line 4, column 10: `keys.record`: expected the path of an enrolment record; bare.json is none: missing field `format` at line 1 column 59",
+    ),
+    (
         "[[keys]]\nrecord = \"good.json\"\nreset_count = 3",
         5,
         "keys.reset_count",
@@ -208,6 +229,24 @@ fn an_enrolment_record_gives_name_and_counters() {
     let [key] = policy.keys.as_slice() else { panic!("{:?}", policy.keys) };
     assert_eq!((key.name[..3].to_vec(), key.reset_count, key.restart_count), (vec![0, 0x0b, 0x33], 4, 2));
     assert_eq!(key.record.as_deref(), Some("good.json"));
+}
+
+#[test]
+fn a_key_that_is_listed_twice_is_refused_where_it_is_the_second_time() {
+    let by_name = format!("[[keys]]\nname = \"000b{}\"\n", "33".repeat(32));
+    let by_record = "[[keys]]\nrecord = \"good.json\"\n".to_owned();
+    for (first, second, field) in [
+        (&by_name, &by_name, "keys.name"),
+        (&by_name, &by_record, "keys.record"),
+        (&by_record, &by_name, "keys.name"),
+        (&by_record, &by_record, "keys.record"),
+    ] {
+        let (line, at, message) = complaint(&text(&format!("{first}{second}")));
+        assert_eq!((line, at.as_str()), (6, field));
+        assert!(message.contains("expected a key that no earlier entry has"), "{message}");
+    }
+    let other = by_name.replace("33", "34");
+    assert_eq!(parse(&text(&format!("{by_name}{other}"))).unwrap().keys.len(), 2);
 }
 
 #[test]

@@ -392,7 +392,9 @@ fn a_key_is_enrolled_by_its_record() {
     let (rest, key) = text.split_once("[[keys]]").unwrap();
     let name = key.split('"').nth(1).unwrap().to_owned();
     let policy = |resets: u32| {
-        let record = format!("{{\"ak_name\": \"{name}\", \"reset_count\": {resets}, \"restart_count\": 0}}");
+        let record = format!(
+            "{{\"format\": \"dolmen-enrolment-1\", \"ak_name\": \"{name}\", \"reset_count\": {resets}, \"restart_count\": 0}}"
+        );
         let text = format!("{rest}[[keys]]\nrecord = \"host-17.json\"\n");
         dolmen_verify::Policy::parse_with(&text, &|_| Ok(record.clone().into_bytes())).unwrap()
     };

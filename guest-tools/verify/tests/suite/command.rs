@@ -1,7 +1,11 @@
 //! The command itself: exit status and output.
 
+use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+
+use dolmen_abi::evidence::host::MAX_HOST_EVIDENCE;
+use dolmen_verify::MAX_POLICY;
 
 use crate::forge::{Forge, NONCE};
 
@@ -21,12 +25,31 @@ impl Files {
         self.folder.path().join(name)
     }
 
+    fn command(&self, arguments: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dolmen-verify"));
+        command.args(arguments.split(' ')).current_dir(self.folder.path());
+        command
+    }
+
     fn run(&self, arguments: &str) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_dolmen-verify"))
-            .args(arguments.split(' '))
-            .current_dir(self.folder.path())
-            .output()
-            .unwrap()
+        self.command(arguments).output().unwrap()
+    }
+
+    /// As [`Self::run`], with these bytes in a pipe as standard input.
+    fn run_with(&self, arguments: &str, input: Vec<u8>) -> Output {
+        let mut child = self
+            .command(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut pipe = child.stdin.take().unwrap();
+        // It may stop reading before the end.
+        let writer = std::thread::spawn(move || pipe.write_all(&input).is_ok());
+        let output = child.wait_with_output().unwrap();
+        writer.join().unwrap();
+        output
     }
 
     fn check(&self, arguments: &str) -> (Option<i32>, String) {
@@ -60,7 +83,24 @@ fn json_has_the_same_verdict() {
     assert_eq!(status, Some(0));
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!((&json["verdict"], &json["accepted"]), (&"TRUSTED".into(), &true.into()));
+    assert_eq!((&json["subject"], &json["guest"]), (&"guest".into(), &"demo".into()));
     assert_eq!(json["checks"][0]["outcome"], "pass");
+}
+
+#[test]
+fn evidence_about_a_host_has_a_verdict_about_the_host() {
+    let forge = Forge::of_host();
+    let files = Files::of(&forge, &forge.policy_text());
+    std::fs::write(files.path("host"), forge.host_bytes()).unwrap();
+    let line = format!("check-host host --policy policy.toml --nonce {}", hex::encode(NONCE));
+    let output = files.run(&line);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains("\nTRUSTED: the host runs the reference hypervisor"), "{text}");
+    let json: serde_json::Value =
+        serde_json::from_slice(&files.run(&format!("{line} --json")).stdout).unwrap();
+    assert_eq!((&json["subject"], &json["verdict"]), (&"host".into(), &"TRUSTED".into()));
+    assert!(json["guest"].is_null());
 }
 
 #[test]
@@ -89,6 +129,10 @@ fn a_key_is_trusted_from_its_first_use_on_and_the_user_is_told_what_that_proves(
     assert!(warning.contains("on first use") && warning.contains("`dolmen-verify enrol`"), "{warning}");
     // Told apart from enrolment: there is no other spelling of that to fall for.
     assert_eq!(files.run("enroll evidence --policy policy.toml").status.code(), Some(2));
+    // It prints an entry for a policy, which is no JSON.
+    let json = files.run(&format!("trust evidence --policy policy.toml --nonce {nonce} --json"));
+    assert_eq!(json.status.code(), Some(2));
+    assert!(String::from_utf8(json.stderr).unwrap().contains("--json") && json.stdout.is_empty());
     let enrolled = format!("{unenrolled}{}", String::from_utf8(entry.stdout).unwrap());
     assert_eq!(Files::of(&honest, &enrolled).check("").0, Some(0));
 }
@@ -133,6 +177,79 @@ fn files_that_the_policy_names_are_looked_for_beside_it() {
     let nonce = hex::encode(NONCE);
     let output = files.run(&format!("check evidence --policy trust/policy.toml --nonce {nonce}"));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn no_file_is_longer_than_it_can_need_even_from_a_pipe() {
+    let honest = Forge::honest();
+    let files = Files::of(&honest, &honest.policy_text());
+    let refuses = |output: Output, most: usize| {
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(&format!("more than {most} bytes")), "{said}");
+    };
+    let check = "check /dev/stdin --policy policy.toml --any-report-data";
+    assert!(files.run_with(check, honest.bytes()).status.success());
+    refuses(files.run_with(check, vec![0; MAX_HOST_EVIDENCE + 1]), MAX_HOST_EVIDENCE);
+    let policy = "check evidence --policy /dev/stdin --any-report-data";
+    assert!(files.run_with(policy, honest.policy_text().into()).status.success());
+    refuses(files.run_with(policy, vec![b'\n'; MAX_POLICY + 1]), MAX_POLICY);
+    let named = "releases = \"/dev/stdin\"\n";
+    std::fs::write(files.path("named.toml"), named).unwrap();
+    let named = "check evidence --policy named.toml --any-report-data";
+    refuses(files.run_with(named, vec![b'\n'; MAX_POLICY + 1]), MAX_POLICY);
+    let begin = "enrol begin none --policy policy.toml --roots /dev/stdin --state state";
+    refuses(files.run_with(begin, vec![b'\n'; 256 * 1024 + 1]), 256 * 1024);
+}
+
+#[test]
+fn a_file_without_a_certificate_is_no_file_of_roots() {
+    let honest = Forge::honest();
+    let files = Files::of(&honest, &honest.policy_text());
+    let output = files.run("enrol begin none --policy policy.toml --roots policy.toml --state state");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said.contains("policy.toml holds no certificates in PEM"), "{said}");
+}
+
+/// A finished enrolment but for its last step, which is given.
+fn finish_enrolment(run: impl Fn(&Files, &str) -> Output) -> (Files, Output) {
+    let honest = Forge::honest();
+    let files = Files::of(&honest, &honest.policy_text());
+    let state = crate::enrolling::state(&honest, &[0x30, 0]);
+    std::fs::write(files.path("state"), serde_json::to_vec(&state).unwrap()).unwrap();
+    let output = run(&files, "enrol finish evidence --policy policy.toml --state");
+    (files, output)
+}
+
+#[test]
+fn the_state_of_an_enrolment_is_removed_once_the_record_is_out() {
+    let (files, output) = finish_enrolment(|files, step| files.run(&format!("{step} state")));
+    let record: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &record["format"]), (Some(0), &"dolmen-enrolment-1".into()));
+    assert!(output.stderr.is_empty() && !files.path("state").exists());
+
+    // Where nothing can be written.
+    let (files, output) = finish_enrolment(|files, step| {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        files.command(&format!("{step} state")).stdout(full).output().unwrap()
+    });
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(files.path("state").exists(), "neither record nor state is left");
+}
+
+#[test]
+fn a_key_is_enrolled_even_if_the_state_cannot_be_removed() {
+    let (_files, output) = finish_enrolment(|files, step| {
+        // A name that nobody can remove, by which the file can be read.
+        let state = std::fs::File::open(files.path("state")).unwrap();
+        files.command(&format!("{step} /proc/self/fd/0")).stdin(state).output().unwrap()
+    });
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(serde_json::from_slice::<serde_json::Value>(&output.stdout).is_ok());
+    assert!(said.contains("/proc/self/fd/0 cannot be removed") && said.contains("remove it"), "{said}");
 }
 
 #[test]

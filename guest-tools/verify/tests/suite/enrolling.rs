@@ -5,9 +5,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use dolmen_tpm::crypto::sha256;
-use dolmen_verify::enrol::{CertificateError, EkPublic, check_certificate, make_credential};
-use x509_cert::Certificate;
+use dolmen_verify::enrol::{
+    Certificate, CertificateError, EkPublic, REQUEST_FORMAT, Request, STATE_FORMAT, State, check_certificate,
+    finish, make_credential,
+};
+
+use crate::forge::{Forge, NONCE};
 
 /// A TPM whose maker certified its endorsement key; ended when dropped.
 struct Tpm {
@@ -77,7 +83,7 @@ impl Tpm {
     }
 
     fn roots(&self, name: &str) -> Vec<Certificate> {
-        Certificate::load_pem_chain(&self.read(&format!("ca/{name}.pem"))).unwrap()
+        Certificate::from_pem(&self.read(&format!("ca/{name}.pem"))).unwrap()
     }
 }
 
@@ -88,14 +94,14 @@ impl Drop for Tpm {
     }
 }
 
-fn run(command: &mut Command) {
+pub(crate) fn run(command: &mut Command) {
     let output = command.output().expect("a tool is missing: `cargo xtask setup` installs them");
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}: {said}");
 }
 
-fn now() -> Duration {
+pub(crate) fn now() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap()
 }
 
@@ -127,125 +133,7 @@ fn the_certificate_of_a_tpm_leads_to_its_makers_root_and_to_no_other() {
     is_refused_once_damaged(&der, |damaged| check_certificate(damaged, &ek, &issuer, &root, now()).is_err());
 }
 
-/// A maker's authority of two levels with elliptic keys, in a folder of its own, and a certificate of its for a TPM's key.
-struct Authority {
-    folder: tempfile::TempDir,
-}
-
-impl Authority {
-    fn new(curve: &str, digest: &str, ek_pem: &[u8]) -> Self {
-        let authority = Self { folder: tempfile::tempdir().unwrap() };
-        let write =
-            |name: &str, bytes: &[u8]| std::fs::write(authority.folder.path().join(name), bytes).unwrap();
-        write("ca.ext", b"basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign\n");
-        write("last.ext", b"basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign\n");
-        write("signer.ext", b"basicConstraints=critical,CA:TRUE\nkeyUsage=critical,digitalSignature\n");
-        write("ek.ext", b"basicConstraints=critical,CA:FALSE\nextendedKeyUsage=2.23.133.8.1\n");
-        write("ek.pub", ek_pem);
-        for name in ["root", "between", "lower"] {
-            authority.openssl(&format!("ecparam -name {curve} -genkey -noout -out {name}.key"));
-        }
-        authority
-            .openssl(&format!("req -x509 -new -key root.key -{digest} -subj /CN=root -days 2 -out root.pem"));
-        authority.issue("root", "between", "between", "ca", digest);
-        authority.issue("between", "ek", "ek", "ek", digest);
-        authority
-    }
-
-    /// Writes `out`.pem: `issuer` signs for `subject`, whose key is its own, or the TPM's for "ek".
-    fn issue(&self, issuer: &str, subject: &str, out: &str, extensions: &str, digest: &str) {
-        let (key, public) = if subject == "ek" { ("root", "-force_pubkey ek.pub") } else { (subject, "") };
-        self.openssl(&format!("req -new -key {key}.key -subj /CN={subject} -out {subject}.csr"));
-        self.openssl(&format!(
-            "x509 -req -in {subject}.csr {public} -CA {issuer}.pem -CAkey {issuer}.key -CAcreateserial \
-             -{digest} -days 2 -extfile {extensions}.ext -out {out}.pem"
-        ));
-    }
-
-    fn openssl(&self, line: &str) {
-        run(Command::new("openssl").args(line.split_whitespace()).current_dir(self.folder.path()));
-    }
-
-    fn read(&self, name: &str) -> Vec<u8> {
-        std::fs::read(self.folder.path().join(name)).unwrap()
-    }
-
-    fn certificates(&self, name: &str) -> Vec<Certificate> {
-        Certificate::load_pem_chain(&self.read(name)).unwrap()
-    }
-}
-
-#[test]
-fn makers_may_sign_with_each_curve_and_digest() {
-    let tpm = Tpm::new();
-    let public = tpm.endorsement_key("ecc");
-    let ek = EkPublic::parse(&public).unwrap();
-    tpm.tool("tpm2_createek -Q -G ecc -c ek.ctx -u ek.pem -f pem");
-    let pem = tpm.read("ek.pem");
-    let other = Authority::new("secp384r1", "sha384", &pem);
-    for (curve, digest) in [
-        ("prime256v1", "sha256"),
-        ("prime256v1", "sha384"),
-        ("secp384r1", "sha256"),
-        ("secp384r1", "sha384"),
-        ("secp384r1", "sha512"),
-        ("secp521r1", "sha384"),
-        ("secp521r1", "sha512"),
-    ] {
-        let maker = Authority::new(curve, digest, &pem);
-        let (root, between) = (maker.certificates("root.pem"), maker.certificates("between.pem"));
-        let der = pem_to_der(&maker.folder.path().join("ek.pem"));
-        assert_eq!(check_certificate(&der, &ek, &between, &root, now()), Ok(()), "{curve} {digest}");
-        // Of the same names, with other keys.
-        for (between, root) in
-            [(&between, &other.certificates("root.pem")), (&other.certificates("between.pem"), &root)]
-        {
-            let refused = check_certificate(&der, &ek, between, root, now());
-            assert!(matches!(refused, Err(CertificateError::NoChain(_))), "{curve} {digest}: {refused:?}");
-        }
-        is_refused_once_damaged(&der, |damaged| {
-            check_certificate(damaged, &ek, &between, &root, now()).is_err()
-        });
-    }
-}
-
-#[test]
-fn curves_that_are_not_understood_lead_to_no_root() {
-    let tpm = Tpm::new();
-    let public = tpm.endorsement_key("ecc");
-    tpm.tool("tpm2_createek -Q -G ecc -c ek.ctx -u ek.pem -f pem");
-    let maker = Authority::new("secp256k1", "sha256", &tpm.read("ek.pem"));
-    let ek = EkPublic::parse(&public).unwrap();
-    let (root, between) = (maker.certificates("root.pem"), maker.certificates("between.pem"));
-    let refused =
-        check_certificate(&pem_to_der(&maker.folder.path().join("ek.pem")), &ek, &between, &root, now());
-    assert!(matches!(refused, Err(CertificateError::NoChain(_))), "{refused:?}");
-}
-
-#[test]
-fn an_authority_signs_no_further_than_it_may() {
-    let tpm = Tpm::new();
-    let public = tpm.endorsement_key("ecc");
-    let ek = EkPublic::parse(&public).unwrap();
-    tpm.tool("tpm2_createek -Q -G ecc -c ek.ctx -u ek.pem -f pem");
-    let maker = Authority::new("prime256v1", "sha256", &tpm.read("ek.pem"));
-    maker.issue("root", "between", "last", "last", "sha256");
-    maker.issue("root", "between", "signer", "signer", "sha256");
-    maker.issue("between", "lower", "lower", "ca", "sha256");
-    let root = maker.certificates("root.pem");
-    let check = |names: &[&str]| {
-        let between: Vec<_> = names.iter().flat_map(|name| maker.certificates(name)).collect();
-        check_certificate(&pem_to_der(&maker.folder.path().join("ek.pem")), &ek, &between, &root, now())
-    };
-    let refused = |names: &[&str]| matches!(check(names), Err(CertificateError::NoChain(_)));
-    assert_eq!(check(&["last.pem"]), Ok(()), "nobody is below the last authority");
-    assert!(refused(&["signer.pem"]), "its key is for signatures, but not of certificates");
-    maker.issue("lower", "ek", "ek", "ek", "sha256");
-    assert_eq!(check(&["lower.pem", "between.pem"]), Ok(()));
-    assert!(refused(&["lower.pem", "last.pem"]), "the last authority has one below it");
-}
-
-fn is_refused_once_damaged(der: &[u8], is_refused: impl Fn(&[u8]) -> bool) {
+pub(crate) fn is_refused_once_damaged(der: &[u8], is_refused: impl Fn(&[u8]) -> bool) {
     for at in [40, der.len() / 2, der.len() - 10] {
         let mut changed = der.to_vec();
         changed[at] ^= 1;
@@ -256,7 +144,7 @@ fn is_refused_once_damaged(der: &[u8], is_refused: impl Fn(&[u8]) -> bool) {
     }
 }
 
-fn pem_to_der(path: &Path) -> Vec<u8> {
+pub(crate) fn pem_to_der(path: &Path) -> Vec<u8> {
     let output = Command::new("openssl").args(["x509", "-outform", "der", "-in"]).arg(path).output().unwrap();
     assert!(output.status.success());
     output.stdout
@@ -309,4 +197,33 @@ fn a_public_area_that_is_no_template_of_the_profile_is_refused() {
     for bytes in [&b""[..], &[0, 2, 0, 1], &[0; 316]] {
         assert!(EkPublic::parse(bytes).is_err());
     }
+}
+
+#[test]
+fn a_certificate_has_one_fingerprint_whatever_the_tpm_has_after_it() {
+    let forge = Forge::honest();
+    let finish = |certificate: &[u8]| {
+        let state = state(&forge, certificate);
+        finish(&forge.bytes(), &state, &forge.policy()).map(|record| record.ek_certificate_sha256)
+    };
+    let certificate = [&[0x30, 0x81, 0x80][..], &[7; 0x80]].concat();
+    let want = hex::encode(sha256(&[&certificate]));
+    assert_eq!(finish(&certificate).unwrap(), want);
+    assert_eq!(finish(&[&certificate[..], &[0xff; 40]].concat()).unwrap(), want);
+    assert_eq!(finish(&[&certificate[..], &[0]].concat()).unwrap(), want);
+    assert!(finish(&certificate[..90]).is_err());
+}
+
+/// What `begin` keeps of an enrolment whose answer is the evidence of `forge`.
+pub(crate) fn state(forge: &Forge, certificate: &[u8]) -> State {
+    let request = Request {
+        format: REQUEST_FORMAT.to_owned(),
+        key: "ecdsa".to_owned(),
+        ak_public: STANDARD.encode(forge.public()),
+        ek: "ecc".to_owned(),
+        ek_public: String::new(),
+        ek_certificate: STANDARD.encode(certificate),
+        ek_chain: String::new(),
+    };
+    State { format: STATE_FORMAT.to_owned(), nonce: hex::encode(NONCE), request }
 }

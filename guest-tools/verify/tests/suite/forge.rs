@@ -1,5 +1,6 @@
 //! Makes evidence as a guest would get it, with a key that is no TPM's, so that every part can be altered.
 
+use dolmen_abi::evidence::host::{HostEvidence, MAX_HOST_EVIDENCE};
 use dolmen_abi::evidence::{Evidence, MAX_EVIDENCE, Path};
 use dolmen_abi::{Binding, LaunchFacts};
 use dolmen_drtm::handoff::Bank;
@@ -7,7 +8,7 @@ use dolmen_drtm::log::LogWriter;
 use dolmen_drtm::replay::EventLog;
 use dolmen_drtm::{Algorithm, BankSet, DigestSet};
 use dolmen_tpm::crypto::sha256;
-use dolmen_tpm::policy::{SELECT_17_18, launch_policy};
+use dolmen_tpm::policy::{SELECT_17_18, host_policy, launch_policy};
 use dolmen_tpm::public::AK_ATTRIBUTES;
 use dolmen_verify::{AttestationKey, Expected, Policy, Report, leaf};
 use p256::ecdsa::signature::hazmat::PrehashSigner;
@@ -111,14 +112,18 @@ impl Forge {
 
     /// TPMS_ATTEST.
     pub(crate) fn attest(&self) -> Vec<u8> {
+        self.attest_over(&self.extra_data.unwrap_or_else(|| self.root()))
+    }
+
+    /// TPMS_ATTEST with this extra data.
+    fn attest_over(&self, extra_data: &[u8]) -> Vec<u8> {
         let public = self.public();
         let signer = AttestationKey::parse(&public).unwrap().qualified_name();
-        let root = self.extra_data.unwrap_or_else(|| self.root());
         let mut out = self.head.to_vec();
         out.extend([0, 34]);
         out.extend(signer);
-        out.extend([0, 32]);
-        out.extend(root);
+        out.extend((extra_data.len() as u16).to_be_bytes());
+        out.extend(extra_data);
         out.extend(123_456_u64.to_be_bytes());
         out.extend(self.counts.0.to_be_bytes());
         out.extend(self.counts.1.to_be_bytes());
@@ -165,6 +170,32 @@ impl Forge {
             path: Path::new(&self.place.2).unwrap(),
         };
         let mut out = vec![0; MAX_EVIDENCE];
+        let length = evidence.encode(&mut out).unwrap();
+        out.truncate(length);
+        out
+    }
+
+    /// The same about the host, over [`NONCE`], by a key that speaks of it.
+    pub(crate) fn of_host() -> Self {
+        let mut forge = Self::honest();
+        forge.key_policy = host_policy(&forge.pcr(17));
+        forge
+    }
+
+    /// The file about the host.
+    pub(crate) fn host_bytes(&self) -> Vec<u8> {
+        let attest = self.attest_over(NONCE);
+        let (signature, public, log) = (self.sign(&attest), self.public(), self.event_log());
+        let values = [self.pcr(17), self.pcr(18)].concat();
+        let evidence = HostEvidence {
+            attest: &attest,
+            signature: &signature,
+            ak_public: &public,
+            event_log: &log,
+            pcrs: 1 << 17 | 1 << 18,
+            values: &values,
+        };
+        let mut out = vec![0; MAX_HOST_EVIDENCE];
         let length = evidence.encode(&mut out).unwrap();
         out.truncate(length);
         out

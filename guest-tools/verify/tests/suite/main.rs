@@ -10,11 +10,13 @@
 )]
 
 mod attack;
+mod chain;
 mod command;
 mod corpus;
 mod documentation;
 mod enrolling;
 mod forge;
+mod host;
 mod hostile;
 mod parts;
 mod reference;
