@@ -161,7 +161,7 @@ mod tests {
                 Tally::one(number != 4)
             })
         });
-        assert_eq!(run("nine jobs", jobs.collect()), Tally { passed: 8, failed: 1 });
+        assert_eq!(run("nine jobs", jobs.collect()), Tally::of(8, 1));
         assert_eq!(runs.load(Ordering::Relaxed), 9);
     }
 

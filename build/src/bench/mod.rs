@@ -112,7 +112,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let tools = setup::ensure()?;
     let artifacts = artifact::build(&tools)?;
     artifact::compile(&MICRO_GUEST, &place::root(), &place::target(), &artifacts.folder)?;
-    let bench = Bench { tools, artifacts, all: false, only: None };
+    let bench = Bench { tools, artifacts, all: false, only: None, must_have_keylime: false };
     let report = measure(&bench, options)?;
     if options.json {
         println!("{}", serde_json::to_string_pretty(&report)?);

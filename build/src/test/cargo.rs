@@ -192,7 +192,7 @@ fn reported(line: &str) -> Option<Tally> {
         let before = rest.split_once(word)?.0.trim_end();
         before.rsplit(' ').next()?.parse().ok()
     };
-    Some(Tally { passed: number("passed")?, failed: number("failed")? })
+    Some(Tally::of(number("passed")?, number("failed")?))
 }
 
 #[cfg(test)]
@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn the_harness_report_is_understood() {
         let line = "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out";
-        assert_eq!(reported(line), Some(Tally { passed: 12, failed: 3 }));
+        assert_eq!(reported(line), Some(Tally::of(12, 3)));
         assert_eq!(reported("running 3 tests"), None);
     }
 }

@@ -25,7 +25,7 @@ pub(super) const INTERVAL: u64 = 4;
 pub(super) const ADDRESS: &str = "10.0.2.2";
 
 /// Installs Keylime beside the emulator, once.
-fn install() -> Result<PathBuf> {
+pub(super) fn install() -> Result<PathBuf> {
     let home = place::cache()?.join(KEYLIME.replace("==", "-"));
     let ready = home.join("ready");
     let wanted = place::read(&requirements())?;
@@ -86,9 +86,8 @@ pub(super) struct Site {
 }
 
 impl Site {
-    /// Installs Keylime, and starts its servers with fresh state in `work`.
-    pub(super) fn open(work: &Path) -> Result<Self> {
-        let home = install()?;
+    /// Starts the servers of the Keylime in `home` with fresh state in `work`.
+    pub(super) fn open(home: &Path, work: &Path) -> Result<Self> {
         for folder in ["configuration", "state", "tpm-makers"].map(|name| work.join(name)) {
             if folder.exists() {
                 std::fs::remove_dir_all(&folder)
@@ -99,7 +98,7 @@ impl Site {
         std::fs::set_permissions(work.join("state"), std::fs::Permissions::from_mode(0o700))?;
         let (bin, work) = (home.join("environment/bin"), work.to_owned());
         let mut site = Self { bin, work, verifier: port()?, registrar: port()?, servers: Vec::new() };
-        site.configure(&home)?;
+        site.configure(home)?;
         // The verifier makes the certificates of both.
         site.start("verifier", site.verifier)?;
         site.start("registrar", site.registrar)?;
