@@ -12,7 +12,7 @@ use crate::lab::{self, LAUNCH, Lab, Release};
 use crate::machine::Machine;
 use crate::machine::shell::Shell;
 use crate::proof::{Proof, RelyingParty, Verdict};
-use crate::{artifact, demo, measure, place, release};
+use crate::{artifact, demo, folder, measure, place, release};
 
 /// What is sealed in these tests.
 const SECRET: &str = "three knocks and a whistle";
@@ -104,6 +104,8 @@ fn released(scene: &Scene<'_>, proof: &Proof) -> Result<()> {
         RelyingParty::of_release(artifacts, &folder, reference, &folder.with_extension("toml"))
     };
     let whole = scene.folder.join("whole-release");
+    // A run that failed may have left its policy there.
+    folder::clear(&whole)?;
     release::assemble(&place::root(), &artifacts.folder, &whole, Some(&super::one_guest()))?;
     let whole = RelyingParty::of_values(artifacts, &whole.join(release::VALUES), &whole.join("policy.toml"))?;
     for party in [party("release", &artifacts.folder)?, whole] {
