@@ -1,5 +1,6 @@
 //! `cargo xtask lint`: what the compiler's lints cannot say, and the ledger of unsafe code.
 
+mod named;
 mod vendor;
 
 use std::fmt::Write as _;
@@ -63,7 +64,9 @@ fn check() -> Result<Vec<Source>> {
     for source in &sources {
         complaints.extend(complaints_about(source));
     }
-    complaints.extend(vendor::complaints(&sources, &documents()?));
+    let documents = documents()?;
+    complaints.extend(vendor::complaints(&sources, &documents));
+    complaints.extend(named::complaints(&sources, &documents));
     for name in PURE {
         let root = PathBuf::from("hypervisor").join(name).join("src/lib.rs");
         let declared = sources.iter().any(|s| s.path == root && s.text.contains("#![forbid(unsafe_code)]"));

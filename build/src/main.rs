@@ -13,6 +13,7 @@ mod deb;
 mod demo;
 mod e2e;
 mod emulator;
+mod folder;
 mod guest;
 mod image;
 mod initramfs;

@@ -40,6 +40,19 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
         .with_context(|| format!("{} wrote something else than text", name(command)))
 }
 
+/// Asks a program that judges something: what it wrote to standard output if it accepts, by exit status 0, and to standard
+/// error if it refuses, by 1. That it did not judge is an error.
+pub(crate) fn judge(command: &mut Command) -> Result<core::result::Result<Vec<u8>, String>> {
+    let done =
+        command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {}", name(command)))?;
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    match done.status.code() {
+        Some(0) => Ok(Ok(done.stdout)),
+        Some(1) => Ok(Err(said)),
+        _ => bail!("{} ended with {}:\n{}", shown(command), done.status, said.trim_end()),
+    }
+}
+
 /// How a program ended, and the end of what it said.
 #[derive(Debug)]
 pub(crate) struct Outcome {
@@ -147,4 +160,18 @@ pub(crate) fn shown(command: &Command) -> String {
 pub(crate) fn installed(program: &str) -> bool {
     std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(program).is_file()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_does_not_judge_does_not_refuse() {
+        let judge = |script: &str| judge(Command::new("sh").args(["-c", script]));
+        assert_eq!(judge("echo good").unwrap(), Ok(b"good\n".to_vec()));
+        assert_eq!(judge("echo bad >&2; exit 1").unwrap(), Err("bad\n".to_owned()));
+        assert!(judge("exit 2").is_err() && judge("kill -9 $$").is_err());
+        assert!(super::judge(&mut Command::new("/no/such/program")).is_err());
+    }
 }

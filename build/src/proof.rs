@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use dolmen_abi::evidence::Evidence;
 use serde::Deserialize;
 
 use crate::artifact::Artifacts;
@@ -26,6 +27,32 @@ pub(crate) enum Verdict {
     Trusted,
     /// Something does not: short names of the checks that failed, and why, in sentences.
     Refused(Vec<String>, String),
+}
+
+/// What `tpm2_checkquote` has against evidence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Objection {
+    /// The key did not sign the quote.
+    Signature,
+    /// The quote is about another binding.
+    Binding,
+    /// The quote is over other registers.
+    Registers,
+    /// The log replays to other registers.
+    Log,
+}
+
+impl Objection {
+    /// The objection in the tool's words; none if it ended for another reason, by the same exit status.
+    fn of(said: &str) -> Option<Self> {
+        let words = [
+            ("Error validating signed message with public key", Self::Signature),
+            ("Error validating nonce from quote", Self::Binding),
+            ("Error validating PCR composite", Self::Registers),
+            ("Eventlog and quote PCR mismatch", Self::Log),
+        ];
+        words.into_iter().find(|(words, _)| said.contains(words)).map(|(_, objection)| objection)
+    }
 }
 
 /// The verifier's report, as far as it matters here.
@@ -73,6 +100,22 @@ impl Proof {
         let proof = Self { folder: folder.to_owned(), nonce: self.nonce.clone() };
         place::write(&proof.evidence(), evidence)?;
         Ok(proof)
+    }
+
+    /// Writes the parts that `tpm2_checkquote` judges as they are, though nothing in them be true: whoever refuses them
+    /// before leaves nothing to the tool.
+    fn take_apart(&self) -> Result<PathBuf> {
+        let bytes = place::read(&self.evidence())?;
+        let evidence = Evidence::decode(&bytes)?;
+        let folder = self.folder.join("unchecked");
+        for (name, part) in [
+            ("quote.msg", evidence.attest),
+            ("quote.sig", evidence.signature),
+            ("eventlog", evidence.event_log),
+        ] {
+            place::write(&folder.join(name), part)?;
+        }
+        Ok(folder)
     }
 
     /// The file with the evidence.
@@ -130,14 +173,7 @@ impl RelyingParty {
     /// One step of `dolmen-verify enrol`, by this policy: what it prints, or why it refuses.
     pub(crate) fn enrol(&self, step: &[&OsStr]) -> Result<core::result::Result<Vec<u8>, String>> {
         let mut command = Command::new(&self.verifier);
-        command.arg("enrol").args(step).arg("--policy").arg(&self.policy);
-        let done = command.output().context("cannot start dolmen-verify")?;
-        let said = String::from_utf8_lossy(&done.stderr).into_owned();
-        match done.status.code() {
-            Some(0) => Ok(Ok(done.stdout)),
-            Some(1) => Ok(Err(said)),
-            _ => bail!("dolmen-verify enrol: {said}"),
-        }
+        process::judge(command.arg("enrol").args(step).arg("--policy").arg(&self.policy))
     }
 
     /// Keeps an enrolment record, and has the policy name it.
@@ -207,7 +243,20 @@ impl RelyingParty {
     /// `tpm2_checkquote`: the key in `enrolled` signed exactly the predicted registers and this evidence's
     /// binding, and the log replays to them.
     pub(crate) fn checkquote(&self, proof: &Proof, enrolled: &Path, reference: &Reference) -> Result<()> {
-        let parts = self.export(proof)?;
+        match self.objection(proof, enrolled, reference)? {
+            None => Ok(()),
+            Some(objection) => bail!("tpm2_checkquote refuses it: {objection:?}"),
+        }
+    }
+
+    /// What `tpm2_checkquote` has against the same; nothing if it accepts. That it could not judge is an error.
+    pub(crate) fn objection(
+        &self,
+        proof: &Proof,
+        enrolled: &Path,
+        reference: &Reference,
+    ) -> Result<Option<Objection>> {
+        let parts = proof.take_apart()?;
         let bank = reference.bank("sha256")?;
         let expected = parts.join("expected.pcrs");
         place::write(&expected, &[hex::decode(&bank.pcr17)?, hex::decode(&bank.pcr18)?].concat())?;
@@ -226,7 +275,12 @@ impl RelyingParty {
             .arg(expected)
             .arg("--eventlog")
             .arg(parts.join("eventlog"));
-        process::output(&mut command).map(drop)
+        match process::judge(&mut command)? {
+            Ok(_) => Ok(None),
+            Err(said) => Objection::of(&said)
+                .map(Some)
+                .with_context(|| format!("{} did not come to a judgement: {said}", process::shown(&command))),
+        }
     }
 
     /// `tpm2_eventlog`: the number of events, which the tool replays to the predicted registers.
@@ -267,6 +321,27 @@ fn section(printed: &str, bank: &str) -> Option<Vec<(String, String)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vectors;
+
+    #[test]
+    fn only_what_tpm2_checkquote_says_of_the_evidence_is_an_objection() {
+        let said = "WARN: PCR17 mismatch\nERROR: Eventlog and quote PCR mismatch\nERROR: Unable to run tpm2_checkquote";
+        assert_eq!(Objection::of(said), Some(Objection::Log));
+        let said = "ERROR: Could not open file: \"eventlog\"\nERROR: Unable to run tpm2_checkquote";
+        assert_eq!(Objection::of(said), None);
+    }
+
+    #[test]
+    fn evidence_whose_log_does_not_replay_is_taken_apart_for_others_to_judge() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut bytes = place::read(&vectors::folder().join("alone.cbor")).unwrap();
+        let log = Evidence::decode(&bytes).unwrap().event_log.to_vec();
+        let at = bytes.windows(log.len()).position(|window| window == log).unwrap();
+        bytes[at + log.len() - 1] ^= 1;
+        let parts = Proof::save(&bytes, &[0; 32], folder.path()).unwrap().take_apart().unwrap();
+        let written = place::read(&parts.join("eventlog")).unwrap();
+        assert!(written.len() == log.len() && written != log);
+    }
 
     #[test]
     fn registers_are_found_in_the_summary_of_tpm2_eventlog() {

@@ -14,6 +14,10 @@ use crate::{place, ui};
 
 /// What `--machine` calls it.
 pub(super) const NAME: &str = "bochs";
+/// Folders of its two machines.
+pub(super) const OWN: [&str; 2] = [RELEASE, DEVELOPMENT];
+const RELEASE: &str = "release";
+const DEVELOPMENT: &str = "development";
 /// One processor, which Bochs executes several times as fast as two; memory for both guests, the hypervisor, and what the
 /// guests are loaded from.
 const MODEL: Model<'_> = Model { processor: "corei7_skylake_x", count: 1, memory_mib: 2000 };
@@ -32,9 +36,9 @@ pub(super) fn tell(artifacts: &Artifacts, folder: &Path) -> Result<()> {
     let release = Release::load(artifacts, &place::root().join("dolmen.toml"))?;
     let parts = development.instead_of(release.parts.clone());
     ui::heading("1. The release refuses this machine");
-    refused(&release, artifacts, &folder.join("release"))?;
+    refused(&release, artifacts, &folder.join(RELEASE))?;
     ui::heading("2. The development image starts; two guests run");
-    let mut machine = Bochs::start(&MODEL, &parts, &development.loader, &folder.join("development"))?;
+    let mut machine = Bochs::start(&MODEL, &parts, &development.loader, &folder.join(DEVELOPMENT))?;
     Narrator::follow(&machine.log, Detail::Unmeasured);
     machine.log.wait_for("UNMEASURED development image: DMA is open", START)?;
     ui::good("it says UNMEASURED before anything else");

@@ -11,8 +11,8 @@ use crate::guest::{self, Opened};
 use crate::lab::{self, LAUNCH, Lab, Release};
 use crate::machine::Machine;
 use crate::machine::shell::Shell;
-use crate::proof::{Proof, RelyingParty, Verdict};
-use crate::{artifact, demo, measure, place, release};
+use crate::proof::{Objection, Proof, RelyingParty, Verdict};
+use crate::{artifact, demo, folder, measure, place, release};
 
 /// What is sealed in these tests.
 const SECRET: &str = "three knocks and a whistle";
@@ -82,13 +82,14 @@ fn refused_evidence(scene: &Scene<'_>) -> Result<()> {
     let later = quote(&mut shell, &scene.folder.join("later"))?;
     must_refuse(&party, &proof.about_that_of(&later), "the nonce of a later request")?;
     let bytes = place::read(&proof.evidence())?;
-    for at in changes(&bytes, &scene.release)? {
+    for (at, objection) in changes(&bytes, &scene.release)? {
         let mut changed = bytes.clone();
         *changed.get_mut(at).context("a place outside of the evidence")? ^= 1;
         let changed = proof.with(&changed, &scene.folder.join(format!("changed-{at}")))?;
         must_refuse(&party, &changed, &format!("byte {at} changed"))?;
-        if party.checkquote(&changed, &key, reference).is_ok() {
-            bail!("tpm2_checkquote accepts evidence with byte {at} changed");
+        let objects = party.objection(&changed, &key, reference)?;
+        if objects != Some(objection) {
+            bail!("with byte {at} changed tpm2_checkquote has this against the evidence: {objects:?}");
         }
     }
     Ok(())
@@ -104,6 +105,8 @@ fn released(scene: &Scene<'_>, proof: &Proof) -> Result<()> {
         RelyingParty::of_release(artifacts, &folder, reference, &folder.with_extension("toml"))
     };
     let whole = scene.folder.join("whole-release");
+    // A run that failed may have left its policy there.
+    folder::clear(&whole)?;
     release::assemble(&place::root(), &artifacts.folder, &whole, Some(&super::one_guest()))?;
     let whole = RelyingParty::of_values(artifacts, &whole.join(release::VALUES), &whole.join("policy.toml"))?;
     for party in [party("release", &artifacts.folder)?, whole] {
@@ -126,8 +129,9 @@ fn released(scene: &Scene<'_>, proof: &Proof) -> Result<()> {
     }
 }
 
-/// Places that matter: in the quote, its signature, the log's digest of the core, the binding.
-fn changes(evidence: &[u8], release: &Release) -> Result<Vec<usize>> {
+/// Places that matter, and what a stranger has against a change there: in the quote, its signature, the log's digest of the
+/// core, the binding.
+fn changes(evidence: &[u8], release: &Release) -> Result<[(usize, Objection); 4]> {
     use sha2::{Digest as _, Sha256};
     let find = |pattern: &[u8], what: &str| {
         evidence
@@ -137,11 +141,11 @@ fn changes(evidence: &[u8], release: &Release) -> Result<Vec<usize>> {
     };
     let core = Sha256::digest(place::read(&release.parts.core)?);
     let g0 = hex::decode(&release.reference.guests.first().context("no guest")?.g0)?;
-    Ok(vec![
-        find(b"\xffTCG\x80\x18", "quote")?.saturating_add(60),
-        find(&[0, 0x18, 0, 0x0b, 0, 0x20], "signature")?.saturating_add(10),
-        find(&core, "digest of the core")?.saturating_add(5),
-        find(&g0, "guest identity")?.saturating_add(5),
+    Ok([
+        (find(b"\xffTCG\x80\x18", "quote")?.saturating_add(60), Objection::Signature),
+        (find(&[0, 0x18, 0, 0x0b, 0, 0x20], "signature")?.saturating_add(10), Objection::Signature),
+        (find(&core, "digest of the core")?.saturating_add(5), Objection::Log),
+        (find(&g0, "guest identity")?.saturating_add(5), Objection::Binding),
     ])
 }
 

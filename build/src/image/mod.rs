@@ -18,6 +18,10 @@ use crate::{place, process};
 const VOLUME: &str = "D0118E4E";
 /// Date of all files in an image.
 const DATE: &str = "1767225600";
+/// Files in the folder for Multiboot besides the guests': the loader, what it loads, GRUB's menu.
+const LOADER: &str = "loader.elf";
+const FOR_MULTIBOOT: [&str; 3] = ["launch.bin", "core.bin", "manifest.bin"];
+const MENU: &str = "grub.cfg";
 
 /// Files that go into an image.
 #[derive(Clone, Debug)]
@@ -99,24 +103,31 @@ pub(crate) fn write(parts: &Parts, image: &Path) -> Result<()> {
     place::write(image, &gpt::wrap(&place::read(&partition)?)?)
 }
 
+/// Whether [`write_multiboot`] writes a file of this name.
+fn is_for_multiboot(name: &str) -> bool {
+    let number = name.strip_prefix("guest").and_then(|rest| rest.strip_suffix(".bin"));
+    let is_guest = number.is_some_and(|number| number.parse::<usize>().is_ok());
+    is_guest || FOR_MULTIBOOT.contains(&name) || [LOADER, MENU].contains(&name)
+}
+
 /// Writes a folder that GRUB boots `parts` from, as does anything else that speaks Multiboot.
 pub(crate) fn write_multiboot(parts: &Parts, loader: &Path, folder: &Path) -> Result<()> {
     let name = folder.file_name().and_then(|name| name.to_str()).context("a folder needs a name")?;
     if folder.exists() {
         std::fs::remove_dir_all(folder).with_context(|| format!("cannot empty {}", folder.display()))?;
     }
-    place::copy(loader, &folder.join("loader.elf"))?;
-    let fixed = ["launch.bin", "core.bin", "manifest.bin"].map(str::to_owned);
+    place::copy(loader, &folder.join(LOADER))?;
+    let fixed = FOR_MULTIBOOT.map(str::to_owned);
     let names = fixed.into_iter().chain((0..parts.components.len()).map(|index| format!("guest{index}.bin")));
     // GRUB would unpack a compressed file, and another file would be measured.
     let mut menu =
-        format!("menuentry \"Dolmen\" {{\n    multiboot2 /{name}/loader.elf {}\n", parts.arguments());
+        format!("menuentry \"Dolmen\" {{\n    multiboot2 /{name}/{LOADER} {}\n", parts.arguments());
     for (file, to) in parts.modules().iter().zip(names) {
         place::copy(file, &folder.join(&to))?;
         writeln!(menu, "    module2 --nounzip /{name}/{to}").context("cannot write to memory")?;
     }
     menu.push_str("}\n");
-    place::write(&folder.join("grub.cfg"), menu.as_bytes())
+    place::write(&folder.join(MENU), menu.as_bytes())
 }
 
 /// Said by GRUB on the serial port before it starts the loader.

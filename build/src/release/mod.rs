@@ -16,7 +16,7 @@ use crate::artifact::{self, CORE, LAUNCH, RELEASED};
 use crate::image::Parts;
 use crate::manifest::Manifest;
 use crate::measure::{self, CodeReference, Reference};
-use crate::{place, setup, ui};
+use crate::{folder, place, setup, ui};
 
 /// Reference values, for `dolmen-verify`.
 pub(crate) const VALUES: &str = "reference-values.json";
@@ -50,7 +50,7 @@ enum Values {
 
 /// Builds a release and says what is in it.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let folder = options.output.clone().unwrap_or_else(|| place::output().join("release"));
+    let folder = claim(&options.output.clone().unwrap_or_else(|| place::output().join("release")))?;
     let built = match &options.manifest {
         None => {
             // The hypervisor needs neither the emulator nor a guest's kernel.
@@ -73,12 +73,22 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// The folder, if a release may go there: what it replaces is an earlier one, whose sums name all that is in it.
+fn claim(wanted: &Path) -> Result<PathBuf> {
+    let sums = std::fs::read_to_string(wanted.join(SUMS)).unwrap_or_default();
+    let listed: Vec<&str> = sums.lines().filter_map(|line| Some(line.split_once("  ")?.1)).collect();
+    // Others have files of this name too.
+    let is_release = listed.contains(&VALUES);
+    folder::claim(wanted, "--output", |name| is_release && (name == SUMS || listed.contains(&name)))
+}
+
 /// Puts a release of the sources in `root`, built into `built`, together in `folder`.
 pub(crate) fn assemble(root: &Path, built: &Path, folder: &Path, manifest: Option<&Path>) -> Result<()> {
-    if folder.exists() {
-        std::fs::remove_dir_all(folder).with_context(|| format!("cannot empty {}", folder.display()))?;
-    }
-    place::make(folder)?;
+    folder::replace(&claim(folder)?, |fresh| fill(root, built, fresh, manifest))
+}
+
+/// Puts it together in an empty folder.
+fn fill(root: &Path, built: &Path, folder: &Path, manifest: Option<&Path>) -> Result<()> {
     for program in &RELEASED {
         place::copy(&built.join(program.output), &folder.join(program.output))?;
     }
@@ -137,4 +147,58 @@ pub(crate) fn compare(first: &Path, second: &Path) -> Result<()> {
     }
     ui::good(&format!("release: {} files, the same in both builds", names.len()));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder that holds these files, and one in which nothing was built, so that no release comes of it.
+    fn folders(files: &[(&str, &str)]) -> (tempfile::TempDir, PathBuf, PathBuf) {
+        let top = tempfile::tempdir().unwrap();
+        let [folder, built] = ["folder", "built"].map(|name| top.path().join(name));
+        place::make(&built).unwrap();
+        for (name, content) in files {
+            place::write(&folder.join(name), content.as_bytes()).unwrap();
+        }
+        (top, folder, built)
+    }
+
+    fn refusal(folder: &Path, built: &Path) -> String {
+        assemble(&place::root(), built, folder, None).unwrap_err().to_string()
+    }
+
+    const EARLIER: [(&str, &str); 3] =
+        [("core.bin", "core"), (VALUES, "{}"), (SUMS, "00  core.bin\n00  reference-values.json\n")];
+
+    #[test]
+    fn a_folder_that_is_no_release_is_refused_and_keeps_what_it_holds() {
+        let (_top, folder, built) = folders(&[("my-novel.txt", "letter")]);
+        let error = refusal(&folder, &built);
+        assert!(error.contains("`my-novel.txt`") && error.contains("--output"), "{error}");
+        assert_eq!(files(&folder).unwrap(), ["my-novel.txt"]);
+    }
+
+    #[test]
+    fn other_peoples_sums_make_no_release() {
+        let (_top, folder, built) = folders(&[("disc.iso", "disc"), (SUMS, "00  disc.iso\n")]);
+        assert!(refusal(&folder, &built).contains("would be lost"));
+    }
+
+    #[test]
+    fn a_file_among_an_earlier_release_is_not_removed_with_it() {
+        let (_top, folder, built) = folders(&EARLIER);
+        place::write(&folder.join("dolmen.toml"), b"[[guest]]").unwrap();
+        assert!(refusal(&folder, &built).contains("`dolmen.toml`"));
+        assert!(folder.join("dolmen.toml").exists());
+    }
+
+    #[test]
+    fn a_release_that_fails_leaves_the_earlier_one_whole() {
+        let (_top, folder, built) = folders(&EARLIER);
+        assert!(refusal(&folder, &built).contains("launch.bin"));
+        for (name, content) in EARLIER {
+            assert_eq!(place::read(&folder.join(name)).unwrap(), content.as_bytes());
+        }
+    }
 }

@@ -196,3 +196,61 @@ fn dkms(root: &Path, work: &Path, release: &str, headers: &Path) -> Result<()> {
     ensure!(names == wanted, "it built {names:?}");
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A kernel's version, how distributions name their builds of it, and whether it has the interface for reports
+    /// that the driver is written for.
+    const KERNELS: [(&str, &[&str], bool); 7] = [
+        ("6.7", &["6.7.12-amd64", "6.7-amd64"], false),
+        ("6.8", &["6.8.0-31-generic"], false),
+        ("6.9", &["6.9.7+bpo-amd64", "6.9.0-rc1"], false),
+        ("6.10", &["6.10.11+bpo-amd64", "6.10-amd64", "6.10.0"], false),
+        ("6.11", &["6.11.0-8-generic", "6.11-amd64"], true),
+        ("6.12", &["6.12.57+deb13-cloud-amd64"], true),
+        ("6.100", &["6.100.1"], true),
+    ];
+
+    fn driver() -> PathBuf {
+        place::root().join("guest-tools/driver")
+    }
+
+    /// The modules that Kbuild names for a kernel with configfs-tsm.
+    fn by_kbuild(version: &str) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let rules = format!("include {}\nall:\n\t@echo $(obj-m)\n", driver().join("Kbuild").display());
+        std::fs::write(folder.path().join("Makefile"), rules).unwrap();
+        let (major, minor) = version.split_once('.').unwrap();
+        let mut make = Command::new("make");
+        make.args([
+            &format!("VERSION={major}"),
+            &format!("PATCHLEVEL={minor}"),
+            "CONFIG_TSM_REPORTS=m",
+            "all",
+        ]);
+        process::output(make.arg("--silent").current_dir(folder.path())).unwrap().trim().replace(".o", "")
+    }
+
+    /// The modules that dkms.conf names for it, as DKMS reads that.
+    fn by_dkms(release: &str) -> String {
+        let headers = tempfile::tempdir().unwrap();
+        std::fs::write(headers.path().join(".config"), "CONFIG_TSM_REPORTS=m\n").unwrap();
+        let mut bash = Command::new("bash");
+        bash.args(["-euc", ". \"$0\"; echo ${BUILT_MODULE_NAME[@]}"]).arg(driver().join("dkms.conf"));
+        bash.env("kernelver", release).env("kernel_source_dir", headers.path()).env("dkms_tree", "/tree");
+        process::output(&mut bash).unwrap().trim().to_owned()
+    }
+
+    #[test]
+    fn reports_are_built_for_kernels_with_the_interface_that_linux_6_11_brought() {
+        for (version, releases, has_interface) in KERNELS {
+            let wanted = if has_interface { "dolmen dolmen_tsm" } else { "dolmen" };
+            assert_eq!(by_kbuild(version), wanted, "Kbuild for {version}");
+            for release in releases {
+                assert_eq!(by_dkms(release), wanted, "dkms.conf for {release}");
+            }
+        }
+    }
+}
