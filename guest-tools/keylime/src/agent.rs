@@ -3,6 +3,8 @@
 //! Registration says which keys there are; a session begins with a proof that the attestation key can be used now and brings a
 //! token; with it attestations go out until the verifier no longer takes it.
 
+use std::io::Write;
+
 use dolmen_guest::Transport;
 use zeroize::Zeroizing;
 
@@ -42,7 +44,12 @@ impl<T: Transport<Error: Hindrance>, W: Web> Agent<T, W> {
     }
 
     /// Lives until so many attestations are sent; for ever, if no number is given, or until nothing helps any more.
-    pub(crate) fn run(&mut self, count: Option<u64>, interval: u64, voice: &Voice) -> Result<(), Failure> {
+    pub(crate) fn run(
+        &mut self,
+        count: Option<u64>,
+        interval: u64,
+        voice: &mut Voice<impl Write>,
+    ) -> Result<(), Failure> {
         let (mut sent, mut failures): (u64, u32) = (0, 0);
         loop {
             let (why, asked) = match self.step(interval) {
