@@ -6,8 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::artifact;
-use crate::{place, process, setup, ui};
+use crate::artifact::{self, Program};
+use crate::{copyright, place, process, setup, ui};
 
 /// The tools' own version.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -24,6 +24,8 @@ struct Package {
     prefix: &'static str,
     /// The file that says who has the rights to it, and under what licence it is.
     copyright: &'static str,
+    /// The program in it, whose libraries have licences of their own.
+    program: Option<&'static Program>,
     /// Scripts that run when it comes and goes.
     scripts: &'static [&'static str],
 }
@@ -34,16 +36,19 @@ const TOOLS: Package = Package {
     architecture: "amd64",
     prefix: "tools",
     copyright: "tools.copyright",
+    program: Some(&artifact::COMMAND),
     scripts: &[],
 };
 /// The agent for Keylime, apart from the command: it brings TLS.
-const KEYLIME: Package = Package { name: "dolmen-keylime", prefix: "keylime", ..TOOLS };
+const KEYLIME: Package =
+    Package { name: "dolmen-keylime", prefix: "keylime", program: Some(&artifact::KEYLIME_AGENT), ..TOOLS };
 /// The driver.
 const DKMS: Package = Package {
     name: "dolmen-dkms",
     architecture: "all",
     prefix: "dkms",
     copyright: "dkms.copyright",
+    program: None,
     scripts: &["postinst", "prerm"],
 };
 
@@ -99,8 +104,11 @@ impl Stage {
     fn new(package: &'static Package) -> Result<Self> {
         let stage = Self { package, folder: place::scratch()? };
         let documents = format!("usr/share/doc/{}", package.name);
-        let copyright = place::read(&description(package.copyright))?;
-        stage.add(&format!("{documents}/copyright"), 0o644, &copyright)?;
+        let mut copyright = String::from_utf8(place::read(&description(package.copyright))?)?;
+        if let Some(program) = package.program {
+            copyright = copyright::of(&copyright, &place::root(), program)?;
+        }
+        stage.add(&format!("{documents}/copyright"), 0o644, copyright.as_bytes())?;
         let changelog = format!("{documents}/changelog.Debian");
         let text = String::from_utf8(filled(&description("changelog"), package, 0)?)?;
         // The packages' entries are in one file, under the name of the whole.

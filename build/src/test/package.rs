@@ -74,6 +74,9 @@ pub(super) fn run(bench: &Bench) -> Result<Tally> {
         let what = format!("the program {program} in its package is complete in itself");
         tally = tally.plus(judge(&what, || whole(&root, program)));
     }
+    tally = tally.plus(judge("licences that must be repeated are in the packages of the programs", || {
+        licences(&root)
+    }));
     let Bench { tools, .. } = bench;
     let generic = [kernel::ensure_generic_headers(&CURRENT)?, kernel::ensure_generic_headers(&OLDER)?];
     let cloud = [&tools.kernel, &tools.older]
@@ -162,6 +165,17 @@ fn whole(root: &Path, program: &str) -> Result<()> {
     ensure!(said.trim() == format!("{program} {VERSION}"), "it says {said:?}");
     let needs = process::output(Command::new("readelf").arg("--dynamic").arg(&command))?;
     ensure!(!needs.contains("(NEEDED)"), "it needs libraries:\n{needs}");
+    Ok(())
+}
+
+/// The crates that bring terms of their own are named in the file of the package that they are in.
+fn licences(root: &Path) -> Result<()> {
+    let named =
+        [("dolmen-keylime", "ring-"), ("dolmen-keylime", "rustls-webpki-"), ("dolmen-tools", "subtle-")];
+    for (package, crate_name) in named {
+        let text = std::fs::read_to_string(root.join("usr/share/doc").join(package).join("copyright"))?;
+        ensure!(text.contains(&format!("vendor/{crate_name}")), "{package}: nothing of {crate_name}");
+    }
     Ok(())
 }
 
