@@ -40,8 +40,13 @@ const TOOLS: Package = Package {
     scripts: &[],
 };
 /// The agent for Keylime, apart from the command: it brings TLS.
-const KEYLIME: Package =
-    Package { name: "dolmen-keylime", prefix: "keylime", program: Some(&artifact::KEYLIME_AGENT), ..TOOLS };
+const KEYLIME: Package = Package {
+    name: "dolmen-keylime",
+    prefix: "keylime",
+    program: Some(&artifact::KEYLIME_AGENT),
+    scripts: &["postinst", "prerm"],
+    ..TOOLS
+};
 /// The driver.
 const DKMS: Package = Package {
     name: "dolmen-dkms",
@@ -69,6 +74,9 @@ pub(crate) fn build([command, agent]: &[PathBuf; 2], folder: &Path) -> Result<Ve
     tools.add("usr/bin/dolmen", 0o755, &place::read(command)?)?;
     let keylime = Stage::new(&KEYLIME)?;
     keylime.add("usr/bin/dolmen-keylime", 0o755, &place::read(agent)?)?;
+    let service = place::read(&description("keylime.service"))?;
+    keylime.add("usr/lib/systemd/system/dolmen-keylime.service", 0o644, &service)?;
+    keylime.add("etc/default/dolmen-keylime", 0o644, &place::read(&description("keylime.default"))?)?;
     let dkms = Stage::new(&DKMS)?;
     let sources = place::root().join(DRIVER);
     for entry in sources.read_dir().with_context(|| format!("cannot list {}", sources.display()))? {
@@ -133,6 +141,13 @@ impl Stage {
         let mut bytes: u64 = 0;
         for file in &files {
             bytes = bytes.saturating_add(self.path(file).metadata().context("a file has gone")?.len());
+        }
+        // What the administrator may change is dpkg's to keep, and no file with a known sum.
+        let (settings, files): (Vec<String>, Vec<String>) =
+            files.into_iter().partition(|file| file.starts_with("etc/"));
+        if !settings.is_empty() {
+            let list: String = settings.iter().map(|file| format!("/{file}\n")).collect();
+            self.add("DEBIAN/conffiles", 0o644, list.as_bytes())?;
         }
         let sums = process::output(Command::new("md5sum").args(&files).current_dir(self.folder.path()))?;
         self.add("DEBIAN/md5sums", 0o644, sums.as_bytes())?;
