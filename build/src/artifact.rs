@@ -139,7 +139,7 @@ const VERIFIER: Program = Program {
     output: "dolmen-verify",
 };
 /// The guest's command.
-const COMMAND: Program = Program {
+pub(crate) const COMMAND: Program = Program {
     what: "guest command",
     package: "dolmen-cli",
     bin: "dolmen",
@@ -150,7 +150,7 @@ const COMMAND: Program = Program {
 };
 
 /// What keeps the host attested at Keylime, from a guest.
-const KEYLIME_AGENT: Program = Program {
+pub(crate) const KEYLIME_AGENT: Program = Program {
     what: "guest's agent for Keylime",
     package: "dolmen-keylime",
     bin: "dolmen-keylime",

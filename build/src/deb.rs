@@ -6,8 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::artifact;
-use crate::{place, process, setup, ui};
+use crate::artifact::{self, Program};
+use crate::{copyright, place, process, setup, ui};
 
 /// The tools' own version.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -24,6 +24,8 @@ struct Package {
     prefix: &'static str,
     /// The file that says who has the rights to it, and under what licence it is.
     copyright: &'static str,
+    /// The program in it, whose libraries have licences of their own.
+    program: Option<&'static Program>,
     /// Scripts that run when it comes and goes.
     scripts: &'static [&'static str],
 }
@@ -34,16 +36,24 @@ const TOOLS: Package = Package {
     architecture: "amd64",
     prefix: "tools",
     copyright: "tools.copyright",
+    program: Some(&artifact::COMMAND),
     scripts: &[],
 };
 /// The agent for Keylime, apart from the command: it brings TLS.
-const KEYLIME: Package = Package { name: "dolmen-keylime", prefix: "keylime", ..TOOLS };
+const KEYLIME: Package = Package {
+    name: "dolmen-keylime",
+    prefix: "keylime",
+    program: Some(&artifact::KEYLIME_AGENT),
+    scripts: &["postinst", "prerm"],
+    ..TOOLS
+};
 /// The driver.
 const DKMS: Package = Package {
     name: "dolmen-dkms",
     architecture: "all",
     prefix: "dkms",
     copyright: "dkms.copyright",
+    program: None,
     scripts: &["postinst", "prerm"],
 };
 
@@ -64,6 +74,9 @@ pub(crate) fn build([command, agent]: &[PathBuf; 2], folder: &Path) -> Result<Ve
     tools.add("usr/bin/dolmen", 0o755, &place::read(command)?)?;
     let keylime = Stage::new(&KEYLIME)?;
     keylime.add("usr/bin/dolmen-keylime", 0o755, &place::read(agent)?)?;
+    let service = place::read(&description("keylime.service"))?;
+    keylime.add("usr/lib/systemd/system/dolmen-keylime.service", 0o644, &service)?;
+    keylime.add("etc/default/dolmen-keylime", 0o644, &place::read(&description("keylime.default"))?)?;
     let dkms = Stage::new(&DKMS)?;
     let sources = place::root().join(DRIVER);
     for entry in sources.read_dir().with_context(|| format!("cannot list {}", sources.display()))? {
@@ -99,8 +112,11 @@ impl Stage {
     fn new(package: &'static Package) -> Result<Self> {
         let stage = Self { package, folder: place::scratch()? };
         let documents = format!("usr/share/doc/{}", package.name);
-        let copyright = place::read(&description(package.copyright))?;
-        stage.add(&format!("{documents}/copyright"), 0o644, &copyright)?;
+        let mut copyright = String::from_utf8(place::read(&description(package.copyright))?)?;
+        if let Some(program) = package.program {
+            copyright = copyright::of(&copyright, &place::root(), program)?;
+        }
+        stage.add(&format!("{documents}/copyright"), 0o644, copyright.as_bytes())?;
         let changelog = format!("{documents}/changelog.Debian");
         let text = String::from_utf8(filled(&description("changelog"), package, 0)?)?;
         // The packages' entries are in one file, under the name of the whole.
@@ -125,6 +141,13 @@ impl Stage {
         let mut bytes: u64 = 0;
         for file in &files {
             bytes = bytes.saturating_add(self.path(file).metadata().context("a file has gone")?.len());
+        }
+        // What the administrator may change is dpkg's to keep, and no file with a known sum.
+        let (settings, files): (Vec<String>, Vec<String>) =
+            files.into_iter().partition(|file| file.starts_with("etc/"));
+        if !settings.is_empty() {
+            let list: String = settings.iter().map(|file| format!("/{file}\n")).collect();
+            self.add("DEBIAN/conffiles", 0o644, list.as_bytes())?;
         }
         let sums = process::output(Command::new("md5sum").args(&files).current_dir(self.folder.path()))?;
         self.add("DEBIAN/md5sums", 0o644, sums.as_bytes())?;

@@ -8,6 +8,7 @@
 mod artifact;
 mod bench;
 mod conformance;
+mod copyright;
 mod cpio;
 mod deb;
 mod demo;
@@ -19,6 +20,7 @@ mod image;
 mod initramfs;
 mod kernel;
 mod lab;
+mod linked;
 mod lint;
 mod machine;
 mod manifest;

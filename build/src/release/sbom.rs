@@ -1,38 +1,19 @@
 //! What the programs of a release are made of, as CycloneDX 1.5 in JSON.
 //!
-//! `cargo tree` says what each program links on its own target with its own features, `cargo metadata` what those packages
-//! are, and the lock file which bytes they were. Written by hand, since the form is small and the library for it brings
+//! Cargo says what each program links and what those packages are, the lock file which bytes they were. Written by hand, since the form is small and the library for it brings
 //! an XML reader and a generator of random serial numbers; a test reads it back with that library.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::artifact::{Program, RELEASED};
-use crate::{place, process};
-
-/// Where packages come from that have a checksum in the lock file.
-const REGISTRY: &str = "registry+";
-
-/// A package, as cargo knows it.
-#[derive(Debug, Deserialize)]
-struct Package {
-    name: String,
-    version: String,
-    license: Option<String>,
-    description: Option<String>,
-    source: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Metadata {
-    packages: Vec<Package>,
-}
+use crate::linked::{self, Edges, Id, Package};
+use crate::place;
 
 #[derive(Debug, Deserialize)]
 struct Lock {
@@ -55,11 +36,6 @@ struct Toolchain {
 struct Channel {
     channel: String,
 }
-
-/// Name and version.
-type Id = (String, String);
-/// What each package links.
-type Edges = BTreeMap<Id, BTreeSet<Id>>;
 
 /// One component, in the order of its fields.
 #[derive(Debug, Serialize)]
@@ -86,12 +62,12 @@ pub(super) fn of(root: &Path, folder: &Path) -> Result<String> {
     let mut components = Vec::new();
     let mut dependencies = BTreeMap::new();
     for program in &RELEASED {
-        let top = links(root, program, &mut edges)?;
+        let top = linked::links(root, program, "normal", &mut edges)?;
         let digest = hex::encode(Sha256::digest(place::read(&folder.join(program.output))?));
         components.push(file(program, &digest));
         dependencies.insert(reference_of_file(program), BTreeSet::from([reference(&top), rust().to_owned()]));
     }
-    let packages = packages(root)?;
+    let packages = linked::packages(root)?;
     let checksums = checksums(root)?;
     for id in edges.keys() {
         let package =
@@ -121,59 +97,6 @@ pub(super) fn of(root: &Path, folder: &Path) -> Result<String> {
         "dependencies": dependencies,
     });
     Ok(format!("{}\n", serde_json::to_string_pretty(&whole)?))
-}
-
-fn cargo(root: &Path) -> Command {
-    let mut command = Command::new("cargo");
-    command.current_dir(root).env("CARGO_TERM_COLOR", "never");
-    command
-}
-
-/// Adds what `program` links to `edges`; its own package comes back.
-fn links(root: &Path, program: &Program, edges: &mut Edges) -> Result<Id> {
-    let mut command = cargo(root);
-    command.args([
-        "tree",
-        "--locked",
-        "--edges",
-        "normal",
-        "--prefix",
-        "depth",
-        "--no-dedupe",
-        "--format",
-        " {p}",
-    ]);
-    command.args(["--package", program.package, "--target", program.target, "--features", program.features]);
-    add(&process::output(&mut command)?, edges)
-}
-
-/// Reads what `cargo tree` prints: on each line depth, name, `v` and version, and perhaps more.
-fn add(tree: &str, edges: &mut Edges) -> Result<Id> {
-    let mut above: Vec<Id> = Vec::new();
-    for line in tree.lines().filter(|line| !line.is_empty()) {
-        let mut words = line.split_whitespace();
-        let (depth, name, version) = (words.next(), words.next(), words.next());
-        let depth: usize = depth.and_then(|depth| depth.parse().ok()).context("cargo tree: no depth")?;
-        let (Some(name), Some(version)) = (name, version.and_then(|version| version.strip_prefix('v')))
-        else {
-            bail!("cargo tree: `{line}` is no package");
-        };
-        let id = (name.to_owned(), version.to_owned());
-        edges.entry(id.clone()).or_default();
-        above.truncate(depth);
-        if let Some(parent) = above.last() {
-            edges.entry(parent.clone()).or_default().insert(id.clone());
-        }
-        above.push(id);
-    }
-    above.into_iter().next().context("cargo tree: nothing")
-}
-
-fn packages(root: &Path) -> Result<BTreeMap<Id, Package>> {
-    let text = process::output(cargo(root).args(["metadata", "--locked", "--format-version", "1"]))?;
-    let metadata: Metadata = serde_json::from_str(&text).context("cargo metadata")?;
-    let named = metadata.packages.into_iter();
-    Ok(named.map(|package| ((package.name.clone(), package.version.clone()), package)).collect())
 }
 
 fn checksums(root: &Path) -> Result<BTreeMap<Id, String>> {
@@ -212,7 +135,6 @@ fn file(program: &Program, digest: &str) -> Component {
 }
 
 fn library(package: &Package, checksum: Option<&String>) -> Component {
-    let is_foreign = package.source.as_ref().is_some_and(|source| source.starts_with(REGISTRY));
     Component {
         kind: "library",
         reference: reference(&(package.name.clone(), package.version.clone())),
@@ -229,7 +151,7 @@ fn library(package: &Package, checksum: Option<&String>) -> Component {
             .iter()
             .map(|text| json!({ "expression": text.replace('/', " OR ") }))
             .collect(),
-        purl: is_foreign.then(|| format!("pkg:cargo/{}@{}", package.name, package.version)),
+        purl: package.is_foreign().then(|| format!("pkg:cargo/{}@{}", package.name, package.version)),
     }
 }
 
@@ -253,18 +175,6 @@ fn toolchain(root: &Path) -> Result<Component> {
 mod tests {
     use super::*;
     use cyclonedx_bom::prelude::{Bom, Validate};
-
-    #[test]
-    fn a_tree_becomes_edges() {
-        let tree = "0 a v1.0.0 (/somewhere)\n1 b v2.0.0\n2 c v3.0.0 (proc-macro)\n1 c v3.0.0\n\n";
-        let mut edges = Edges::new();
-        assert_eq!(add(tree, &mut edges).unwrap().0, "a");
-        let id = |name: &str, version: &str| (name.to_owned(), version.to_owned());
-        assert_eq!(edges[&id("a", "1.0.0")], [id("b", "2.0.0"), id("c", "3.0.0")].into());
-        assert_eq!(edges[&id("b", "2.0.0")], [id("c", "3.0.0")].into());
-        assert!(edges[&id("c", "3.0.0")].is_empty());
-        assert!(add("no tree at all\n", &mut Edges::new()).is_err());
-    }
 
     #[test]
     fn the_list_is_read_by_the_library_of_its_makers_and_has_what_is_linked() {

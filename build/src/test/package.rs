@@ -25,7 +25,9 @@ const CONTENT: [(&str, &[(&str, &str)]); 3] = [
     (
         "dolmen-keylime",
         &[
+            ("-rw-r--r--", "etc/default/dolmen-keylime"),
             ("-rwxr-xr-x", "usr/bin/dolmen-keylime"),
+            ("-rw-r--r--", "usr/lib/systemd/system/dolmen-keylime.service"),
             ("-rw-r--r--", "usr/share/doc/dolmen-keylime/changelog.Debian.gz"),
             ("-rw-r--r--", "usr/share/doc/dolmen-keylime/copyright"),
         ],
@@ -74,6 +76,13 @@ pub(super) fn run(bench: &Bench) -> Result<Tally> {
         let what = format!("the program {program} in its package is complete in itself");
         tally = tally.plus(judge(&what, || whole(&root, program)));
     }
+    tally = tally
+        .plus(judge("the service of dolmen-keylime is one, and says what the program knows", || {
+            service(&root, folder.path())
+        }));
+    tally = tally.plus(judge("licences that must be repeated are in the packages of the programs", || {
+        licences(&root)
+    }));
     let Bench { tools, .. } = bench;
     let generic = [kernel::ensure_generic_headers(&CURRENT)?, kernel::ensure_generic_headers(&OLDER)?];
     let cloud = [&tools.kernel, &tools.older]
@@ -117,6 +126,9 @@ fn form(package: &Path, name: &str) -> Result<()> {
     ensure!(title.len() <= 80 && !title.ends_with('.'), "the description begins with {title:?}");
     let told = process::output(Command::new("dpkg-deb").arg("-I").arg(package))?;
     ensure!(!told.contains('@') || told.matches('@').count() == 1, "something was not filled in:\n{told}");
+    let settings = process::output(Command::new("dpkg-deb").args(["--info"]).arg(package).arg("conffiles"));
+    let wanted = if name == "dolmen-keylime" { "/etc/default/dolmen-keylime" } else { "" };
+    ensure!(settings.unwrap_or_default().trim() == wanted, "other files are for the administrator to change");
     // What it says of its files is so.
     let folder = place::scratch()?;
     process::output(Command::new("dpkg-deb").arg("-R").arg(package).arg(folder.path()))?;
@@ -162,6 +174,46 @@ fn whole(root: &Path, program: &str) -> Result<()> {
     ensure!(said.trim() == format!("{program} {VERSION}"), "it says {said:?}");
     let needs = process::output(Command::new("readelf").arg("--dynamic").arg(&command))?;
     ensure!(!needs.contains("(NEEDED)"), "it needs libraries:\n{needs}");
+    Ok(())
+}
+
+/// systemd takes the service, which gives the program what it knows and nothing else.
+fn service(root: &Path, work: &Path) -> Result<()> {
+    let program = root.join("usr/bin/dolmen-keylime");
+    let known = process::output(Command::new(&program).arg("--help"))?;
+    let text = std::fs::read_to_string(root.join("usr/lib/systemd/system/dolmen-keylime.service"))?;
+    let start = text.lines().find(|line| line.starts_with("ExecStart=")).context("it starts nothing")?;
+    let settings = std::fs::read_to_string(root.join("etc/default/dolmen-keylime"))?;
+    for word in start.split_whitespace() {
+        ensure!(!word.starts_with("--") || known.contains(word), "the program does not know {word}");
+        let variable = word.trim_matches(['$', '{', '}']);
+        ensure!(
+            !word.starts_with('$') || settings.contains(&format!("\n{variable}=")),
+            "nobody sets {variable}"
+        );
+    }
+    if !process::installed("systemd-analyze") {
+        ui::note("systemd-analyze is not installed: it did not look at the service");
+        return Ok(());
+    }
+    // It looks for the program too, which is installed elsewhere here.
+    let unit = work.join("dolmen-keylime.service");
+    let program = program.to_str().context("a path that is not text")?;
+    place::write(&unit, text.replace("=/usr/bin/dolmen-keylime", &format!("={program}")).as_bytes())?;
+    let judged = Command::new("systemd-analyze").args(["--man=no", "verify"]).arg(&unit).output()?;
+    let complaint = String::from_utf8_lossy(&judged.stderr);
+    ensure!(judged.status.success() && complaint.is_empty(), "systemd-analyze: {complaint}");
+    Ok(())
+}
+
+/// The crates that bring terms of their own are named in the file of the package that they are in.
+fn licences(root: &Path) -> Result<()> {
+    let named =
+        [("dolmen-keylime", "ring-"), ("dolmen-keylime", "rustls-webpki-"), ("dolmen-tools", "subtle-")];
+    for (package, crate_name) in named {
+        let text = std::fs::read_to_string(root.join("usr/share/doc").join(package).join("copyright"))?;
+        ensure!(text.contains(&format!("vendor/{crate_name}")), "{package}: nothing of {crate_name}");
+    }
     Ok(())
 }
 

@@ -1,8 +1,10 @@
 //! What can be asked for.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
 use dolmen_abi::{AkId, EkId, HOST_PCRS, MAX_HOST_NONCE, REPORT_DATA_BYTES, SealPolicy};
 
 use crate::provision::Provision;
@@ -28,6 +30,32 @@ pub(crate) struct Arguments {
     pub(crate) output: Option<PathBuf>,
     #[command(subcommand)]
     pub(crate) action: Action,
+}
+
+impl Arguments {
+    /// Reads the arguments of a program; the first is its name.
+    pub(crate) fn read(line: impl IntoIterator<Item: Into<OsString> + Clone>) -> Result<Self, clap::Error> {
+        let arguments = Self::try_parse_from(line)?;
+        match arguments.meaningless() {
+            Some(why) => Err(Self::command().error(ErrorKind::ArgumentConflict, why)),
+            None => Ok(arguments),
+        }
+    }
+
+    /// What is asked of the result of a command that has none. All commands share these options, so the parser takes
+    /// them.
+    fn meaningless(&self) -> Option<&'static str> {
+        let elsewhere = self.frame || self.output.is_some();
+        if matches!(self.action, Action::Top { .. }) && elsewhere {
+            return Some(
+                "`top` shows one table after the other on standard output, not in a file or a frame",
+            );
+        }
+        if matches!(self.action, Action::Receive { .. }) && (elsewhere || self.json) {
+            return Some("`receive` puts what comes into its FILE and has no other result to write");
+        }
+        None
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -279,10 +307,9 @@ fn policy_word(word: &str) -> Result<SealPolicy, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn parse(line: &str) -> Result<Arguments, String> {
-        Arguments::try_parse_from(line.split(' ')).map_err(|error| error.to_string())
+        Arguments::read(line.split(' ')).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -376,5 +403,15 @@ mod tests {
         assert!(parse("dolmen extend 7 --data a").is_ok());
         assert!(parse("dolmen quote --nonce 00 --json").is_ok());
         assert!(parse("dolmen quote --nonce 00 --frame -o x").is_err());
+    }
+
+    #[test]
+    fn a_command_without_a_result_refuses_to_be_told_where_it_goes() {
+        for line in ["top -o x", "top --frame", "receive x -o y", "receive x --frame", "receive x --json"] {
+            let why = parse(&format!("dolmen {line}")).unwrap_err();
+            let command = line.split(' ').next().unwrap();
+            assert!(why.contains(&format!("`{command}`")) && why.contains("Usage:"), "{why}");
+        }
+        assert!(parse("dolmen top --json").is_ok() && parse("dolmen receive x").is_ok());
     }
 }

@@ -23,7 +23,6 @@ mod tpm;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use dolmen_guest::Client;
 use dolmen_guest::linux::Device;
 
@@ -31,7 +30,7 @@ use args::{Action, Arguments};
 use failure::Failure;
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    match run(&Arguments::read(std::env::args_os()).unwrap_or_else(|error| error.exit())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("dolmen: {failure}");

@@ -13,8 +13,10 @@ const FORMAT: &str = "dolmen-reference-values-1";
 const BANK: &str = "sha256";
 /// The register that says which code was launched.
 const PCR_CODE: u64 = 17;
+/// What its events are called: a launch has these, in this order.
+const EVENTS: [&str; 2] = ["SKINIT", "core"];
 
-/// Reads PCR 17 of the SHA-256 bank, which the file's events must replay to if there are any.
+/// Reads PCR 17 of the SHA-256 bank, which the file's events must replay to.
 pub(crate) fn pcr17(bytes: &[u8]) -> Result<[u8; 32], Failure> {
     let unfit = |what: &str| Failure::plain(&format!("these are no reference values of an image: {what}"));
     let file: Value = serde_json::from_slice(bytes).map_err(|error| unfit(&error.to_string()))?;
@@ -29,14 +31,18 @@ pub(crate) fn pcr17(bytes: &[u8]) -> Result<[u8; 32], Failure> {
     let value = bank.and_then(|bank| digest(bank.get("pcr17")));
     let value =
         value.ok_or_else(|| unfit("there is no `pcr17` of 32 bytes in hexadecimal for bank \"sha256\""))?;
-    let events = list("events")?;
+    let is_code = |event: &&Value| event.get("pcr").and_then(Value::as_u64) == Some(PCR_CODE);
+    let events: Vec<&Value> = list("events")?.iter().filter(is_code).collect();
+    if !events.iter().map(|event| event.get("event").and_then(Value::as_str)).eq(EVENTS.map(Some)) {
+        return Err(unfit("`events` are not \"SKINIT\" and \"core\" for PCR 17"));
+    }
     let mut replayed = [0; 32];
-    for event in events.iter().filter(|event| event.get("pcr").and_then(Value::as_u64) == Some(PCR_CODE)) {
+    for event in events {
         let extended = event.get("digests").and_then(|digests| digest(digests.get(BANK)));
         let extended = extended.ok_or_else(|| unfit("an event has no digest of bank \"sha256\""))?;
         replayed = Sha256::digest([replayed, extended].concat()).into();
     }
-    if events.is_empty() || replayed == value {
+    if replayed == value {
         Ok(value)
     } else {
         Err(unfit("`events` do not replay to `pcr17` of bank \"sha256\""))
@@ -68,10 +74,8 @@ mod tests {
 
     #[test]
     fn the_register_is_what_the_events_replay_to() {
-        let mut values = values();
+        let values = values();
         let want = hex::decode(values["banks"][1]["pcr17"].as_str().unwrap()).unwrap();
-        assert_eq!(pcr17(values.to_string().as_bytes()).unwrap().as_slice(), want);
-        values["events"] = json!([]);
         assert_eq!(pcr17(values.to_string().as_bytes()).unwrap().as_slice(), want);
     }
 
@@ -83,11 +87,13 @@ mod tests {
             (|v| v["format"] = json!("dolmen-reference-values-2"), "`format` is not"),
             (|v| v["banks"] = json!(1), "no list `banks`"),
             (|v| v["events"] = json!(null), "no list `events`"),
+            (|v| v["events"] = json!([]), "are not \"SKINIT\" and \"core\""),
+            (|v| v["events"][0]["event"] = json!("core"), "are not \"SKINIT\" and \"core\""),
             (|v| v["banks"][1]["bank"] = json!("sha384"), "no `pcr17` of 32 bytes"),
             (|v| v["banks"][1]["pcr17"] = json!("00"), "no `pcr17` of 32 bytes"),
             (|v| v["banks"][1]["pcr17"] = json!("77".repeat(32)), "do not replay"),
             (|v| v["events"][1]["digests"]["sha256"] = json!("77".repeat(32)), "do not replay"),
-            (|v| v["events"][1]["pcr"] = json!(18), "do not replay"),
+            (|v| v["events"][1]["pcr"] = json!(18), "are not \"SKINIT\" and \"core\""),
             (|v| v["events"][0]["digests"] = json!({}), "an event has no digest"),
         ];
         for (spoil, want) in cases {

@@ -44,7 +44,14 @@ fn a_device_that_is_not_the_drivers_is_told() {
 
 #[test]
 fn wrong_usage_has_its_own_exit_status() {
-    for line in [&["extend", "9", "--data", "x"][..], &["quote"], &["seal", "--policy", "pcr17", "x"], &[]] {
+    let lines = [
+        &["extend", "9", "--data", "x"][..],
+        &["quote"],
+        &["seal", "--policy", "pcr17", "x"],
+        &["top", "-o", "x"],
+        &[],
+    ];
+    for line in lines {
         assert_eq!(dolmen().args(line).output().unwrap().status.code(), Some(2), "{line:?}");
     }
 }

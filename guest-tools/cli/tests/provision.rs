@@ -7,6 +7,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
 /// The owner's value.
 const VALUE: &str = "beneath the mat";
 /// Longest wait for the TPM to start.
@@ -52,12 +55,19 @@ impl Owned {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// `dolmen provision` with this PCR 17 and more arguments; `value` stands on its standard input.
-    fn provision(&self, pcr17: &str, value: &str, more: &[&str]) -> Output {
-        let reference = format!(
-            r#"{{"format": "dolmen-reference-values-1", "launch_bytes": 1, "guests": [], "events": [],
-                "banks": [{{ "bank": "sha256", "pcr17": "{pcr17}" }}]}}"#
-        );
+    /// `dolmen provision` for a core of this digest and with more arguments; `value` stands on its standard input.
+    fn provision(&self, core: &str, value: &str, more: &[&str]) -> Output {
+        let launch = [1; 32];
+        let launched = Sha256::digest([[0; 32], launch].concat());
+        let pcr17 = Sha256::digest([&launched[..], &hex::decode(core).unwrap()].concat());
+        let event =
+            |name: &str, digest: &str| json!({ "pcr": 17, "event": name, "digests": { "sha256": digest } });
+        let reference = json!({
+            "format": "dolmen-reference-values-1", "launch_bytes": 1, "guests": [],
+            "events": [event("SKINIT", &hex::encode(launch)), event("core", core)],
+            "banks": [{ "bank": "sha256", "pcr17": hex::encode(pcr17) }],
+        });
+        let reference = reference.to_string();
         std::fs::write(self.file("reference.json"), reference).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_dolmen"))
             .args(["provision", "--handle", "0x81000100"])
@@ -77,8 +87,8 @@ impl Owned {
     }
 
     /// The same, which must fail; its words.
-    fn refused(&self, pcr17: &str, value: &str, more: &[&str]) -> String {
-        let output = self.provision(pcr17, value, more);
+    fn refused(&self, core: &str, value: &str, more: &[&str]) -> String {
+        let output = self.provision(core, value, more);
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         assert!(output.stdout.is_empty(), "{output:?}");
         String::from_utf8(output.stderr).unwrap()
@@ -97,8 +107,8 @@ const FROM_INPUT: [&str; 2] = ["--owner-value", "-"];
 #[test]
 fn the_owner_makes_the_key_once_and_gets_the_table() {
     let owned = Owned::new();
-    let pcr17 = "a5".repeat(32);
-    let first = owned.provision(&pcr17, &format!("{VALUE}\n"), &FROM_INPUT);
+    let core = "a5".repeat(32);
+    let first = owned.provision(&core, &format!("{VALUE}\n"), &FROM_INPUT);
     assert!(first.status.success(), "{first:?}");
     let table = String::from_utf8(first.stdout).unwrap();
     assert!(table.contains("[sealing_root]\nhandle = 0x81000100\nname = \"000b"), "{table}");
@@ -109,7 +119,7 @@ fn the_owner_makes_the_key_once_and_gets_the_table() {
     std::fs::write(owned.file("value"), hex::encode(VALUE)).unwrap();
     let file = owned.file("value");
     let more = ["--owner-value", file.to_str().unwrap(), "--hex", "--json"];
-    let again = owned.provision(&pcr17, "", &more);
+    let again = owned.provision(&core, "", &more);
     let json: serde_json::Value = serde_json::from_slice(&again.stdout).unwrap();
     assert_eq!((&json["was_there"], &json["name"]), (&true.into(), &name.into()));
     let other = owned.refused(&"a6".repeat(32), VALUE, &FROM_INPUT);
@@ -119,16 +129,16 @@ fn the_owner_makes_the_key_once_and_gets_the_table() {
 #[test]
 fn a_refusal_says_why_and_makes_nothing() {
     let owned = Owned::new();
-    let pcr17 = "a5".repeat(32);
+    let core = "a5".repeat(32);
     for (value, more, want) in [
         ("", &[][..], "and none was given; give it with --owner-value"),
         ("above the door", &FROM_INPUT, "this is not the owner hierarchy's authorisation value"),
         (VALUE, &["--owner-value", "-", "--hex"], "the owner's value is not hexadecimal"),
     ] {
-        let said = owned.refused(&pcr17, value, more);
+        let said = owned.refused(&core, value, more);
         assert!(said.contains(want), "want {want}\ngot  {said}");
     }
     let said = owned.refused("a5", VALUE, &FROM_INPUT);
-    assert!(said.contains("no `pcr17` of 32 bytes"), "{said}");
+    assert!(said.contains("an event has no digest of bank"), "{said}");
     assert_eq!(owned.tool("tpm2_getcap", &["handles-persistent"]).trim(), "");
 }

@@ -87,11 +87,45 @@ pub enum DeviceError {
     Patience(Status),
 }
 
+impl DeviceError {
+    /// Whether the same call may succeed later although nobody mends anything.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Open { .. } => false,
+            Self::Call { cause, .. } => {
+                matches!(errno(cause), Some(Errno::TIMEDOUT | Errno::INTR | Errno::NOMEM))
+            }
+            Self::Patience(_) => true,
+        }
+    }
+}
+
+fn errno(cause: &io::Error) -> Option<Errno> {
+    cause.raw_os_error().map(Errno::from_raw_os_error)
+}
+
+/// What to do about an error that the driver answers (`guest-tools/driver/dolmen.h`).
+fn remedy(cause: &io::Error) -> &'static str {
+    match errno(cause) {
+        Some(Errno::NOTTY) => "this is not the driver's device, or the driver is of another version",
+        Some(Errno::PERM) => "the capability CAP_SYS_ADMIN is needed",
+        Some(Errno::TIMEDOUT) => {
+            "the TPM, or quotes that others wait for, took more than a minute; ask again: the answer may be there then"
+        }
+        Some(Errno::INTR) => "a signal broke it off; ask again",
+        Some(Errno::NOMEM) => {
+            "this guest has no memory left, or the program's control group may have none: free some, and ask again"
+        }
+        Some(_) | None => "driver, hypervisor and this program do not fit together: are they of one version?",
+    }
+}
+
 impl fmt::Display for DeviceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Open { path, cause } => {
-                let remedy = match cause.raw_os_error().map(Errno::from_raw_os_error) {
+                let remedy = match errno(cause) {
                     Some(Errno::NOENT) => {
                         "load the driver: `insmod dolmen.ko` (or `modprobe dolmen`); it loads only in a guest of Dolmen"
                     }
@@ -101,14 +135,7 @@ impl fmt::Display for DeviceError {
                 write!(f, "cannot open {}: {cause}; {remedy}", path.display())
             }
             Self::Call { path, cause } => {
-                let remedy = match cause.raw_os_error().map(Errno::from_raw_os_error) {
-                    Some(Errno::NOTTY) => {
-                        "this is not the driver's device, or the driver is of another version"
-                    }
-                    Some(Errno::PERM) => "the capability CAP_SYS_ADMIN is needed",
-                    Some(_) | None => "the kernel's log (`dmesg`) may say more",
-                };
-                write!(f, "{} refused the call: {cause}; {remedy}", path.display())
+                write!(f, "{} refused the call: {cause}; {}", path.display(), remedy(cause))
             }
             Self::Patience(status) => write!(
                 f,
@@ -148,11 +175,12 @@ impl Transport for Device {
         // `reply_capacity` bytes of `reply`; both live and are borrowed until after the call. Another device
         // that knows the number would do the same to its own structure of the same size.
         let outcome = unsafe { ioctl(&self.file, update) };
-        outcome.map_err(|errno| DeviceError::Call { path: self.path.clone(), cause: errno.into() })?;
         let status = Status(call.status);
-        if status != Status::AGAIN && status != Status::BUSY {
+        let is_unfinished = outcome.is_ok() && [Status::AGAIN, Status::BUSY].contains(&status);
+        if !is_unfinished {
             self.waiting_since = None;
         }
+        outcome.map_err(|errno| DeviceError::Call { path: self.path.clone(), cause: errno.into() })?;
         let filled = usize::try_from(call.reply_length).unwrap_or(usize::MAX);
         Ok((status, filled))
     }
@@ -184,6 +212,33 @@ mod tests {
         let mut device = Device::open(Path::new("/dev/null")).unwrap();
         let error = device.call(0x444c_0001, &[], &mut [0; 64]).unwrap_err().to_string();
         assert!(error.contains("not the driver's device"), "{error}");
+    }
+
+    #[test]
+    fn what_the_driver_answers_names_a_remedy_and_whether_it_passes() {
+        for (cause, want, passes) in [
+            (Errno::TIMEDOUT, "ask again: the answer may be there", true),
+            (Errno::INTR, "a signal broke it off; ask again", true),
+            (Errno::NOMEM, "free some, and ask again", true),
+            (Errno::NOTTY, "not the driver's device", false),
+            (Errno::PERM, "CAP_SYS_ADMIN", false),
+            (Errno::IO, "are they of one version?", false),
+        ] {
+            let error = DeviceError::Call { path: PathBuf::from(DEVICE), cause: cause.into() };
+            assert!(error.to_string().contains(want), "{error}");
+            assert_eq!(error.is_passing(), passes, "{error}");
+        }
+        assert!(DeviceError::Patience(Status::BUSY).is_passing());
+        assert!(!Device::open(Path::new("/nonexistent/dolmen")).unwrap_err().is_passing());
+    }
+
+    #[test]
+    fn a_call_that_fails_ends_the_wait_too() {
+        let mut device = Device::open(Path::new("/dev/null")).unwrap();
+        device.wait(Status::AGAIN, 0).unwrap();
+        assert!(device.waiting_since.is_some());
+        assert!(device.call(0x444c_0001, &[], &mut [0; 64]).is_err());
+        assert_eq!(device.waiting_since, None, "the next BUSY would be one for too long");
     }
 
     #[test]

@@ -3,13 +3,13 @@
 //! Registration says which keys there are; a session begins with a proof that the attestation key can be used now and brings a
 //! token; with it attestations go out until the verifier no longer takes it.
 
-use core::fmt;
+use std::io::Write;
 
 use dolmen_guest::Transport;
 use zeroize::Zeroizing;
 
 use crate::answer::{self, Wanted};
-use crate::failure::Failure;
+use crate::failure::{Failure, Hindrance};
 use crate::host::Host;
 use crate::request::{self, Evidence, Request};
 use crate::say::{Event, Voice};
@@ -37,14 +37,19 @@ pub(crate) struct Agent<T, W> {
     refused: u32,
 }
 
-impl<T: Transport<Error: fmt::Display>, W: Web> Agent<T, W> {
+impl<T: Transport<Error: Hindrance>, W: Web> Agent<T, W> {
     /// An agent of this name.
     pub(crate) const fn new(host: Host<T>, web: W, name: String) -> Self {
         Self { host, web, name, ak: None, token: None, refused: 0 }
     }
 
     /// Lives until so many attestations are sent; for ever, if no number is given, or until nothing helps any more.
-    pub(crate) fn run(&mut self, count: Option<u64>, interval: u64, voice: &Voice) -> Result<(), Failure> {
+    pub(crate) fn run(
+        &mut self,
+        count: Option<u64>,
+        interval: u64,
+        voice: &mut Voice<impl Write>,
+    ) -> Result<(), Failure> {
         let (mut sent, mut failures): (u64, u32) = (0, 0);
         loop {
             let (why, asked) = match self.step(interval) {

@@ -1,14 +1,12 @@
 //! What the hypervisor is asked for.
 
-use core::fmt;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use dolmen_abi::{AkId, EkId, HOST_PCRS, MAX_ACTIVATED, MAX_AK_PUBLIC, MAX_CERTIFICATE, Status};
 use dolmen_guest::{Client, Error, Transport};
 use zeroize::Zeroizing;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, Hindrance};
 
 /// The key that signs: Keylime 7.14 takes no key of another kind in push mode (ADR 0019).
 const KEY: AkId = AkId::HOST_RSA;
@@ -51,7 +49,7 @@ pub(crate) struct Quote {
     pub(crate) values: [[u8; 32]; HOST_PCRS],
 }
 
-impl<T: Transport<Error: fmt::Display>> Host<T> {
+impl<T: Transport<Error: Hindrance>> Host<T> {
     /// The hypervisor behind `client`.
     pub(crate) const fn new(client: Client<T>, ek: EkId) -> Self {
         Self { client, ek }

@@ -18,6 +18,7 @@ mod request;
 mod say;
 mod web;
 
+use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("dolmen-keylime: {failure}");
+            say::tell(&mut io::stderr(), &format_args!("dolmen-keylime: {failure}"));
             ExitCode::FAILURE
         }
     }
@@ -45,6 +46,6 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let web = Https::new(arguments)?;
     let device = Device::open(&arguments.device).map_err(|error| Failure::Fatal(error.to_string()))?;
     let host = Host::new(Client::new(device), arguments.ek);
-    let voice = Voice { json: arguments.json };
-    Agent::new(host, web, arguments.agent.clone()).run(arguments.count(), arguments.interval, &voice)
+    let mut voice = Voice { json: arguments.json, out: io::stdout() };
+    Agent::new(host, web, arguments.agent.clone()).run(arguments.count(), arguments.interval, &mut voice)
 }

@@ -1,5 +1,8 @@
 //! What is told while it runs: lines for people, or one JSON object a line.
 
+use core::fmt;
+use std::io::Write;
+
 use serde_json::{Value, json};
 
 /// Something that happened.
@@ -48,26 +51,33 @@ impl Event {
 }
 
 /// Who tells.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Voice {
+#[derive(Debug)]
+pub(crate) struct Voice<W> {
     /// In JSON.
     pub(crate) json: bool,
+    /// Where to.
+    pub(crate) out: W,
 }
 
-impl Voice {
+impl<W: Write> Voice<W> {
     /// Tells it.
-    pub(crate) fn say(self, event: &Event) {
-        if self.json {
-            println!("{}", event.as_json());
-        } else {
-            println!("{}", event.as_text());
-        }
+    pub(crate) fn say(&mut self, event: &Event) {
+        if self.json { tell(&mut self.out, &event.as_json()) } else { tell(&mut self.out, &event.as_text()) }
     }
+}
+
+/// Writes a line. If that fails the line is lost, and nothing else: the host stays attested when whoever read the log
+/// has gone, or its disk is full.
+pub(crate) fn tell(out: &mut impl Write, line: &impl fmt::Display) {
+    let written = writeln!(out, "{line}").and_then(|()| out.flush());
+    written.unwrap_or_default();
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
+    use std::io;
 
     #[test]
     fn each_event_is_one_line_either_way() {
@@ -81,5 +91,17 @@ mod tests {
             assert!(!event.as_json().to_string().contains('\n'), "{event:?}");
         }
         assert!(events[2].as_text().contains("attestation 3"));
+    }
+
+    #[test]
+    fn a_line_that_nobody_reads_is_lost_and_no_more() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        drop(reader);
+        tell(&mut writer, &"a line");
+        let mut full = File::options().write(true).open("/dev/full").unwrap();
+        tell(&mut full, &"a line");
+        let mut log = Vec::new();
+        tell(&mut log, &"a line");
+        assert_eq!(log, b"a line\n");
     }
 }

@@ -82,10 +82,14 @@ fn refused(status: u16) -> (u16, Value) {
     (status, json!({ "errors": [{ "detail": "no" }] }))
 }
 
-const QUIET: Voice = Voice { json: true };
+/// A voice that nobody hears any more.
+fn quiet() -> Voice<impl Write> {
+    let (_, out) = std::io::pipe().unwrap();
+    Voice { json: true, out }
+}
 
 fn run(agent: &mut Agent<Loopback, Script>, count: u64) -> Result<(), Failure> {
-    let outcome = agent.run(Some(count), 3, &QUIET);
+    let outcome = agent.run(Some(count), 3, &mut quiet());
     assert!(outcome.is_err() || agent.web.answers.is_empty(), "not all was asked for");
     outcome
 }
@@ -144,7 +148,7 @@ fn a_proof_that_is_not_taken_is_tried_again_and_after_five_times_with_a_new_regi
     answers.extend([challenge(), token("pass"), wanted(), taken(1), refused(422)]);
     let mut agent = agent(answers);
     // What is no question of time is the end.
-    assert!(matches!(agent.run(None, 3, &QUIET), Err(Failure::Fatal(_))));
+    assert!(matches!(agent.run(None, 3, &mut quiet()), Err(Failure::Fatal(_))));
     assert_eq!(agent.web.pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60, 3]);
     assert_eq!(paths(&agent).iter().filter(|path| **path == "/v2.1/agents/agent").count(), 2);
 }
@@ -172,7 +176,7 @@ fn whoever_wants_one_attestation_does_not_wait_for_ever() {
 #[test]
 fn another_key_under_the_same_name_is_told_and_not_tried_again() {
     let mut agent = agent(vec![(403, json!({ "code": 403, "status": "forbidden" }))]);
-    let Err(Failure::Fatal(why)) = agent.run(None, 1, &QUIET) else { panic!("no end") };
+    let Err(Failure::Fatal(why)) = agent.run(None, 1, &mut quiet()) else { panic!("no end") };
     assert!(why.contains("regdelete") && why.contains("forbidden"), "{why}");
 }
 
@@ -184,7 +188,9 @@ fn a_guest_that_may_not_speak_of_the_host_is_told_what_it_lacks() {
         let host = Host::new(Client::new(Loopback::with(granted)), EkId::RSA);
         let script = Script { answers: vec![credential(), activated(), challenge()], ..Script::default() };
         let mut agent = Agent::new(host, script, "agent".to_owned());
-        let Err(Failure::Fatal(why)) = agent.run(None, 1, &QUIET) else { panic!("{lacking:?}: no end") };
+        let Err(Failure::Fatal(why)) = agent.run(None, 1, &mut quiet()) else {
+            panic!("{lacking:?}: no end")
+        };
         assert!(why.contains("`host-quote`, `enrol` and `log`"), "{why}");
     }
 }
