@@ -97,7 +97,7 @@ fn read(file: &mut RegularFile, path: &'static str, mut target: &mut [u8]) -> Re
         if total > CHUNK {
             let done =
                 total.saturating_sub(target.len()).saturating_mul(100).checked_div(total).unwrap_or(100);
-            uefi::print!("\r  {path}: {done} %");
+            crate::show(format_args!("\r  {path}: {done} %"));
         }
     }
     Ok(())

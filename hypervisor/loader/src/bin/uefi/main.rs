@@ -10,10 +10,18 @@ mod problem;
 #[cfg(target_os = "uefi")]
 mod start;
 
-/// Prints a line for people on the firmware's console.
+/// Writes for people on the firmware's console. One that fails, as some do while firmware looks at its devices, is no
+/// reason not to start: what counts is on the serial port.
+#[cfg(target_os = "uefi")]
+fn show(text: core::fmt::Arguments<'_>) {
+    use core::fmt::Write as _;
+    uefi::system::with_stdout(|out| out.write_fmt(text)).unwrap_or(());
+}
+
+/// The same, and ends the line.
 #[cfg(target_os = "uefi")]
 macro_rules! say {
-    ($($arg:tt)*) => { uefi::println!($($arg)*) };
+    ($($arg:tt)*) => { crate::show(format_args!("{}\n", format_args!($($arg)*))) };
 }
 #[cfg(target_os = "uefi")]
 use say;
