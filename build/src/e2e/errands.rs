@@ -1,5 +1,6 @@
 //! Bare guests that ask of the TPM what they are told to (`errands` of the micro-guest), and credentials for them.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -7,9 +8,18 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
 
+use super::{ALL_BANKS, Case, Scene};
+use crate::artifact::{self, MICRO_GUEST};
+use crate::lab::{self, LAUNCH, Lab};
 use crate::machine::stream::Stream;
 use crate::{place, process};
 
+/// The test of this file.
+pub(super) const CASES: &[Case] =
+    &[Case { name: "guests_that_ask_at_the_same_time_are_all_served", run: at_the_same_time }];
+
+/// Guests that ask at the same time.
+const CROWD: [&str; 4] = ["alpha", "beta", "gamma", "delta"];
 /// Longest wait for what a guest was told to do.
 const LIMIT: Duration = Duration::from_secs(90);
 /// Digits of a credential that are sent at once: a guest's console holds few bytes that were not read.
@@ -34,6 +44,45 @@ pub(super) mod ask {
     pub(crate) const RANDOM: u8 = b'Z';
     pub(crate) const MUCH_RANDOM: u8 = b'F';
     pub(crate) const SEAL: u8 = b'S';
+    pub(crate) const KEY_IN_A_HURRY: u8 = b'K';
+}
+
+/// Guests, each on a processor of its own, ask for the same place without a pause. All are served each time, and the place is
+/// free afterwards.
+fn at_the_same_time(scene: &Scene<'_>) -> Result<()> {
+    let artifacts = &scene.bench.artifacts;
+    let kernel = artifact::compile(&MICRO_GUEST, &place::root(), &place::target(), &artifacts.folder)?;
+    let mut text = String::new();
+    for (processor, name) in CROWD.iter().enumerate() {
+        write!(
+            text,
+            "[[guest]]\nname = \"{name}\"\nmemory_mib = 64\nformat = \"pvh\"\nconsoles = [\"multiplexed\"]\n\
+             affinity = [{processor}]\nhypercalls = [\"quote\", \"enrol\"]\nkernel = \"{}\"\ncmdline = \"errands\"\n",
+            kernel.display()
+        )?;
+    }
+    let release = super::release(scene.bench, &scene.folder, &text)?;
+    let folder = scene.folder.join("machine");
+    let lab = Lab::new(&scene.bench.tools, artifacts, "bios", &folder, ALL_BANKS)?
+        .with_cpus(u32::try_from(CROWD.len())?);
+    let mut machine = lab.boot("run", &release.parts)?;
+    lab::measured(&mut machine)?;
+    let mut guests = Vec::new();
+    for name in CROWD {
+        guests.push(Asker::wait(machine.log.guest(name)?, LAUNCH)?);
+    }
+    for guest in &mut guests {
+        guest.begin(ask::KEY_IN_A_HURRY)?;
+    }
+    for guest in &mut guests {
+        let said = guest.end(ask::KEY_IN_A_HURRY)?;
+        ensure!(said.starts_with("OK "), "a guest that asked beside another: {said}");
+    }
+    for guest in &mut guests {
+        guest.get(ask::QUOTE)?;
+        guest.get(ask::KEY)?;
+    }
+    Ok(())
 }
 
 /// A guest that does errands.

@@ -120,6 +120,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Tally> {
         foreign::CASES,
         noise::CASES,
         fault::CASES,
+        errands::CASES,
         traffic::CASES,
         life::CASES,
     ];
