@@ -261,3 +261,15 @@ fn reproducible() -> Result<Tally> {
     reproduce::run()?;
     Ok(Tally::one(true))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_that_tested_nothing_fails_unless_it_says_that_it_is_left_out() {
+        assert_eq!(perform("nothing", || Ok(Tally::default())), Tally::one(false));
+        assert_eq!(perform("an error", || anyhow::bail!("no disk")), Tally::one(false));
+        assert_eq!(perform("left out", || Ok(Tally::left_out())), Tally::left_out());
+    }
+}
