@@ -3,7 +3,7 @@
 //! Locks are per guest; nobody holds one while the guest runs. Order: board, then whatever the host locks
 //! (scheduler), of which console and TPM desk are leaves.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use dolmen_arch::VmExit;
 use spin::{Mutex, MutexGuard};
@@ -17,13 +17,41 @@ use crate::manifest::MAX_VCPUS;
 pub struct Guest {
     board: Mutex<Board>,
     bus: Bus,
-    /// Bit n: virtual processor n can be woken by nothing but another one.
-    sleepers: AtomicU32,
+    sleepers: Sleepers,
     vcpus: u32,
     counters: [Counters; VCPU_SLOTS],
 }
 
 const _: () = assert!(MAX_VCPUS <= 8);
+
+/// Bit n: virtual processor n can be woken by nothing but another one. Above these bits: how often one woke up.
+#[derive(Debug)]
+struct Sleepers(AtomicU64);
+
+impl Sleepers {
+    /// One wake-up more.
+    const WAKE_UP: u64 = 1 << 32;
+
+    fn fall_asleep(&self, index: usize) {
+        self.0.fetch_or(bit(index), Ordering::SeqCst);
+    }
+
+    /// Each changes its own bit alone, so what it finds of that stands.
+    fn wake_up(&self, index: usize) {
+        if self.now() & bit(index) != 0 {
+            self.0.fetch_add(Self::WAKE_UP.wrapping_sub(bit(index)), Ordering::SeqCst);
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// Forgets all.
+    fn reset(&self) {
+        self.0.store(0, Ordering::SeqCst);
+    }
+}
 
 impl Guest {
     /// A guest of `vcpus` virtual processors, as it is after power-on.
@@ -31,7 +59,7 @@ impl Guest {
         Self {
             board: Mutex::new(Board::new(config)),
             bus: Bus::new(usize::try_from(vcpus).unwrap_or(VCPU_SLOTS)),
-            sleepers: AtomicU32::new(0),
+            sleepers: Sleepers(AtomicU64::new(0)),
             vcpus,
             counters: [const { Counters::new() }; VCPU_SLOTS],
         }
@@ -41,7 +69,7 @@ impl Guest {
     pub fn reset(&self, config: BoardConfig) {
         *self.board.lock() = Board::new(config);
         self.bus.reset();
-        self.sleepers.store(0, Ordering::Release);
+        self.sleepers.reset();
     }
 
     /// The board, locked.
@@ -66,24 +94,24 @@ impl Guest {
 
     /// Notes that virtual processor `index` sleeps so that only another one can wake it; whether all do, for ever.
     ///
-    /// Each wakes up before it takes its mail. So one that is asleep before and after its mailbox is seen empty
-    /// has slept all the while, or has fallen asleep since and asked this itself.
+    /// Each wakes up before it takes its mail. So if nobody woke up while the mailboxes were seen empty, all have slept
+    /// all the while, and nobody has sent anything.
     pub(crate) fn fall_asleep(&self, index: usize) -> bool {
-        self.sleepers.fetch_or(bit(index), Ordering::SeqCst);
-        let all = 1u32.checked_shl(self.vcpus).unwrap_or(0).wrapping_sub(1);
-        let all_sleep = || self.sleepers.load(Ordering::SeqCst) & all == all;
+        self.sleepers.fall_asleep(index);
+        let all = 1u64.checked_shl(self.vcpus).unwrap_or(0).wrapping_sub(1);
+        let before = self.sleepers.now();
         let has_mail = |index| self.bus.mailbox(index).is_some_and(|mailbox| !mailbox.is_empty());
-        all_sleep() && !(0..self.bus.count()).any(has_mail) && all_sleep()
+        before & all == all && !(0..self.bus.count()).any(has_mail) && self.sleepers.now() == before
     }
 
     /// Notes that virtual processor `index` runs.
     pub(crate) fn wake_up(&self, index: usize) {
-        self.sleepers.fetch_and(!bit(index), Ordering::SeqCst);
+        self.sleepers.wake_up(index);
     }
 }
 
-fn bit(index: usize) -> u32 {
-    u32::try_from(index).ok().and_then(|index| 1u32.checked_shl(index)).unwrap_or(0)
+fn bit(index: usize) -> u64 {
+    u32::try_from(index).ok().and_then(|index| 1u64.checked_shl(index)).unwrap_or(0)
 }
 
 /// What an exit is counted as.
@@ -231,5 +259,37 @@ mod tests {
         guest.wake_up(1);
         assert!(!guest.fall_asleep(0));
         assert!(guest.fall_asleep(1));
+    }
+
+    /// Processor 0 asks whether all sleep for ever, while processor 1 wakes up, takes its mail, sends some to 0 and sleeps
+    /// again. In every order of the steps somebody has mail, so nobody may say so.
+    #[test]
+    fn in_no_interleaving_does_a_guest_with_mail_sleep_for_ever() {
+        for order in (0u32..1 << 9).filter(|order| order.count_ones() == 5) {
+            let (sleepers, mut mail) = (Sleepers(AtomicU64::new(0)), [false, true]);
+            sleepers.fall_asleep(1);
+            let (mut asked, mut lived, mut seen, mut before, mut after) = (0, 0, [true; 2], 0, 0);
+            for step in 0..9 {
+                if order >> step & 1 != 0 {
+                    match asked {
+                        0 => sleepers.fall_asleep(0),
+                        1 => before = sleepers.now(),
+                        2 | 3 => seen[asked - 2] = mail[asked - 2],
+                        _ => after = sleepers.now(),
+                    }
+                    asked += 1;
+                } else {
+                    match lived {
+                        0 => sleepers.wake_up(1),
+                        1 => mail[1] = false,
+                        2 => mail[0] = true,
+                        _ => sleepers.fall_asleep(1),
+                    }
+                    lived += 1;
+                }
+            }
+            let says_so = before & 0b11 == 0b11 && seen == [false; 2] && after == before;
+            assert!(!says_so, "{order:#b}");
+        }
     }
 }
