@@ -19,21 +19,19 @@ pub(crate) use crate::reason::Reason;
 use crate::record::Cap;
 
 /// What the way out needs, put aside while the core boots.
-static KIT: Mutex<Kit> = Mutex::new(Kit { memory: None, cap: None });
+static KIT: Mutex<Kit> = Mutex::new(Kit { guests: None, cap: None });
+/// The core's own memory: locked only to look, so that a fault on the way out finds it.
+static OWN: Mutex<Option<Private>> = Mutex::new(None);
 
 struct Kit {
-    memory: Option<Memory>,
+    guests: Option<GuestWiper>,
     cap: Option<Cap>,
-}
-
-struct Memory {
-    guests: GuestWiper,
-    own: Private,
 }
 
 /// Puts aside what is to be wiped.
 pub(crate) fn remember_memory(machine: &Machine, own: Private) {
-    KIT.lock().memory = Some(Memory { guests: machine.guest_wiper(), own });
+    KIT.lock().guests = Some(machine.guest_wiper());
+    *OWN.lock() = Some(own);
 }
 
 /// Puts aside what the PCRs are capped with.
@@ -63,20 +61,21 @@ fn leave(how: End, why: fmt::Arguments<'_>) -> ! {
     for cpu in moving {
         print(format_args!("stop: the processor with APIC ID {} does not stand still\n", cpus::apic_id(cpu)));
     }
-    let Some(mut kit) = KIT.try_lock() else { cpu::halt_for_ever() };
-    if is_first {
-        if let Some(memory) = &kit.memory {
-            memory.guests.wipe();
+    // Locked already if the fault is one of the way out itself.
+    if is_first && let Some(mut kit) = KIT.try_lock() {
+        if let Some(guests) = &kit.guests {
+            guests.wipe();
         }
         match &mut kit.cap {
             Some(cap) => cap.put_on(),
             None => print(format_args!("stop: nothing to cap yet\n")),
         }
     }
-    match &kit.memory {
+    let own = OWN.try_lock().and_then(|own| *own);
+    match own {
         // SAFETY: heap and stacks are mapped for good and hold no page tables.
         #[expect(unsafe_code, reason = "the last thing this core does")]
-        Some(memory) => unsafe { scrub::end(how, memory.own.start, memory.own.bytes) },
+        Some(own) => unsafe { scrub::end(how, own.start, own.bytes) },
         None => cpu::halt_for_ever(),
     }
 }
