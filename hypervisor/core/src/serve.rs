@@ -250,7 +250,13 @@ impl<E: Extension> Host for Around<'_, E> {
     }
 
     fn wake(&mut self, whom: VcpuSet) {
-        self.processor.kick(self.processor.fleet.wake(self.tenant, whom));
+        let kick = self.processor.fleet.wake(self.tenant, whom);
+        if kick.contains(self.processor.id) {
+            // Its own turn may end earlier now: the timer has it look, as a kick has others.
+            self.processor.until = Some(cpu::read_tsc());
+            self.arm();
+        }
+        self.processor.kick(kick);
     }
 
     fn console_out(&mut self, port: SerialPort, byte: u8) -> bool {
