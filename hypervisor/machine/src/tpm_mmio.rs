@@ -52,6 +52,7 @@ impl TisIo for TisRegisters {
         // A TPM may take seconds: whoever waits for it hears other processors meanwhile.
         #[cfg(feature = "core")]
         crate::cpus::relax();
-        cpu::read_tsc().wrapping_sub(self.started) > self.wait_ticks
+        // Another processor may have begun to wait, whose counter may be a little ahead.
+        cpu::read_tsc().saturating_sub(self.started) > self.wait_ticks
     }
 }
