@@ -20,7 +20,7 @@ const PATIENCE: u32 = 5_000_000;
 const BURST: usize = 256;
 /// Most keys that are taken at a time.
 const KEYS: usize = 64;
-/// Bytes of a transmitter's FIFO.
+/// Bytes of a FIFO of a port, in either direction.
 const FIFO_BYTES: usize = 16;
 
 struct SerialLog;
@@ -182,8 +182,10 @@ impl Outlet {
     /// Forgets keys that a guest has not read. What it has said is still shown.
     pub(crate) fn forget(&self) {
         self.is_held.store(false, Ordering::Relaxed);
-        if let Wire::Shared(line) = &self.wire {
-            line.input.wipe();
+        match &self.wire {
+            Wire::None => {}
+            Wire::Own { port, .. } => (0..FIFO_BYTES).map_while(|_| port.receive()).for_each(|_key| {}),
+            Wire::Shared(line) => line.input.wipe(),
         }
     }
 }

@@ -85,7 +85,7 @@ pub(crate) fn ended<E: Extension>(
     let verdict = life.ended(reason, last, now(fleet.clock));
     let (cause, last, ran) = (life.cause(), life.last(), life.run_time(now(fleet.clock)));
     drop(life);
-    if !was_running {
+    if !was_running && verdict == Verdict::GoOn {
         return Ok(CpuSet::EMPTY);
     }
     let name = tenant.measured.config.name();
@@ -142,7 +142,7 @@ fn perform<E: Extension>(
             Outcome::Done
         }
         Work::Check { component, offset, bytes } => check(fleet, tenant, (component, offset, bytes), piece),
-        Work::Fill => fill(fleet, tenant, piece),
+        Work::Fill { begins } => fill(fleet, tenant, begins, piece),
         Work::Run => {
             forget(fleet, tenant);
             let begins = tenant.life.start.lock().begins.take();
@@ -160,7 +160,14 @@ fn perform<E: Extension>(
 
 /// Forgets everything of the guest's last run but its memory: processors, devices, registers, quotes, keys typed.
 fn forget<E: Extension>(fleet: &Fleet<E>, tenant: &Tenant) {
-    let config = *tenant.guest.board().config();
+    let config = {
+        let board = tenant.guest.board();
+        // Under the lock of their one reader: what it took before goes with the old board.
+        for outlet in &tenant.outlets {
+            outlet.forget();
+        }
+        *board.config()
+    };
     tenant.guest.reset(config);
     for task in fleet.tasks_of(tenant) {
         task.vcpu.lock().reset(&config);
@@ -168,9 +175,6 @@ fn forget<E: Extension>(fleet: &Fleet<E>, tenant: &Tenant) {
     let mut service = tenant.service.lock();
     let mut desk = fleet.desk.lock();
     service.restart(&mut **desk);
-    for outlet in &tenant.outlets {
-        outlet.forget();
-    }
 }
 
 fn check<E: Extension>(
@@ -195,8 +199,12 @@ fn check<E: Extension>(
     }
 }
 
-fn fill<E: Extension>(fleet: &Fleet<E>, tenant: &Tenant, piece: &mut [u8]) -> Outcome {
+fn fill<E: Extension>(fleet: &Fleet<E>, tenant: &Tenant, begins: bool, piece: &mut [u8]) -> Outcome {
     let mut start = tenant.life.start.lock();
+    if begins {
+        // A start that was cancelled may have left its own; what that put into memory is gone.
+        (start.loading, start.begins) = (None, None);
+    }
     let result = match &mut start.loading {
         None => Loading::begin(&fleet.files, &tenant.measured, &tenant.ram).map(|loading| {
             start.loading = Some(loading);

@@ -76,8 +76,11 @@ pub enum Work {
         /// How many.
         bytes: u64,
     },
-    /// Put the next part of its image into memory; the first time, begin. [`Outcome::Done`] with the last part.
-    Fill,
+    /// Put the next part of its image into memory. [`Outcome::Done`] with the last part.
+    Fill {
+        /// The first part: memory holds zeroes only, and whatever was begun before is over.
+        begins: bool,
+    },
     /// Reset processors, board and service, and let it run. Whoever does that says [`Outcome::Done`] first, and keeps
     /// the guest's life locked until the processors were started, if it then [runs](Lifecycle::is_running):
     /// a stop that comes in between would find none to stop.
@@ -273,12 +276,12 @@ impl Lifecycle {
     }
 
     /// Notes that the guest stopped by itself, and answers what that means for the machine. Of several
-    /// processors that stop at once the first counts.
+    /// processors that stop at once the first counts, unless another one says that the machine itself fails.
     pub fn ended(&mut self, reason: StopReason, last: LastState, now: Nanoseconds) -> Verdict {
-        if self.state != State::Running {
+        let (cause, detail) = rules::cause(reason);
+        if self.state != State::Running && cause != StopCause::MACHINE_CHECK {
             return Verdict::GoOn;
         }
-        let (cause, detail) = rules::cause(reason);
         if self.run_time(now) >= rules::LONG_RUN {
             self.crashes = 0;
         }
@@ -311,10 +314,7 @@ impl Lifecycle {
         }
         let work = match self.state {
             State::Checking { component, offset } => self.check(component, offset),
-            State::Filling => {
-                self.is_clean = false;
-                Work::Fill
-            }
+            State::Filling => Work::Fill { begins: core::mem::take(&mut self.is_clean) },
             State::Starting => Work::Run,
             State::Halting => Work::Halt,
             State::Wiping { offset } => {

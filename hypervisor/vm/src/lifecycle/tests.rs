@@ -8,6 +8,8 @@ use crate::manifest::Answer;
 
 const MS: u64 = 1_000_000;
 const MEMORY: u64 = 2 * WIPE_BYTES;
+/// Parts of an image.
+const FILLS: u32 = 3;
 
 const RULES: Rules = Rules {
     on_reboot: Answer::Restart,
@@ -26,6 +28,8 @@ struct Rig {
     dirty: [bool; 2],
     /// Measured files whose digest was compared since the guest last ran.
     compared: Vec<usize>,
+    /// Parts of the image that are in memory, and those that a driver believes are left.
+    filled: u32,
     fills_left: u32,
     vcpus_run: bool,
     runs: u32,
@@ -52,7 +56,8 @@ impl Rig {
             now: 0,
             dirty: [false; 2],
             compared: Vec::new(),
-            fills_left: 3,
+            filled: 0,
+            fills_left: FILLS,
             vcpus_run: false,
             runs: 0,
             stubborn: 0,
@@ -65,7 +70,8 @@ impl Rig {
         assert!(self.life.take(self.now).is_none(), "two drivers have work");
         meanwhile(self);
         self.now += MS / 10;
-        let outcome = if let Some(rest) = self.stubborn.checked_sub(1) {
+        let is_fill = matches!(work, Work::Fill { .. });
+        let outcome = if let Some(rest) = self.stubborn.checked_sub(1).filter(|_| !is_fill) {
             self.stubborn = rest;
             Outcome::Again
         } else {
@@ -86,6 +92,7 @@ impl Rig {
                 assert!(!self.vcpus_run, "memory is wiped under a running guest");
                 assert_eq!(bytes, WIPE_BYTES);
                 self.dirty[usize::try_from(offset / WIPE_BYTES).unwrap()] = false;
+                self.filled = 0;
             }
             Work::Check { component, offset, bytes } => {
                 assert!(bytes <= CHECK_BYTES);
@@ -98,16 +105,22 @@ impl Rig {
                 self.compared.push(component);
                 return Outcome::Compared(result);
             }
-            Work::Fill => {
+            Work::Fill { begins } => {
                 assert_eq!(self.compared, [0, 2], "memory is filled with what was not compared");
+                if begins {
+                    assert_eq!(self.dirty, [false; 2], "it begins in memory that was not wiped");
+                    self.fills_left = FILLS;
+                }
                 self.fills_left = self.fills_left.saturating_sub(1);
+                self.filled += 1;
                 self.dirty = [true; 2];
                 if self.fills_left > 0 {
                     return Outcome::Again;
                 }
-                self.fills_left = 3;
+                self.fills_left = FILLS;
             }
             Work::Run => {
+                assert_eq!(self.filled, FILLS, "it runs with a part of its image");
                 assert_eq!(core::mem::take(&mut self.compared), [0, 2], "what runs was not compared");
                 self.vcpus_run = true;
                 self.runs += 1;
@@ -277,6 +290,21 @@ fn after_a_machine_check_nothing_goes_on_whatever_the_manifest_says() {
 }
 
 #[test]
+fn a_machine_check_counts_even_while_the_guest_is_being_stopped() {
+    for is_asked in [true, false] {
+        let mut rig = Rig::running();
+        if is_asked {
+            rig.ask(Request::Stop).unwrap();
+        } else {
+            assert_eq!(rig.end(StopReason::PowerOff), Verdict::GoOn);
+        }
+        assert_eq!(rig.end(StopReason::TripleFault), Verdict::GoOn, "somebody else was first");
+        assert_eq!(rig.end(StopReason::MachineCheck), Verdict::HaltMachine);
+        assert_eq!(rig.life.cause(), StopCause::MACHINE_CHECK);
+    }
+}
+
+#[test]
 fn a_stop_during_loading_ends_in_clean_memory_whenever_it_comes() {
     for steps in 0..8 {
         let mut rig = Rig::new(RULES);
@@ -314,7 +342,7 @@ fn an_image_that_cannot_be_loaded_leaves_nothing_behind() {
     while !matches!(rig.life.state, State::Filling) {
         rig.step();
     }
-    assert_eq!(rig.life.take(rig.now), Some(Work::Fill));
+    assert_eq!(rig.life.take(rig.now), Some(Work::Fill { begins: true }));
     rig.dirty = [true; 2];
     rig.life.done(Outcome::NotLoadable, rig.now);
     rig.settle();
