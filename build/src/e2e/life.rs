@@ -1,6 +1,6 @@
 //! Guests that start, stop, crash and start again while others go on; and who may say so.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -9,15 +9,29 @@ use crate::lab::{LAUNCH, Lab, Release, STANDS_STILL};
 use crate::machine::Machine;
 use crate::machine::debugger::Socket;
 use crate::machine::stream::Stream;
+use crate::place;
 
 /// Longest wait for something that a guest does.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// Bytes of a file that takes its time to be copied, and none to be compared since it is not measured.
+const LARGE: usize = 40 << 20;
+/// How long after its beginning a start is cut short.
+const MOMENTS: [Duration; 6] = [
+    Duration::from_millis(0),
+    Duration::from_millis(20),
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(150),
+    Duration::from_millis(200),
+];
 
 /// The tests of this file.
 pub(super) const CASES: &[Case] = &[
     Case { name: "a_guest_is_reset_while_another_goes_on_and_finds_nothing_of_its_last_run", run: reset },
     Case { name: "a_guest_that_crashes_starts_again_up_to_its_limit", run: crash },
     Case { name: "a_guest_starts_on_demand_of_the_one_that_may_and_of_nobody_else", run: demand },
+    Case { name: "a_start_that_is_cut_short_leaves_nothing_to_the_next_one", run: cut_short },
     Case { name: "no_guest_can_forge_a_line_of_the_log", run: forge },
     Case { name: "a_guest_whose_file_changed_in_memory_does_not_run_again", run: changed },
     Case { name: "while_one_guest_waits_for_the_tpm_the_others_go_on", run: slow_tpm },
@@ -74,10 +88,7 @@ impl Village {
 
     /// One guest's line in the list.
     fn listed(&mut self, name: &str) -> Result<String> {
-        self.warden.send(b"ps\r")?;
-        let line = self.warden.wait_for(&format!("guest {name} "), LIMIT)?;
-        self.warden.wait_for("done ps: OK", LIMIT)?;
-        Ok(line)
+        listed(&mut self.warden, name)
     }
 
     /// No guest has found anything wrong, and the machine's run goes on.
@@ -88,6 +99,25 @@ impl Village {
             None => Ok(()),
         }
     }
+}
+
+/// One guest's line in the list that another one asks for.
+fn listed(warden: &mut Stream, name: &str) -> Result<String> {
+    warden.send(b"ps\r")?;
+    let line = warden.wait_for(&format!("guest {name} "), LIMIT)?;
+    warden.wait_for("done ps: OK", LIMIT)?;
+    Ok(line)
+}
+
+/// Stops a guest, and waits until its memory is wiped.
+fn put_to_rest(warden: &mut Stream, name: &str) -> Result<()> {
+    expect(warden, &format!("stop {name}"), "OK")?;
+    let begin = Instant::now();
+    while !listed(warden, name)?.contains("stopped requested") {
+        ensure!(begin.elapsed() < LIMIT, "{name} does not come to rest");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
 }
 
 /// Tells a guest something, and waits for what it answers.
@@ -176,6 +206,47 @@ fn demand(scene: &Scene<'_>) -> Result<()> {
     village.warden.send(b"stop warden\r")?;
     village.machine.log.wait_for("stop: the guest stopped: warden: requested", LIMIT)?;
     village.machine.log.wait_for("memory wiped, PCR 17 and 18 capped", LIMIT)?;
+    Ok(())
+}
+
+/// A large guest is stopped at some moments of its loading; the start after each must be whole. (That its memory is not
+/// empty it notes itself: the file is there.)
+fn cut_short(scene: &Scene<'_>) -> Result<()> {
+    let kernel = scene.micro.parts.components.first().context("no micro-guest")?.display().to_string();
+    let (module, data) = (scene.folder.join("module"), scene.folder.join("data"));
+    place::write(&module, b"something measured")?;
+    place::write(&data, &vec![0x5a; LARGE])?;
+    let guest = |name: &str, role: &str, more: &str| {
+        format!(
+            "[[guest]]\nname = \"{name}\"\nmemory_mib = 64\nformat = \"pvh\"\nkernel = \"{kernel}\"\n\
+             cmdline = \"role={role}\"\n{more}\n"
+        )
+    };
+    let files = format!("modules = [\"{}\"]\ndata = [\"{}\"]", module.display(), data.display());
+    let late = format!("start = \"on-demand\"\n{files}");
+    let text = [
+        guest("warden", "quiet", "consoles = [\"com2\"]\nhypercalls = [\"manage\"]"),
+        guest("spare", "resident", &late),
+    ];
+    let release = release(scene.bench, &scene.folder.join("cut"), &text.concat())?;
+    let lab = scene.lab("bios")?;
+    let mut machine = lab.boot("one", &release.parts)?;
+    let mut spare = machine.log.guest("spare")?;
+    let mut warden = machine.console.take().context("no console")?;
+    warden.wait_for("memory is clean", LAUNCH)?;
+    for moment in MOMENTS {
+        expect(&mut warden, "start spare", "OK")?;
+        std::thread::sleep(moment);
+        put_to_rest(&mut warden, "spare")?;
+        expect(&mut warden, "start spare", "OK")?;
+        machine.log.wait_for("serve: guest runs name=spare", LIMIT)?;
+        spare
+            .wait_for("beat 1", LIMIT)
+            .with_context(|| format!("after a stop in {} ms", moment.as_millis()))?;
+        put_to_rest(&mut warden, "spare")?;
+    }
+    let starts = machine.log.lines().iter().filter(|line| line.contains("guest runs name=spare")).count();
+    ensure!(starts < MOMENTS.len().saturating_mul(2), "no start was cut short");
     Ok(())
 }
 
