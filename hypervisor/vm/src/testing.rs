@@ -1,4 +1,4 @@
-//! Guest RAM for tests.
+//! What tests share: guest RAM, and every order in which processors may take their steps.
 
 use dolmen_memory::{Gpa, GuestMemory, OutsideRam};
 
@@ -40,4 +40,22 @@ impl GuestMemory for Ram {
         self.0[range].copy_from_slice(from);
         Ok(())
     }
+}
+
+/// All merges of these sequences that keep the order within each.
+pub(crate) fn merges<S: Copy>(sequences: &[&[S]]) -> Vec<Vec<S>> {
+    if sequences.iter().all(|sequence| sequence.is_empty()) {
+        return vec![Vec::new()];
+    }
+    let mut all = Vec::new();
+    for (index, sequence) in sequences.iter().enumerate() {
+        let [first, rest @ ..] = sequence else { continue };
+        let mut others = sequences.to_vec();
+        others[index] = rest;
+        all.extend(merges(&others).into_iter().map(|mut order| {
+            order.insert(0, *first);
+            order
+        }));
+    }
+    all
 }

@@ -150,6 +150,7 @@ fn an_authority_signs_no_further_than_it_may() {
         "the last authority has one below it"
     );
 }
+
 #[test]
 fn an_issuer_out_of_date_does_not_hide_its_current_copy() {
     let maker = Authority::new("prime256v1", "sha256");

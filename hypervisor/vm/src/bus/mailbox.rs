@@ -239,6 +239,7 @@ pub(crate) const fn x2apic_logical(id: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::merges;
 
     /// A step of a sender or of the collector; each touches one word once.
     #[derive(Clone, Copy, Debug)]
@@ -247,24 +248,6 @@ mod tests {
         Announce(u8),
         TakeFlags,
         TakeWords,
-    }
-
-    /// All merges of these sequences that keep the order within each.
-    fn merges(sequences: &[&[Step]]) -> Vec<Vec<Step>> {
-        if sequences.iter().all(|sequence| sequence.is_empty()) {
-            return vec![Vec::new()];
-        }
-        let mut all = Vec::new();
-        for (index, sequence) in sequences.iter().enumerate() {
-            let [first, rest @ ..] = sequence else { continue };
-            let mut others = sequences.to_vec();
-            others[index] = rest;
-            all.extend(merges(&others).into_iter().map(|mut order| {
-                order.insert(0, *first);
-                order
-            }));
-        }
-        all
     }
 
     /// Two senders post vectors of one word, and one vector twice, while the owner collects twice: in every
