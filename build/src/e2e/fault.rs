@@ -252,6 +252,7 @@ fn at_launch(scene: &Scene<'_>) -> Result<()> {
 /// Each command that a launch sends, failed and answered by noise in turn.
 fn at_each_command(scene: &Scene<'_>) -> Result<()> {
     let commands = launch_commands(scene)?;
+    ensure!(!commands.is_empty(), "no command of the launch was heard");
     for (index, (command, skip)) in commands.iter().copied().enumerate() {
         for (kind, reply) in [Reply::Code(FAILURE), Reply::Noise].into_iter().enumerate() {
             let command_name = name(command).context("a command without a name")?;
@@ -276,8 +277,7 @@ fn launch_commands(scene: &Scene<'_>) -> Result<Vec<(u32, u32)>> {
     let mut before = BTreeMap::new();
     let ours = machine.tpm_bus()?.heard().into_iter().filter(|one| one.locality == OURS);
     ours.map(|one| {
-        let code = *one.command.get(6..).and_then(|rest| rest.first_chunk()).context("a short command")?;
-        let code = u32::from_be_bytes(code);
+        let code = one.code().context("a short command")?;
         let count: &mut u32 = before.entry(code).or_default();
         let skip = *count;
         *count = count.saturating_add(1);

@@ -37,24 +37,29 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "while_one_guest_waits_for_the_tpm_the_others_go_on", run: slow_tpm },
 ];
 
+/// A micro-guest that obeys its console.
+fn guest(scene: &Scene<'_>, name: &str, role: &str, more: &str) -> Result<String> {
+    let kernel = scene.micro.parts.components.first().context("no micro-guest")?.display();
+    Ok(format!(
+        "[[guest]]\nname = \"{name}\"\nmemory_mib = 64\nformat = \"pvh\"\nkernel = \"{kernel}\"\n\
+         cmdline = \"role={role}\"\n{more}\n"
+    ))
+}
+
+/// The one that manages the others.
+fn warden(scene: &Scene<'_>) -> Result<String> {
+    guest(scene, "warden", "quiet", "consoles = [\"com2\"]\nhypercalls = [\"manage\"]")
+}
+
 /// Four guests that obey their consoles: one that manages, two that count aloud, one that is off.
 fn village(scene: &Scene<'_>) -> Result<Release> {
-    let kernel = scene.micro.parts.components.first().context("no micro-guest")?.display().to_string();
-    let guest = |name: &str, role: &str, more: &str| {
-        format!(
-            "[[guest]]\nname = \"{name}\"\nmemory_mib = 64\nformat = \"pvh\"\nkernel = \"{kernel}\"\n\
-             cmdline = \"role={role}\"\n{more}\n"
-        )
-    };
+    let alpha = "hypercalls = [\"registers\", \"quote\"]\non_crash = \"restart\"\nrestart_limit = 2";
+    let beta = "hypercalls = [\"registers\", \"quote\", \"log\"]";
     let text = [
-        guest("warden", "quiet", "consoles = [\"com2\"]\nhypercalls = [\"manage\"]"),
-        guest(
-            "alpha",
-            "resident",
-            "hypercalls = [\"registers\", \"quote\"]\non_crash = \"restart\"\nrestart_limit = 2",
-        ),
-        guest("beta", "resident", "hypercalls = [\"registers\", \"quote\", \"log\"]"),
-        guest("spare", "resident", "start = \"on-demand\""),
+        warden(scene)?,
+        guest(scene, "alpha", "resident", alpha)?,
+        guest(scene, "beta", "resident", beta)?,
+        guest(scene, "spare", "resident", "start = \"on-demand\"")?,
     ];
     release(scene.bench, &scene.folder.join("village"), &text.concat())
 }
@@ -212,22 +217,12 @@ fn demand(scene: &Scene<'_>) -> Result<()> {
 /// A large guest is stopped at some moments of its loading; the start after each must be whole. (That its memory is not
 /// empty it notes itself: the file is there.)
 fn cut_short(scene: &Scene<'_>) -> Result<()> {
-    let kernel = scene.micro.parts.components.first().context("no micro-guest")?.display().to_string();
     let (module, data) = (scene.folder.join("module"), scene.folder.join("data"));
     place::write(&module, b"something measured")?;
     place::write(&data, &vec![0x5a; LARGE])?;
-    let guest = |name: &str, role: &str, more: &str| {
-        format!(
-            "[[guest]]\nname = \"{name}\"\nmemory_mib = 64\nformat = \"pvh\"\nkernel = \"{kernel}\"\n\
-             cmdline = \"role={role}\"\n{more}\n"
-        )
-    };
     let files = format!("modules = [\"{}\"]\ndata = [\"{}\"]", module.display(), data.display());
     let late = format!("start = \"on-demand\"\n{files}");
-    let text = [
-        guest("warden", "quiet", "consoles = [\"com2\"]\nhypercalls = [\"manage\"]"),
-        guest("spare", "resident", &late),
-    ];
+    let text = [warden(scene)?, guest(scene, "spare", "resident", &late)?];
     let release = release(scene.bench, &scene.folder.join("cut"), &text.concat())?;
     let lab = scene.lab("bios")?;
     let mut machine = lab.boot("one", &release.parts)?;

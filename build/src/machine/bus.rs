@@ -52,11 +52,14 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
+    /// The command's code (TPM_CC); none if it is too short to have one.
+    pub(crate) fn code(&self) -> Option<u32> {
+        number(&self.command, 6).ok()
+    }
+
     /// Whether the core asked for random bytes, and the TPM gave some.
     fn is_seed(&self) -> bool {
-        self.locality == OURS
-            && self.command.get(6..HEAD) == Some(&cc::GET_RANDOM.to_be_bytes()[..])
-            && self.response.len() > SEEDLESS
+        self.locality == OURS && self.code() == Some(cc::GET_RANDOM) && self.response.len() > SEEDLESS
     }
 }
 
